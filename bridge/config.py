@@ -1,0 +1,370 @@
+"""Settings: environment (`BRIDGE_…`), `.env`, a TOML file, secret files. One gateway needs a token or an account.
+
+Precedence, first wins: environment, `.env`, secret files, the TOML file named by `BRIDGE_CONFIG`.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from bridge.model import BadSetting
+
+PREFIX = "BRIDGE_"
+CONFIG_VARIABLE = "BRIDGE_CONFIG"
+NEVER_RETRIED = 0.0
+
+
+def _topic(value: str) -> str:
+    if not re.fullmatch(r"[^\s/+#$\x00][^\s+#\x00]*(?<!/)", value) or "//" in value:
+        raise ValueError("must be a topic without blanks, +, #, a leading $ or empty levels, such as enphase")
+    return value
+
+
+def _period(value: float) -> float:
+    if value != NEVER_RETRIED and not 1 <= value <= 7 * 86_400:  # noqa: PLR2004 - a week in seconds
+        raise ValueError("must be 0 (off) or 1 to 604800 seconds")
+    return value
+
+
+Topic = Annotated[str, AfterValidator(_topic)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+Period = Annotated[float, AfterValidator(_period)]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+
+class GatewaySettings(Section):
+    """One IQ Gateway."""
+
+    host: Annotated[str, Field(pattern=r"^(https?://)?[^\s/@?#]+/?$")] = "envoy.local"
+    """`envoy.local`, an address, `host:port`, or a URL (`http://…` for firmware before 7)"""
+    token: SecretStr | None = None
+    """a token pasted from the web page"""
+    token_file: Path | None = None
+    """a file that holds such a token"""
+    username: str | None = None
+    """Enphase account, to get and renew tokens"""
+    password: SecretStr | None = None
+    """its password"""
+    serial: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,32}$")] | None = None
+    """expected serial number; learnt from the gateway when absent"""
+    tls: Literal["pin", "strict", "off"] = "pin"
+    """`pin` trusts the gateway's key on first use, `strict` never pins anew, `off` checks nothing"""
+    name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """the site's name in Home Assistant"""
+
+    @model_validator(mode="after")
+    def _account_is_whole(self) -> Self:
+        if (self.username is None) != (self.password is None):
+            raise ValueError("username and password go together: set both, or neither")
+        return self
+
+    @property
+    def base_url(self) -> str:
+        """Scheme, host and port; HTTPS unless the host is given as a URL."""
+        host = self.host.rstrip("/")
+        return host if host.startswith(("http://", "https://")) else f"https://{host}"
+
+
+class CloudSettings(Section):
+    """Enphase's cloud, where tokens come from."""
+
+    login_url: Url = "https://enlighten.enphaseenergy.com/login/login.json"
+    """where an account logs in"""
+    token_url: Url = "https://entrez.enphaseenergy.com/tokens"  # noqa: S105 - an address, no token
+    """where a token is asked for"""
+    entrez_url: Url = "https://enlighten.enphaseenergy.com/entrez-auth-token"
+    """the other road to a token"""
+    ca_file: Path | None = None
+    """certificates to trust instead of the system's"""
+
+    @field_validator("login_url", "token_url", "entrez_url")
+    @classmethod
+    def _safe(cls, value: str) -> str:
+        url = urlsplit(value)
+        if url.scheme == "http" and url.hostname not in {"127.0.0.1", "localhost", "::1"}:
+            raise ValueError("plain http would show the password to everybody: use https")
+        return value
+
+
+class MqttSettings(Section):
+    """The broker."""
+
+    url: str = "mqtt://localhost:1883"
+    """`mqtt://`, `mqtts://`, `ws://`, `wss://` host and port, or `unix:///path`"""
+    username: str | None = None
+    """user at the broker"""
+    password: SecretStr | None = None
+    """its password"""
+    ca_file: Path | None = None
+    """certificates to trust instead of the system's"""
+    cert_file: Path | None = None
+    """client certificate"""
+    key_file: Path | None = None
+    """key of the client certificate"""
+    base_topic: Topic = "enphase"
+    """first level of all topics"""
+    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    """client id; one is made and kept when absent"""
+    protocol: Literal["5", "3.1.1"] = "5"
+    """`5` falls back to `3.1.1` where the broker refuses it"""
+    payload: Literal["both", "values", "json"] = "both"
+    """value topics, JSON documents, or both"""
+    heartbeat: Annotated[float, Field(ge=10, le=86_400)] = 300
+    """seconds after which everything is published again"""
+    deadband: Annotated[float, Field(ge=0, le=1000)] = 1
+    """scales the change that is worth a message; `0` sends every change"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _user_in_url(cls, data: Any) -> Any:
+        """`mqtt://user:password@host`: the password must not stay in a text that is printed."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("url"), str):
+            return data
+        try:
+            url = urlsplit(data["url"])
+            host = url.netloc.rpartition("@")[2]
+        except ValueError:
+            return {**data, "url": "unreadable"}
+        found = {"url": urlunsplit(url._replace(netloc=host))}
+        if url.username is not None:
+            found |= {"username": unquote(url.username)}
+        if url.password is not None:
+            found |= {"password": unquote(url.password)}
+        return {**found, **{key: value for key, value in data.items() if key != "url"}}
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        message = "must look like mqtt://host:1883, mqtts://host:8883, ws://host/mqtt, wss://host/mqtt or unix:///path"
+        try:
+            url = urlsplit(value)
+            url.port  # noqa: B018 - raises where the port is no number
+        except ValueError:
+            raise ValueError(message) from None
+        network = url.scheme in {"mqtt", "mqtts", "ws", "wss"} and bool(url.hostname)
+        if not (network or (url.scheme == "unix" and url.path)) or url.query or url.fragment:
+            raise ValueError(message)
+        return value
+
+    @model_validator(mode="after")
+    def _key_needs_certificate(self) -> Self:
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file needs cert_file")
+        if self.password is not None and self.username is None:
+            raise ValueError("password needs username")
+        return self
+
+
+class HomeAssistantSettings(Section):
+    """Home Assistant's MQTT discovery."""
+
+    discovery: Literal["device", "component", "off"] = "device"
+    """`device` (Home Assistant 2024.11 on, openHAB 5.2 on), `component` for older ones, or `off`"""
+    prefix: Topic = "homeassistant"
+    """discovery prefix"""
+
+
+class PollSettings(Section):
+    """Seconds between polls of each source; `0` turns one off."""
+
+    profile: Literal["gentle", "normal", "live"] = "normal"
+    """sets all periods at once; `live` polls livedata every second"""
+    info: Period | None = None
+    """`/info`"""
+    device_list: Period | None = None
+    """`/ivp/ensemble/device_list`"""
+    meters: Period | None = None
+    """`/ivp/meters`"""
+    readings: Period | None = None
+    """`/ivp/meters/readings`"""
+    production: Period | None = None
+    """`/api/v1/production`"""
+    energy: Period | None = None
+    """`/ivp/pdm/energy`"""
+    inverters: Period | None = None
+    """`/api/v1/production/inverters`"""
+    livedata: Period | None = None
+    """`/ivp/livedata/status`"""
+    consumption: Period | None = None
+    """`/ivp/meters/reports/consumption`"""
+    grid: Period | None = None
+    """`/ivp/meters/gridReading`"""
+
+
+class LogSettings(Section):
+    """Logging, to standard error."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """least severe level that is written"""
+    format: Literal["text", "json"] = "text"
+    """one line of text or one JSON object for each event"""
+
+    @field_validator("level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+
+def _state_dir() -> Path:
+    given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    home = os.environ.get("XDG_STATE_HOME")
+    return Path(given) if given else Path(home or Path("~/.local/state").expanduser()) / "iqgateway2mqtt"
+
+
+class Settings(BaseSettings):
+    """All settings of the bridge."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",  # other programs' lines in .env; unknown BRIDGE_ names are refused by load()
+        frozen=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    gateway: GatewaySettings = GatewaySettings()
+    gateways: tuple[GatewaySettings, ...] = ()
+    """several gateways: a JSON list of objects with the fields of one"""
+    cloud: CloudSettings = CloudSettings()
+    mqtt: MqttSettings = MqttSettings()
+    homeassistant: HomeAssistantSettings = HomeAssistantSettings()
+    poll: PollSettings = PollSettings()
+    log: LogSettings = LogSettings()
+    instance: Name | None = None
+    """name of this bridge where several share a broker"""
+    state_dir: Path = Field(default_factory=_state_dir)
+    """where tokens, keys and ids are kept; default `$STATE_DIRECTORY`, else the user's state folder"""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.gateways and "gateway" in self.model_fields_set:
+            raise ValueError("set either one gateway (gateway) or several (gateways), not both")
+        hosts = [gateway.base_url for gateway in self.all_gateways]
+        if len(set(hosts)) != len(hosts):
+            raise ValueError("gateways names the same host twice")
+        if self.mqtt.payload == "json" and self.homeassistant.discovery != "off":
+            raise ValueError(
+                "mqtt.payload json has no value topics for Home Assistant: set homeassistant.discovery to off, "
+                "or mqtt.payload to both"
+            )
+        return self
+
+    @property
+    def all_gateways(self) -> tuple[GatewaySettings, ...]:
+        return self.gateways or (self.gateway,)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        secrets = NestedSecretsSettingsSource(
+            file_secret_settings,  # type: ignore[arg-type] # pydantic-settings declares the base class
+            secrets_dir=secret_folders(),
+            secrets_dir_missing="ok",
+            secrets_nested_delimiter="__",
+        )
+        file = os.environ.get(CONFIG_VARIABLE)
+        toml = TomlConfigSettingsSource(settings_cls, Path(file)) if file else None
+        return tuple(filter(None, (init_settings, env_settings, dotenv_settings, secrets, toml)))
+
+
+def secret_folders() -> list[Path]:
+    """systemd's credentials first, then a container's secrets."""
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    folders = [Path(credentials)] if credentials else []
+    return [folder for folder in (*folders, Path("/run/secrets")) if folder.is_dir()]
+
+
+def names(model: type[BaseModel] = Settings, prefix: str = PREFIX) -> Iterator[str]:
+    """Every environment variable that means something, `BRIDGE_CONFIG` aside."""
+    for key, field in model.model_fields.items():
+        name = f"{prefix}{key.upper()}"
+        yield name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from names(field.annotation, f"{name}__")
+
+
+def load(**overrides: Any) -> Settings:
+    """Read all sources.
+
+    Raises:
+        BadSetting: names each setting that can't be used, in one line, without its value.
+    """
+    _refuse_unknown()
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        problem = "; ".join(_explain(item["loc"], item["msg"], item["type"]) for item in error.errors())
+    except SettingsError as error:  # the text of the cause may hold the value
+        problem = (
+            f"{PREFIX}{str(error).rpartition('field ')[2].split()[0].strip(chr(34)).upper()}: not valid JSON"
+        )
+    except (OSError, ValueError) as error:
+        problem = f"{CONFIG_VARIABLE}: {os.environ.get(CONFIG_VARIABLE)}: {_plain(error)}"
+    raise BadSetting(problem)
+
+
+def _plain(error: Exception) -> str:
+    return error.strerror or "can't be read" if isinstance(error, OSError) else f"not valid TOML ({error})"
+
+
+def _explain(where: tuple[int | str, ...], message: str, kind: str) -> str:
+    text = message.removeprefix("Value error, ")
+    if not where:
+        return text
+    name = PREFIX + "__".join(str(part).upper() for part in where)
+    if kind == "extra_forbidden":
+        return _unknown(name)
+    return f"{name}: {text[:1].lower()}{text[1:]}"
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, list(names()), n=1, cutoff=0.5)
+    return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _refuse_unknown() -> None:
+    known = {*names(), CONFIG_VARIABLE}
+    dotenv = DotEnvSettingsSource(Settings).env_vars
+    given = sorted({name.upper() for name in (*os.environ, *dotenv) if name.upper().startswith(PREFIX)})
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise BadSetting("; ".join(_unknown(name) for name in unknown))

@@ -1,0 +1,181 @@
+"""What flows through the pipeline: plain frozen values that every stage shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum, StrEnum
+
+Scalar = bool | int | float | str | datetime | None
+"""One plain value: booleans become ON/OFF, times ISO 8601, `None` the text `None`."""
+
+Structure = Mapping[str, "Structure | Scalar"]
+"""What only a document can hold, such as the package list of `/info`."""
+
+
+class Phase(StrEnum):
+    """A line conductor. A phase is an axis of a reading, never part of a measurement's name."""
+
+    L1 = "l1"
+    L2 = "l2"
+    L3 = "l3"
+
+
+class Platform(StrEnum):
+    """The Home Assistant platform that shows a measurement."""
+
+    SENSOR = "sensor"
+    BINARY_SENSOR = "binary_sensor"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """What kind of value a measurement is, in Home Assistant's terms.
+
+    `deadband` is the change, in `unit`, below which a value topic is not sent again.
+    `precision` is the number of decimals to show.
+    """
+
+    unit: str | None = None
+    device_class: str | None = None
+    state_class: str | None = None
+    precision: int | None = None
+    deadband: float = 0.0
+    platform: Platform = Platform.SENSOR
+    numeric: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One line of the table: everything that is known of a value before it is read.
+
+    `name` is the topic's last part; `label` says it in people's words, without the device's name.
+    `enabled` is whether Home Assistant shows the entity unasked; `phases` the same for one phase of a device.
+    `entity` False keeps it out of discovery; `document_only` keeps it out of the value topics as well.
+    `interval` is the least number of seconds between two publications.
+    """
+
+    name: str
+    quantity: Quantity
+    label: str
+    enabled: bool = False
+    enabled_phases: bool = False
+    diagnostic: bool = False
+    entity: bool = True
+    document_only: bool = False
+    interval: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One measured value of one device, in the unit of its quantity."""
+
+    device: str
+    phase: Phase | None
+    measurement: Measurement
+    value: Scalar | Structure
+
+    @property
+    def name(self) -> str:
+        return self.measurement.name
+
+    @property
+    def quantity(self) -> Quantity:
+        return self.measurement.quantity
+
+
+@dataclass(frozen=True, slots=True)
+class MeterFacts:
+    """What `/ivp/meters` says of one meter. `phase_mode` is the grid's kind: split, three, single."""
+
+    eid: int
+    role: str
+    enabled: bool
+    phase_count: int
+    phase_mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What other endpoints must know to be understood, learnt from `/info` and `/ivp/meters`.
+
+    `meters` is `None` until `/ivp/meters` has answered or is known to be missing.
+    `clock_offset` is the gateway's clock minus ours in seconds.
+    """
+
+    serial: str
+    firmware: str = ""
+    part_number: str | None = None
+    clock_offset: float = 0.0
+    meters: tuple[MeterFacts, ...] | None = None
+
+    def meter(self, eid: int) -> MeterFacts | None:
+        return next((meter for meter in self.meters or () if meter.eid == eid), None)
+
+    def consumption(self) -> MeterFacts | None:
+        """The enabled meter whose phases are those of the grid connection."""
+        roles = ("net-consumption", "total-consumption")
+        return next((m for m in self.meters or () if m.enabled and m.role in roles), None)
+
+
+class Rank(IntEnum):
+    """The order in which messages leave: subscribers learn of a device before they see its values."""
+
+    DISCOVERY = 0
+    AVAILABILITY = 1
+    VALUE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One retained MQTT message. An empty payload clears the topic.
+
+    `deadband` and `interval` (seconds) say when a newer payload is worth sending.
+    """
+
+    topic: str
+    payload: str
+    qos: int = 0
+    rank: Rank = Rank.VALUE
+    deadband: float = 0.0
+    interval: float = 0.0
+    content_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request to the gateway. `json` makes it a POST."""
+
+    path: str
+    json: Mapping[str, int] | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the gateway said: the body of a 2xx answer, and how long it took in seconds."""
+
+    body: bytes
+    elapsed: float
+
+
+class BridgeError(Exception):
+    """Base of all errors that are expected; each is named after what the caller must do."""
+
+
+class Unavailable(BridgeError):
+    """No answer, or none that can be used: try again at the next tick."""
+
+
+class Unsupported(BridgeError):
+    """The gateway does not have this (404): ask again rarely."""
+
+
+class Rejected(BridgeError):
+    """The gateway or the cloud refuses us: the owner must do something, and the text says what."""
+
+
+class BadAnswer(BridgeError):
+    """The gateway answered with something that is no answer (HTML, half a document, an error object)."""
+
+
+class BadSetting(BridgeError):
+    """A setting can't be used: the text names it and says what to do. Exit code 78."""

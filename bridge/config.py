@@ -45,7 +45,7 @@ def _topic(value: str) -> str:
 
 
 def _period(value: float) -> float:
-    if value != NEVER_RETRIED and not 1 <= value <= 7 * 86_400:  # noqa: PLR2004 - a week in seconds
+    if value != NEVER_RETRIED and not 1 <= value <= 7 * 86_400:
         raise ValueError("must be 0 (off) or 1 to 604800 seconds")
     return value
 
@@ -57,9 +57,7 @@ Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
 class GatewaySettings(Section):
@@ -165,7 +163,9 @@ class MqttSettings(Section):
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, value: str) -> str:
-        message = "must look like mqtt://host:1883, mqtts://host:8883, ws://host/mqtt, wss://host/mqtt or unix:///path"
+        message = (
+            "must look like mqtt://host:1883, mqtts://host:8883, ws://host/mqtt, wss://host/mqtt or unix:///path"
+        )
         try:
             url = urlsplit(value)
             url.port  # noqa: B018 - raises where the port is no number
@@ -199,8 +199,8 @@ class PollSettings(Section):
 
     profile: Literal["gentle", "normal", "live"] = "normal"
     """sets all periods at once; `live` polls livedata every second"""
-    info: Period | None = None
-    """`/info`"""
+    info: Annotated[Period, Field(ge=1)] | None = None
+    """`/info`; it tells which gateway this is, so it can't be turned off"""
     device_list: Period | None = None
     """`/ivp/ensemble/device_list`"""
     meters: Period | None = None
@@ -296,7 +296,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         secrets = NestedSecretsSettingsSource(
-            file_secret_settings,  # type: ignore[arg-type] # pydantic-settings declares the base class
+            file_secret_settings,
             secrets_dir=secret_folders(),
             secrets_dir_missing="ok",
             secrets_nested_delimiter="__",
@@ -334,9 +334,7 @@ def load(**overrides: Any) -> Settings:
     except ValidationError as error:
         problem = "; ".join(_explain(item["loc"], item["msg"], item["type"]) for item in error.errors())
     except SettingsError as error:  # the text of the cause may hold the value
-        problem = (
-            f"{PREFIX}{str(error).rpartition('field ')[2].split()[0].strip(chr(34)).upper()}: not valid JSON"
-        )
+        problem = f"{PREFIX}{str(error).rpartition('field ')[2].split()[0].strip(chr(34)).upper()}: not valid JSON"
     except (OSError, ValueError) as error:
         problem = f"{CONFIG_VARIABLE}: {os.environ.get(CONFIG_VARIABLE)}: {_plain(error)}"
     raise BadSetting(problem)

@@ -1,0 +1,80 @@
+"""The commands of `iqgateway2mqtt`."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from bridge import __version__
+from bridge.commands.codes import CONFIGURATION
+from bridge.config import load
+from bridge.model import BadSetting
+from bridge.simulator import HOMES
+
+EPILOG = (
+    "Settings come from the environment (BRIDGE_…), .env, secret files and the TOML file named by BRIDGE_CONFIG."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        prog="iqgateway2mqtt",
+        description="Enphase IQ Gateway to MQTT, with Home Assistant discovery.",
+        epilog=EPILOG,
+    )
+    main.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = main.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("run", help="the service: poll the gateway and publish until stopped")
+    commands.add_parser("once", help="poll once and print what would be published")
+    demo = commands.add_parser("demo", help="a simulated home, a broker and the bridge; nothing to configure")
+    demo.add_argument("--mqtt", metavar="URL", help="use this broker, such as mqtt://user:password@host:1883")
+    simulate = commands.add_parser("simulate", help="only the simulated gateway, on a port")
+    simulate.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    simulate.add_argument("--port", type=int, default=8443, help="port to listen on (default %(default)s)")
+    for command in (demo, simulate):
+        command.add_argument("--home", choices=sorted(HOMES), default="three-phase", help="default %(default)s")
+    return main
+
+
+def _with_settings(module: str) -> int:
+    """The part of a command is imported only when it is called: a Pi in service needs no simulator."""
+    try:
+        settings = load()
+        return int(importlib.import_module(f"bridge.commands.{module}").run(settings))
+    except BadSetting as problem:
+        print(f"iqgateway2mqtt: {problem}", file=sys.stderr)
+        return CONFIGURATION
+
+
+def _with_extra(work: Callable[[], int]) -> int:
+    try:
+        return work()
+    except ModuleNotFoundError as missing:
+        print(f"iqgateway2mqtt: {missing.name} is missing: install 'iqgateway2mqtt[demo]'", file=sys.stderr)
+    except (OSError, BadSetting) as problem:
+        print(f"iqgateway2mqtt: {problem}", file=sys.stderr)
+    return CONFIGURATION
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from bridge.commands import demo  # noqa: PLC0415 - needs the demo extra
+
+    return demo.run(arguments.home, arguments.mqtt)
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from bridge.commands import simulate  # noqa: PLC0415 - needs the demo extra
+
+    return simulate.run(arguments.home, arguments.host, arguments.port)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    given = parser().parse_args(arguments)
+    match given.command:
+        case "demo":
+            return _with_extra(lambda: _demo(given))
+        case "simulate":
+            return _with_extra(lambda: _simulate(given))
+        case command:
+            return _with_settings(command)

@@ -1,0 +1,5 @@
+"""Exit codes, those of sysexits.h. `run` knows only 0 and CONFIGURATION: all else is a state inside it."""
+
+UNAVAILABLE = 69
+REFUSED = 77
+CONFIGURATION = 78

@@ -1,0 +1,128 @@
+"""From an answer's bytes to records. Go by the bytes: the gateway's content types say nothing."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic_core import from_json
+
+from bridge.model import BadAnswer, Facts, Phase, Quantity, Reading, Request, Scalar, Structure
+from bridge.records import Record, measurement
+
+PHASES = (Phase.L1, Phase.L2, Phase.L3)
+SPLIT_PHASES = 2
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What one answer says.
+
+    `problems` names what could not be used, `facts` is set where the answer teaches them, `request` is what the
+    gateway must be asked to do now. `fresh` is False where the gateway itself says that its values stand still.
+    """
+
+    readings: Sequence[Reading] = ()
+    problems: Sequence[str] = ()
+    facts: Facts | None = None
+    request: Request | None = None
+    fresh: bool = True
+
+
+@dataclass(slots=True)
+class Sheet:
+    """The readings of one answer while they are being collected."""
+
+    readings: list[Reading] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(
+        self, device: str, item: Record, phase: Phase | None = None, *, without: frozenset[str] = frozenset()
+    ) -> None:
+        self.readings.extend(item.readings(device, phase, without=without))
+
+    def value(
+        self,
+        device: str,
+        name: str,
+        quantity: Quantity,
+        value: Scalar | Structure,
+        **options: Any,
+    ) -> None:
+        self.readings.append(Reading(device, None, measurement(name, quantity, **options), value))
+
+    def parsed(self, *, facts: Facts | None = None, request: Request | None = None, fresh: bool = True) -> Parsed:
+        return Parsed(tuple(self.readings), tuple(self.problems), facts, request, fresh)
+
+
+def excerpt(body: bytes) -> str:
+    """Enough of an answer to recognise it by."""
+    text = " ".join(body[:200].decode("utf-8", "replace").split())
+    return repr(text[:60]) if text else "nothing"
+
+
+def decode(body: bytes) -> Any:
+    """The JSON value of an answer.
+
+    Raises:
+        BadAnswer: it is none (HTML, half an answer, nothing).
+    """
+    try:
+        return from_json(body)
+    except ValueError:
+        raise BadAnswer(f"the answer is not JSON: {excerpt(body)}") from None
+
+
+def whole(kind: type[R], body: bytes, problems: list[str]) -> R:
+    """The one record that an answer must be. An error object with status 200 has none of its fields."""
+    found = kind.read(decode(body), problems)
+    if found is None or found.empty:
+        raise BadAnswer(f"the answer has none of the expected fields: {excerpt(body)}")
+    return found
+
+
+def items(body: bytes) -> list[Any]:
+    """The list that an answer must be; the brief shows a single object where gateways send a list of them."""
+    found = decode(body)
+    if isinstance(found, dict):
+        return [found]
+    if not isinstance(found, list):
+        raise BadAnswer(f"the answer is not a list: {excerpt(body)}")
+    return found
+
+
+def each(kind: type[R], body: bytes, problems: list[str]) -> list[R]:
+    """The records of a list, item by item: a bad one costs only itself."""
+    given = items(body)
+    found = [item for item in (kind.read(item, problems) for item in given) if item and not item.empty]
+    if given and not found:
+        raise BadAnswer(f"the answer has none of the expected fields: {excerpt(body)}")
+    return found
+
+
+def some(kind: type[R], given: object, problems: list[str]) -> Iterator[R]:
+    """The usable records of a list inside an answer."""
+    for item in given if isinstance(given, list) else ():
+        found = kind.read(item, problems)
+        if found is not None:
+            yield found
+
+
+def level(text: str) -> str:
+    """A text as a topic level: lower case, digits, `_` and `-` only."""
+    return re.sub(r"[^a-z0-9_-]+", "-", text.strip().lower()).strip("-")
+
+
+def phases(count: int) -> tuple[Phase, ...]:
+    """The phase levels of a device: none where there is one phase, since the device itself is the phase."""
+    return PHASES[:count] if count > 1 else ()
+
+
+def phase_voltage(voltages: Sequence[object], *, split: bool) -> float | None:
+    """Voltage of a device with several phases: line to line where they are split, else their mean."""
+    known = [float(value) for value in voltages if isinstance(value, int | float)]
+    if not known or len(known) < len(voltages):
+        return None
+    return round(sum(known) if split else sum(known) / len(known), 3)

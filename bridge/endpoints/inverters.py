@@ -1,0 +1,51 @@
+"""`/api/v1/production/inverters` (brief, appendix G): each microinverter's last report, every 5 to 15 minutes."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from bridge.endpoints.body import Parsed, Sheet, each, level
+from bridge.model import Facts
+from bridge.records import CONNECTIVITY, COUNT, Epoch, Record, Text, UnsignedWatts, wire
+
+REPORTING = 30 * 60
+"""Seconds after which an inverter that sent nothing is no longer reporting."""
+
+
+class Inverter(Record):
+    """One unit. Removed units stay in the list with a report date of 0; `devType` 11 is an AC Battery."""
+
+    serial: Annotated[str, Field(validation_alias="serialNumber", min_length=1), BeforeValidator(str)]
+    power: UnsignedWatts = wire("lastReportWatts", enabled=True)
+    max_power: UnsignedWatts = wire("maxReportWatts", label="Highest power", diagnostic=True)
+    type: Text = wire("devType", diagnostic=True)
+    last_report: Epoch = wire("lastReportDate", diagnostic=True)
+
+    def reporting(self, clock: float) -> bool:
+        """Whether it has reported lately, `clock` being the gateway's own time."""
+        return isinstance(self.last_report, datetime) and clock - self.last_report.timestamp() < REPORTING
+
+
+def split(body: bytes, facts: Facts, now: float) -> Parsed:
+    """Readings of each inverter, and how many there are on `gateway`."""
+    sheet = Sheet()
+    inverters = each(Inverter, body, sheet.problems)
+    reporting = 0
+    for inverter in inverters:
+        device = f"inverter/{level(inverter.serial)}"
+        sheet.add(device, inverter)
+        alive = inverter.reporting(now + facts.clock_offset)
+        reporting += alive
+        sheet.value(device, "reporting", CONNECTIVITY, alive, diagnostic=True)
+    sheet.value("gateway", "inverters_total", COUNT, len(inverters), label="Inverters", diagnostic=True)
+    sheet.value(
+        "gateway",
+        "inverters_reporting",
+        COUNT,
+        reporting,
+        label="Inverters reporting",
+        enabled=True,
+        diagnostic=True,
+    )
+    return sheet.parsed()

@@ -1,0 +1,142 @@
+"""`/ivp/meters` and `/ivp/meters/readings` (brief, appendices C and D): current transformers and what they measure.
+
+The role of a meter comes from `/ivp/meters` by its eid, never from its place in the list. Readings of disabled
+meters and of ids that `/ivp/meters` does not name (1023410688 on firmware 8.3) mean nothing.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from bridge.endpoints.body import (
+    PHASES,
+    SPLIT_PHASES,
+    Parsed,
+    Sheet,
+    each,
+    level,
+    phase_voltage,
+    phases,
+    some,
+)
+from bridge.model import Facts, MeterFacts, Phase
+from bridge.records import (
+    ABSENT,
+    FLAG,
+    VOLTAGE,
+    Absent,
+    Amperes,
+    Epoch,
+    Hertz,
+    LowerText,
+    Number,
+    PowerFactor,
+    Record,
+    Text,
+    Texts,
+    VarHours,
+    Vars,
+    VoltAmpereHours,
+    VoltAmperes,
+    Volts,
+    WattHours,
+    Watts,
+    wire,
+)
+
+# Of a device with several phases these say nothing: an unsigned sum, a sum (1.94 on 8.3), and the sum of voltages.
+SUMS = frozenset({"current", "power_factor", "voltage", "eid"})
+OWN = frozenset({"eid"})
+
+
+def _enabled(value: object) -> object:
+    return {"enabled": True, "disabled": False}.get(value, ABSENT) if isinstance(value, str) else ABSENT
+
+
+Enabled = Annotated[bool | Absent | None, FLAG, BeforeValidator(_enabled)]
+
+
+class Meter(Record):
+    """One entry of `/ivp/meters`."""
+
+    key: Annotated[int, Field(validation_alias="eid")]
+    role: Annotated[str, Field(validation_alias="measurementType", min_length=1)]
+    eid: Number = wire("eid", label="Meter id", diagnostic=True)
+    enabled: Enabled = wire("state", diagnostic=True)
+    metering_status: LowerText = wire("meteringStatus", enabled=True, diagnostic=True)
+    status_flags: Texts = wire("statusFlags", diagnostic=True)
+    phase_mode: Text = wire("phaseMode", diagnostic=True)
+    phase_count: Number = wire("phaseCount", diagnostic=True)
+
+    def facts(self, role: str) -> MeterFacts:
+        mode = self.phase_mode if isinstance(self.phase_mode, str) else ""
+        usual = {"split": SPLIT_PHASES, "three": len(PHASES)}.get(mode, 1)
+        count = int(self.phase_count) if isinstance(self.phase_count, int | float) else usual
+        return MeterFacts(self.key, role, self.enabled is not False, max(1, min(count, len(PHASES))), mode)
+
+
+class MeterReading(Record):
+    """One meter's reading. One of its channels is the same record."""
+
+    eid: Number = wire("eid", label="Channel id", diagnostic=True)
+    power: Watts = wire("activePower", enabled=True, enabled_phases=True)
+    instantaneous_demand: Watts = wire("instantaneousDemand")
+    apparent_power: VoltAmperes = wire("apparentPower")
+    reactive_power: Vars = wire("reactivePower")
+    power_factor: PowerFactor = wire("pwrFactor")
+    voltage: Volts = wire("voltage", enabled_phases=True)
+    current: Amperes = wire("current", enabled_phases=True)
+    frequency: Hertz = wire("freq")
+    energy_delivered: WattHours = wire("actEnergyDlvd", enabled=True)
+    energy_received: WattHours = wire("actEnergyRcvd", enabled=True)
+    apparent_energy: VoltAmpereHours = wire("apparentEnergy")
+    reactive_energy_lagging: VarHours = wire("reactEnergyLagg")
+    reactive_energy_leading: VarHours = wire("reactEnergyLead")
+    measured_at: Epoch = wire("timestamp", diagnostic=True)
+
+
+class MeterWithChannels(MeterReading):
+    """A reading as it stands in the answer, always with three channels."""
+
+    channels: Any = None
+
+
+def split_meters(body: bytes, facts: Facts, _now: float) -> Parsed:
+    """Readings of every listed meter, and the facts that `readings`, `grid` and `livedata` need."""
+    sheet = Sheet()
+    found, seen = [], Counter[str]()
+    for meter in each(Meter, body, sheet.problems):
+        role = level(meter.role)
+        seen[role] += 1
+        known = meter.facts(role if seen[role] == 1 else f"{role}-{seen[role]}")
+        found.append(known)
+        sheet.add(f"meter/{known.role}", meter)
+    return sheet.parsed(facts=replace(facts, meters=tuple(found)))
+
+
+def split_readings(body: bytes, facts: Facts, _now: float) -> Parsed:
+    """Readings of the enabled meters; none before `/ivp/meters` has told which they are."""
+    sheet = Sheet()
+    for reading in each(MeterWithChannels, body, sheet.problems):
+        if reading.eid is ABSENT or reading.eid is None:
+            sheet.problems.append("MeterReading.eid: field required")
+        elif (meter := facts.meter(int(reading.eid))) and meter.enabled:
+            _add(sheet, reading, meter)
+    return sheet.parsed()
+
+
+def _add(sheet: Sheet, reading: MeterWithChannels, meter: MeterFacts) -> None:
+    device = f"meter/{meter.role}"
+    lines = phases(meter.phase_count)
+    if not lines:
+        sheet.add(device, reading, without=OWN)
+        return
+    sheet.add(device, reading, without=SUMS)
+    channels = list(zip(lines, some(MeterReading, reading.channels, sheet.problems), strict=False))
+    voltage = phase_voltage([channel.voltage for _, channel in channels], split=meter.phase_mode == "split")
+    if voltage is not None:
+        sheet.value(device, "voltage", VOLTAGE, voltage)
+    for phase, channel in channels:
+        sheet.add(device, channel, Phase(phase))

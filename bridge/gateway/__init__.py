@@ -1,0 +1,68 @@
+"""The edge towards a gateway and Enphase's cloud: bytes come in here, and nothing above knows of tokens or TLS."""
+
+from collections.abc import Callable
+
+from pydantic import SecretStr
+
+from bridge.config import CloudSettings, GatewaySettings
+from bridge.gateway.client import Gateway, Limits
+from bridge.gateway.cloud import Cloud, CloudLimits
+from bridge.gateway.errors import (
+    Blocked,
+    CloudRejected,
+    CloudUnavailable,
+    EndpointRefused,
+    KeyChanged,
+    MultiFactor,
+    NotOnAccount,
+    TokenRejected,
+    WrongPassword,
+)
+from bridge.gateway.http import quiet_libraries
+from bridge.gateway.token import Token
+from bridge.gateway.tokens import TokenSource
+
+
+def open_gateway(
+    settings: GatewaySettings,
+    cloud: CloudSettings,
+    *,
+    pin: str | None = None,
+    stored_token: SecretStr | None = None,
+    on_new_token: Callable[[Token], None] | None = None,
+    limits: Limits | None = None,
+) -> Gateway:
+    """A gateway with its tokens, from the settings and what the store knows of it.
+
+    Raises:
+        BadSetting: host or CA file can't be used.
+    """
+    tokens = TokenSource(settings, _account(settings, cloud), stored=stored_token, on_new_token=on_new_token)
+    return Gateway(settings, tokens, pin=pin, limits=limits)
+
+
+def _account(settings: GatewaySettings, cloud: CloudSettings) -> Cloud | None:
+    if settings.username is None or settings.password is None:
+        return None
+    return Cloud(cloud, settings.username, settings.password)
+
+
+__all__ = [
+    "Blocked",
+    "Cloud",
+    "CloudLimits",
+    "CloudRejected",
+    "CloudUnavailable",
+    "EndpointRefused",
+    "Gateway",
+    "KeyChanged",
+    "Limits",
+    "MultiFactor",
+    "NotOnAccount",
+    "Token",
+    "TokenRejected",
+    "TokenSource",
+    "WrongPassword",
+    "open_gateway",
+    "quiet_libraries",
+]

@@ -1,0 +1,182 @@
+"""Enphase's cloud: from an account to a token. One attempt; when to try again is decided elsewhere."""
+
+import asyncio
+import json
+import ssl
+from dataclasses import dataclass
+
+import httpx
+from pydantic import SecretStr
+
+from bridge.config import CloudSettings
+from bridge.gateway.errors import (
+    Blocked,
+    CloudUnavailable,
+    ConnectionFault,
+    MultiFactor,
+    NotOnAccount,
+    WrongPassword,
+)
+from bridge.gateway.http import PLAIN, bounded, quiet_libraries, short_retries, translated
+from bridge.gateway.token import Token
+from bridge.model import BadAnswer, BadSetting, BridgeError, Unavailable
+
+NAME = "Enphase's cloud"
+OK, UNAUTHORIZED, NOT_ACCEPTABLE, TOO_MANY = 200, 401, 406, 429
+TRY_AGAIN = frozenset({502, 503, 504})
+REFUSALS = frozenset({400, 401, 403, 404, 422})
+
+
+@dataclass(frozen=True, slots=True)
+class CloudLimits:
+    """Seconds and bytes. `deadline` is for a whole attempt."""
+
+    connect: float = 10.0
+    read: float = 30.0
+    deadline: float = 60.0
+    body: int = 256 * 1024
+    attempts: int = 2
+    retry_wait: float = 2.0
+
+
+class Cloud:
+    """One account. Every error names what a person can do; none holds anything the cloud has sent."""
+
+    def __init__(
+        self,
+        settings: CloudSettings,
+        username: str,
+        password: SecretStr,
+        *,
+        limits: CloudLimits | None = None,
+    ) -> None:
+        quiet_libraries()
+        self._settings = settings
+        self._username = username
+        self._password = password
+        self._limits = limits or CloudLimits()
+        if settings.ca_file is not None:
+            _trust(settings)  # a wrong file is told at the start, not at the first renewal
+
+    async def token(self, serial: str) -> Token:
+        """A token as the cloud gave it: readable, but not checked against the gateway.
+
+        Raises:
+            CloudRejected: the account can't have one; a subclass says why.
+            CloudUnavailable: the cloud is down, slow or confused.
+        """
+        try:
+            async with asyncio.timeout(self._limits.deadline), self._client() as client:
+                return await self._token(client, serial)
+        except TimeoutError:
+            raise CloudUnavailable(f"{NAME} did not answer in time") from None
+        except CloudUnavailable:
+            raise
+        except (BadAnswer, Unavailable) as error:
+            raise CloudUnavailable(str(error)) from None
+
+    async def _token(self, client: httpx.AsyncClient, serial: str) -> Token:
+        session = await self._login(client)
+        try:
+            return await self._request_token(client, session, serial)
+        except _RateLimited:
+            raise
+        except (BadAnswer, Unavailable) as error:
+            try:
+                return await self._entrez_token(client, serial)
+            except BridgeError:
+                raise error from None
+
+    async def _login(self, client: httpx.AsyncClient) -> str:
+        form = {"user[email]": self._username, "user[password]": self._password.get_secret_value()}
+        status, body = await self._send(client, "POST", self._settings.login_url, data=form)
+        if status == UNAUTHORIZED:
+            raise WrongPassword
+        _require(status, "the login")
+        answer = _object(body)
+        if answer.get("isBlocked") is True:
+            raise Blocked
+        session = answer.get("session_id")
+        if isinstance(session, str) and session:
+            return session
+        if answer.get("success") is False:
+            raise CloudUnavailable(f"{NAME} fails at the login without a reason: trying again later")
+        raise MultiFactor
+
+    async def _request_token(self, client: httpx.AsyncClient, session: str, serial: str) -> Token:
+        wish = {"session_id": session, "serial_num": serial, "username": self._username}
+        status, body = await self._send(client, "POST", self._settings.token_url, json=wish)
+        if status in REFUSALS:
+            raise NotOnAccount(serial)
+        _require(status, "the token request")
+        return _readable(body)
+
+    async def _entrez_token(self, client: httpx.AsyncClient, serial: str) -> Token:
+        """The brief's other road: it goes by the login's cookie, which the client keeps."""
+        status, body = await self._send(client, "GET", self._settings.entrez_url, params={"serial_num": serial})
+        _require(status, "the token request")
+        return _readable(body)
+
+    async def _send(self, client: httpx.AsyncClient, method: str, url: str, **content: object) -> tuple[int, bytes]:
+        async def once() -> tuple[int, bytes]:
+            with translated(NAME):
+                response = await client.request(method, url, **content)  # type: ignore[arg-type] # httpx's own
+            if response.status_code in TRY_AGAIN:
+                raise ConnectionFault(f"{NAME} is down ({response.status_code}): trying again later")
+            return response.status_code, response.content
+
+        return await short_retries(self._limits.attempts, self._limits.retry_wait)(once)
+
+    def _client(self) -> httpx.AsyncClient:
+        """A new one for each attempt, months apart; the environment's proxies hold."""
+        return httpx.AsyncClient(
+            verify=_trust(self._settings),
+            headers=PLAIN,
+            timeout=httpx.Timeout(self._limits.read, connect=self._limits.connect),
+            event_hooks={"response": [bounded(self._limits.body)]},
+        )
+
+
+class _RateLimited(CloudUnavailable):
+    """429: the other road would count as well."""
+
+
+def _trust(settings: CloudSettings) -> ssl.SSLContext:
+    """The cloud's certificate is always verified."""
+    if settings.ca_file is None:
+        trust = httpx.create_ssl_context()
+        trust.load_default_certs()  # httpx brings its own certificates; the system may hold a proxy's
+        return trust
+    try:
+        return ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as error:
+        reason = "holds no certificates" if isinstance(error, ssl.SSLError) else error.strerror
+        raise BadSetting(f"BRIDGE_CLOUD__CA_FILE: {settings.ca_file}: {reason}") from None
+
+
+def _require(status: int, step: str) -> None:
+    if status == TOO_MANY:
+        raise _RateLimited(f"{NAME} asks for a pause (429): trying again later")
+    if status == NOT_ACCEPTABLE:
+        raise CloudUnavailable(
+            f"{NAME} does not accept {step} from this program (406): look for a newer version of it"
+        )
+    if status != OK:
+        raise CloudUnavailable(f"{NAME} fails at {step} ({status}): trying again later")
+
+
+def _object(body: bytes) -> dict[str, object]:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise CloudUnavailable(f"{NAME} answers with a page instead of data: trying again later")
+    return answer
+
+
+def _readable(body: bytes) -> Token:
+    try:
+        return Token.parse(body.decode(errors="replace"))
+    except BridgeError:
+        raise CloudUnavailable(f"{NAME} answers with something that is no token: trying again later") from None

@@ -1,0 +1,204 @@
+"""From a URL to a connected paho client: addresses, TLS, and what can go wrong, in the owner's words."""
+
+import asyncio
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from socket import gaierror
+from typing import Literal, NamedTuple, Self
+from urllib.parse import unquote, urlsplit
+
+from paho.mqtt.client import Client, WebsocketConnectionError
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+from bridge.config import MqttSettings
+from bridge.model import BridgeError, Message, Rejected, Unavailable
+
+PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+TRANSPORTS: dict[str, Literal["tcp", "websockets", "unix"]] = {
+    "mqtt": "tcp",
+    "mqtts": "tcp",
+    "ws": "websockets",
+    "wss": "websockets",
+    "unix": "unix",
+}
+ADDRESSES = 3
+"""A name may have several addresses; each may take the whole timeout."""
+
+
+class Manner(NamedTuple):
+    """How we speak to a broker; lowered where it does not understand."""
+
+    protocol: MQTTProtocolVersion
+    will_qos: int
+
+    @property
+    def mqtt5(self) -> bool:
+        return self.protocol == MQTTProtocolVersion.MQTTv5
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the broker is. As text it shows neither user nor password."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        url = urlsplit(text)
+        if url.scheme == "unix":
+            return cls("unix", unquote(url.path), 1, "")  # paho insists on a port
+        return cls(url.scheme, url.hostname or "", url.port or PORTS[url.scheme], url.path or "/mqtt")
+
+    def __str__(self) -> str:
+        if self.scheme == "unix":
+            return f"unix://{self.host}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialler:
+    """Makes connections to one broker. `timeout` is for each step: an address, TLS, the broker's welcome."""
+
+    settings: MqttSettings
+    client_id: str
+    will: Message
+    keepalive: int
+    timeout: float
+
+    @property
+    def address(self) -> Address:
+        return Address.of(self.settings.url)
+
+    async def dial(self, manner: Manner) -> Client:
+        """A paho client that has sent its CONNECT.
+
+        Raises:
+            Unavailable: nobody there.
+            Rejected: a certificate or a setting is wrong.
+        """
+        client = self._client(manner)
+        try:
+            async with asyncio.timeout(self.timeout * ADDRESSES):
+                problem = await _in_thread(lambda: self._connect(client), lambda: _drop(client))
+        except TimeoutError:
+            problem = self.no_answer()
+        if problem is not None:
+            raise problem
+        return client
+
+    def no_answer(self) -> Unavailable:
+        return Unavailable(f"{self.address}: no answer within {self.timeout:g} s")
+
+    def _client(self, manner: Manner) -> Client:
+        settings, address = self.settings, self.address
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self.client_id,
+            clean_session=None if manner.mqtt5 else True,
+            protocol=manner.protocol,
+            transport=TRANSPORTS[address.scheme],
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = self.timeout
+        client.ws_set_options(path=address.path)
+        client.will_set(self.will.topic, self.will.payload, manner.will_qos, retain=True)
+        if settings.username is not None:
+            password = settings.password
+            client.username_pw_set(settings.username, password.get_secret_value() if password else None)
+        return client
+
+    def _connect(self, client: Client) -> BridgeError | None:
+        """Runs in a thread. An error is returned: raised, its traceback would keep a half-open socket."""
+        address = self.address
+        try:
+            if address.scheme in {"mqtts", "wss"}:
+                client.tls_set_context(_tls(self.settings))
+            client.connect(address.host, address.port, self.keepalive)
+        except Rejected as error:
+            return error
+        except (OSError, ValueError) as error:
+            return self._explain(error)
+        return None
+
+    def _explain(self, error: OSError | ValueError) -> BridgeError:
+        where = self.address
+        match error:
+            case ssl.SSLCertVerificationError():
+                problem = f"the broker's certificate is not trusted: {error.verify_message}"
+                return Rejected(f"{where}: {problem}; set BRIDGE_MQTT__CA_FILE, and name the host as it does")
+            case ssl.SSLError():
+                problem = f"no TLS connection: {error.reason or error.strerror}"
+            case gaierror():
+                problem = f"the name {where.host} can't be resolved"
+            case TimeoutError():
+                return self.no_answer()
+            case ConnectionRefusedError():
+                problem = "connection refused: no broker listens there"
+            case WebsocketConnectionError():
+                problem = f"no WebSocket at path {where.path}"
+            case OSError():
+                problem = error.strerror or type(error).__name__
+            case _:
+                return Rejected(f"{where}: {error}: check BRIDGE_MQTT__URL")
+        return Unavailable(f"{where}: {problem}")
+
+
+async def _in_thread(work: Callable[[], BridgeError | None], too_late: Callable[[], None]) -> BridgeError | None:
+    """A daemon thread: asyncio's own threads make a process wait at its end for a silent name server."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[BridgeError | None] = loop.create_future()
+
+    def deliver(problem: BridgeError | None, fault: Exception | None) -> None:
+        if done.cancelled():
+            too_late()
+        elif fault is not None:
+            done.set_exception(fault)
+        else:
+            done.set_result(problem)
+
+    def run() -> None:
+        problem, fault = None, None
+        try:
+            problem = work()
+        except Exception as error:  # noqa: BLE001 - it is raised where the thread was started
+            fault = error
+        try:
+            loop.call_soon_threadsafe(deliver, problem, fault)
+        except RuntimeError:  # the loop is closed
+            too_late()
+
+    threading.Thread(target=run, name="mqtt-connect", daemon=True).start()
+    return await done
+
+
+def _drop(client: Client) -> None:
+    sock = client.socket()
+    if sock is not None:
+        sock.close()
+
+
+def _tls(settings: MqttSettings) -> ssl.SSLContext:
+    """Read anew for each connection, so that renewed certificates count.
+
+    Raises:
+        Rejected: a file can't be used; the text names the setting.
+    """
+    setting = "BRIDGE_MQTT__CA_FILE"
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+        if settings.ca_file is not None:
+            # Python 3.13 asks for extensions that the CAs people make at home do not have
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if settings.cert_file is not None:
+            setting = "BRIDGE_MQTT__CERT_FILE, BRIDGE_MQTT__KEY_FILE"
+            # without a password OpenSSL would ask at the terminal
+            context.load_cert_chain(settings.cert_file, settings.key_file, password="")
+    except OSError as error:
+        raise Rejected(f"{setting}: {error.strerror or 'not a usable PEM file'}") from None
+    return context

@@ -1,0 +1,239 @@
+"""One connection to the broker, from its welcome to its end."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Self, cast
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, error_string
+from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from bridge.model import BridgeError, Message
+from bridge.mqtt.pump import Pump
+
+_log = logging.getLogger(__name__)
+
+OnMessage = Callable[[str, bytes, bool], None]
+"""Topic, payload, and whether the message was retained."""
+
+BURST = 32
+"""Messages that paho may hold until its socket has taken them."""
+WINDOW = 20
+"""QoS 1 messages that may be unacknowledged; a broker may ask for less."""
+ACK_TIMEOUT = 60.0
+"""A broker that does not acknowledge for so long, yet answers pings, is stuck."""
+SETTLED = 10.0
+"""A connection that was lost sooner hardly counts as one."""
+TAKEN_OVER = 0x8E
+LOSSES = {
+    0x8B: "the broker is shutting down",
+    TAKEN_OVER: "another client uses the same client id: set BRIDGE_MQTT__CLIENT_ID",
+}
+
+
+class MessageRefused(BridgeError):
+    """This message can't be sent over this connection; others can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the broker announced when it let us in."""
+
+    packet_size: int | None = None
+    window: int = WINDOW
+    qos: int = 1
+    retain: bool = True
+
+    @classmethod
+    def of(cls, properties: Properties | None) -> Self:
+        return cls(
+            packet_size=getattr(properties, "MaximumPacketSize", None),
+            window=min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW)),
+            qos=min(1, getattr(properties, "MaximumQoS", 1)),
+            retain=bool(getattr(properties, "RetainAvailable", True)),
+        )
+
+
+class Link:
+    """`answer` is the broker's CONNACK, `None` if it closed without; `ended` tells why in plain words."""
+
+    def __init__(self, client: Client, on_message: OnMessage, complaints: set[tuple[str, str]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._client = client
+        self._on_message = on_message
+        self._complaints = complaints
+        self._pump = Pump(client, flushed=self._flushed, ticked=self._check_acks, failed=self.hang_up)
+        self._burst = 0
+        self._unacked: dict[int, tuple[float, str]] = {}
+        self._asked: dict[int, str] = {}
+        self._progress = asyncio.Event()
+        self._trouble = ""
+        self._started = self._loop.time()
+        self.limits = Limits()
+        self.answer: asyncio.Future[ReasonCode | None] = self._loop.create_future()
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+        self.settled = False
+        self.taken_over = False
+
+    @property
+    def alive(self) -> bool:
+        return not self.ended.done()
+
+    def start(self) -> None:
+        client = self._client
+        client.on_connect, client.on_disconnect = self._connected, self._disconnected
+        client.on_message, client.on_publish = self._received, self._acknowledged
+        client.on_subscribe, client.on_log = self._subscribed, self._noted
+        self._pump.start()
+
+    def subscribe(self, topics: Sequence[str]) -> None:
+        for topic in topics:
+            _, mid = self._client.subscribe(topic, qos=self.limits.qos)
+            if mid is not None:
+                self._asked[mid] = topic
+
+    async def send(self, message: Message) -> bool:
+        qos = min(message.qos, self.limits.qos)
+        properties = self._properties(message)
+        self._check_size(message, qos, properties)
+        while self.alive and self._full(qos):
+            await self._news()
+        return self.alive and self._publish(message, qos, properties)
+
+    async def leave(self) -> None:
+        """Wait until all is acknowledged, then take leave, so that the broker does not publish the will."""
+        while self.alive and (self._unacked or self._client.want_write()):
+            await self._news()
+        self._client.disconnect()
+
+    def hang_up(self, reason: str) -> None:
+        """End the connection without a word: the broker publishes the will."""
+        self._end(reason)
+        self._pump.stop()
+
+    def _full(self, qos: int) -> bool:
+        return self._burst >= BURST or (qos > 0 and len(self._unacked) >= self.limits.window)
+
+    async def _news(self) -> None:
+        self._progress.clear()
+        await self._progress.wait()
+
+    def _properties(self, message: Message) -> Properties | None:
+        mqtt5 = self._client.protocol == MQTTProtocolVersion.MQTTv5
+        return _content_type(message.content_type) if mqtt5 and message.content_type else None
+
+    def _check_size(self, message: Message, qos: int, properties: Properties | None) -> None:
+        limit = self.limits.packet_size
+        size = _packet_size(message, qos, properties) if limit is not None else 0
+        if limit is not None and size > limit:
+            raise MessageRefused(f"{message.topic}: {size} bytes, but the broker takes no more than {limit}")
+
+    def _publish(self, message: Message, qos: int, properties: Properties | None) -> bool:
+        try:
+            info = self._client.publish(message.topic, message.payload, qos, retain=True, properties=properties)
+        except ValueError as error:  # a topic that MQTT does not allow
+            raise MessageRefused(f"{message.topic}: {error}") from None
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self.hang_up(error_string(info.rc))
+            return False
+        self._burst += 1
+        if qos:
+            self._unacked[info.mid] = (self._loop.time(), message.topic)
+        return True
+
+    def _end(self, reason: str) -> None:
+        if not self.alive:
+            return
+        self.settled = self._loop.time() - self._started > SETTLED
+        self.ended.set_result(reason)
+        if not self.answer.done():
+            self.answer.set_result(None)
+        self._pump.rest()
+        self._progress.set()
+
+    def _flushed(self) -> None:
+        self._burst = 0
+        self._progress.set()
+
+    def _check_acks(self) -> None:
+        oldest = next(iter(self._unacked.values()), None)
+        if oldest is not None and self._loop.time() - oldest[0] > ACK_TIMEOUT:
+            self.hang_up(f"the broker has not acknowledged a message for {ACK_TIMEOUT:g} s")
+
+    def _noted(self, _client: Client, _data: object, level: int, text: str) -> None:
+        if level == LogLevel.MQTT_LOG_ERR:
+            self._trouble = text.removeprefix("failed to receive on socket: ")
+
+    def _connected(
+        self,
+        _client: Client,
+        _data: object,
+        _flags: ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        if not reason.is_failure:
+            self.limits = Limits.of(properties)
+        if not self.answer.done():
+            self.answer.set_result(reason)
+
+    def _disconnected(
+        self, _client: Client, _data: object, flags: DisconnectFlags, reason: ReasonCode, _more: Properties | None
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self.taken_over = reason == TAKEN_OVER
+            self._end(LOSSES.get(reason.value, f"the broker says: {reason}"))
+        elif reason == "Keep alive timeout":
+            self._end("the broker does not answer any more")
+        else:
+            self._end(
+                self._trouble or ("the broker closed the connection" if reason.is_failure else "closed by us")
+            )
+
+    def _received(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        """What the service makes of one message must not cost the connection."""
+        try:
+            self._on_message(message.topic, bytes(message.payload), message.retain)
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            _log.exception("A message from the broker could not be handled")
+
+    def _acknowledged(
+        self, _client: Client, _data: object, mid: int, reason: ReasonCode, _more: Properties
+    ) -> None:
+        if mid not in self._unacked:
+            return  # QoS 0: it is written
+        _, topic = self._unacked.pop(mid)
+        self._progress.set()
+        complaint = (str(reason), "/".join(topic.split("/")[:2]))
+        if reason.is_failure and complaint not in self._complaints:
+            self._complaints.add(complaint)
+            _log.warning("The broker does not accept %s and the like: %s", topic, reason)
+
+    def _subscribed(
+        self, _client: Client, _data: object, mid: int, reasons: list[ReasonCode], _more: Properties | None
+    ) -> None:
+        topic = self._asked.pop(mid, "")
+        for reason in reasons:
+            if reason.is_failure:
+                _log.warning("The broker does not let us subscribe to %s: %s", topic, reason)
+
+
+@cache
+def _content_type(value: str) -> Properties:
+    """Shared between messages, for paho takes long to make one."""
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho's types end here
+    properties.ContentType = value
+    return properties
+
+
+def _packet_size(message: Message, qos: int, properties: Properties | None) -> int:
+    """Of the whole PUBLISH packet of MQTT 5, the only one that knows a limit."""
+    packed = cast("bytes", properties.pack()) if properties is not None else b"\0"  # type: ignore[no-untyped-call]
+    mid = 2 if qos else 0
+    rest = 2 + len(message.topic.encode()) + mid + len(packed) + len(message.payload.encode())
+    return 1 + max(1, (rest.bit_length() + 6) // 7) + rest

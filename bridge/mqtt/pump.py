@@ -1,0 +1,99 @@
+"""Drives a paho client on the running event loop, in place of paho's thread."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from paho.mqtt.client import Client
+from paho.mqtt.enums import MQTTErrorCode
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import SocketLike
+
+_log = logging.getLogger(__name__)
+
+
+class Pump:
+    """Reads, writes and keeps alive from `start` until paho closes the socket, or until `stop`.
+
+    It starts when paho's blocking `connect` is over, so paho calls back on the loop only, never in a thread.
+    `flushed` is called when paho's queue is empty, `ticked` every second, `failed` when paho raised something.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        flushed: Callable[[], None],
+        ticked: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._client = client
+        self._flushed = flushed
+        self._ticked = ticked
+        self._failed = failed
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        client = self._client
+        client.on_socket_close = self._unwatch
+        client.on_socket_register_write = self._want_write
+        client.on_socket_unregister_write = self._want_no_write
+        sock = client.socket()
+        if sock is None:  # paho could not even send its CONNECT
+            self._failed("the broker closed the connection")
+            return
+        self._loop.add_reader(sock, self._readable)
+        if client.want_write():
+            self._loop.add_writer(sock, self._writable)
+        self._tick()
+
+    def rest(self) -> None:
+        """No ticks any more; paho closes the socket itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def stop(self) -> None:
+        """Close the socket without a word."""
+        self.rest()
+        client, sock = self._client, self._client.socket()
+        client.on_socket_close = client.on_socket_unregister_write = None
+        if sock is not None and sock.fileno() >= 0:
+            self._unwatch(client, None, sock)
+            sock.close()
+
+    def _readable(self) -> None:
+        self._step(self._client.loop_read)
+        # TLS may have decrypted more than was read: the loop would not learn of it
+        if getattr(self._client.socket(), "pending", int)() > 0:
+            self._loop.call_soon(self._readable)
+
+    def _writable(self) -> None:
+        self._step(self._client.loop_write)
+        if not self._client.want_write():
+            self._flushed()
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(1, self._tick)
+        self._step(self._client.loop_misc)
+        self._ticked()
+
+    def _step(self, work: Callable[[], MQTTErrorCode]) -> None:
+        """After an exception paho may be half way through a packet, so the connection can't go on."""
+        try:
+            work()
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            _log.exception("The MQTT library failed")
+            self._failed("a fault in the MQTT library")
+
+    def _want_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
+        self._loop.add_writer(sock, self._writable)
+
+    def _want_no_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
+        self._loop.remove_writer(sock)
+
+    def _unwatch(self, _client: Client, _data: object, sock: "SocketLike") -> None:
+        self._loop.remove_reader(sock)
+        self._loop.remove_writer(sock)

@@ -1,0 +1,140 @@
+"""The retained tree as a map: the newest payload of each topic, and which of them are still to be sent.
+
+An outage costs no memory: a topic has one place here, however often its value changes meanwhile. Only what
+was *sent* is remembered, so a value that was dropped on the way is offered again. Times come from the caller.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bridge.model import Message, Rank
+
+ROUNDING = 1e-6
+"""Share of the dead band that decimals may lose in a float: 240.1 - 240.0 is a little less than 0.1."""
+
+
+@dataclass(slots=True)
+class _Topic:
+    """`sent` is what the broker has, as far as we know; `refused` what it can't have."""
+
+    newest: Message
+    sent: str | None = None
+    sent_at: float | None = None
+    refused: str | None = None
+
+    def unsent(self, scale: float) -> bool:
+        payload = self.newest.payload
+        if payload in (self.sent, self.refused):
+            return False
+        return self.sent is None or not _within(self.sent, payload, band=self.newest.deadband * scale)
+
+    def wait(self, now: float) -> float:
+        """Seconds until this may be sent. A clear never waits."""
+        if self.sent_at is None or not self.newest.payload:
+            return 0.0
+        return max(0.0, self.sent_at + self.newest.interval - now)
+
+
+class Outbox:
+    """What the broker's retained tree ought to be. `deadband_scale` 0 sends every change."""
+
+    def __init__(self, deadband_scale: float = 1.0) -> None:
+        self._scale = deadband_scale
+        self._topics: dict[str, _Topic] = {}
+        self._unsent: dict[Rank, dict[str, _Topic]] = {rank: {} for rank in Rank}
+        self._rounds = 0
+
+    def __len__(self) -> int:
+        """How many topics are unsent, those held back by their interval included."""
+        return sum(map(len, self._unsent.values()))
+
+    @property
+    def topics(self) -> int:
+        return len(self._topics)
+
+    def put(self, message: Message) -> None:
+        """The newest wins, whatever became of those before it."""
+        topic = self._topics.get(message.topic)
+        if topic is None:
+            topic = self._topics[message.topic] = _Topic(message)
+        if False:
+            self._unsent[topic.newest.rank].pop(message.topic, None)
+        if message.payload != topic.refused:
+            topic.refused = None
+        topic.newest = message
+        self._file(topic)
+
+    def pending(self, now: float) -> Iterator[Message]:
+        """What to send now, discovery first.
+
+        The caller may `put` between two steps: a topic of this round is offered with its newest payload, a
+        new one in the next round. `forget` ends the round, since discovery has to go first again.
+        """
+        current = self._rounds
+        snapshot = [(rank, topic) for rank, topics in self._unsent.items() for topic in topics.values()]
+        for rank, topic in snapshot:
+            if self._rounds != current:
+                return
+            message = topic.newest
+            if self._unsent[rank].get(message.topic) is topic and not topic.wait(now):
+                yield message
+
+    def next_due(self, now: float) -> float | None:
+        """Seconds until `pending` offers something (0: it does already), `None` where nothing is unsent."""
+        soonest: float | None = None
+        for topics in self._unsent.values():
+            for topic in topics.values():
+                wait = topic.wait(now)
+                if not wait:
+                    return 0.0
+                soonest = wait if soonest is None else min(soonest, wait)
+        return soonest
+
+    def sent(self, message: Message, now: float) -> None:
+        """Exactly this payload was handed to the broker; a newer one stays unsent."""
+        topic = self._topics.get(message.topic)
+        if topic is None:
+            return
+        topic.sent, topic.sent_at = message.payload, now
+        self._file(topic)
+        if not message.payload and not topic.newest.payload:
+            del self._topics[message.topic]
+
+    def refuse(self, message: Message) -> None:
+        """This payload can't be sent: it is offered again only when it has changed, or after `forget`."""
+        topic = self._topics.get(message.topic)
+        if topic is not None:
+            topic.refused = message.payload
+            self._file(topic)
+
+    def forget(self) -> None:
+        """A new connection, a birth message or a heartbeat: everything is unsent again, intervals or not."""
+        self._rounds += 1
+        for topics in self._unsent.values():
+            topics.clear()
+        for topic in self._topics.values():
+            topic.sent = topic.sent_at = topic.refused = None
+            self._file(topic)
+
+    def _file(self, topic: _Topic) -> None:
+        """Put the topic where it belongs; one that is unsent already keeps its place in the order."""
+        unsent, name = self._unsent[topic.newest.rank], topic.newest.topic
+        if topic.unsent(self._scale):
+            unsent.setdefault(name, topic)
+        else:
+            unsent.pop(name, None)
+
+
+def _within(sent: str, payload: str, *, band: float) -> bool:
+    """Whether a number has moved by less than the band. What is no number is never within."""
+    if band <= 0:
+        return False
+    try:
+        old, new = float(sent), float(payload)
+    except ValueError:
+        return False
+    if not (math.isfinite(old) and math.isfinite(new)):
+        return False
+    slack = max(band * ROUNDING, 2 * math.ulp(max(abs(old), abs(new))))
+    return abs(new - old) < band - slack

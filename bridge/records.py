@@ -1,0 +1,248 @@
+"""How a line of the table is written: types that know their unit, and records that know their wire names.
+
+A record's field declares all there is to say of a measurement::
+
+    voltage: Volts = wire("voltage")
+
+Its name is the topic's last part, its type gives unit, conversion and Home Assistant's classes, and `wire`
+says where the number stands in the gateway's answer. Readings, topics, discovery and the docs derive from it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Annotated, Any, ClassVar, Self, get_type_hints
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import PydanticUseDefault
+
+from bridge.model import Measurement, Phase, Platform, Quantity, Reading, Scalar
+
+UINT32 = 2**32
+LATEST = 253_402_300_799  # the last second of the year 9999; datetime knows none after it
+NOTHING = frozenset({"", "unknown", "unavailable", "null", "none", "nan"})
+
+
+class Absent(Enum):
+    """A field that the gateway did not give, or gave in a form that can't be used: it has no topic."""
+
+    ABSENT = "absent"
+
+
+ABSENT = Absent.ABSENT
+
+
+def _unusable(value: object, info: ValidationInfo) -> PydanticUseDefault:
+    """Drop one field instead of its whole record: a firmware update that breaks one must not take the others."""
+    if isinstance(info.context, list):
+        info.context.append(f"{info.field_name}: {type(value).__name__} {str(value)[:40]!r} is no value for it")
+    return PydanticUseDefault()
+
+
+def _finite(value: object) -> int | float | None:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def number(*, scale: float = 1, unsigned: bool = False) -> BeforeValidator:
+    """A finite number, given as a number or as text; `scale` turns the wire's unit into ours.
+
+    `unsigned` fields of 32 bits show small negatives as 4294967292 (GATEWAY.md, "Numbers that lie").
+    """
+
+    def convert(value: object, info: ValidationInfo) -> object:
+        if value is None:
+            return None
+        found = _finite(value)
+        if found is None:
+            raise _unusable(value, info)
+        if unsigned and UINT32 / 2 <= found < UINT32:
+            found -= UINT32
+        return found if scale == 1 else found * scale
+
+    return BeforeValidator(convert)
+
+
+def plain(text: str) -> str | None:
+    """A text as subscribers may see it; what says nothing is `None` (MQTT.md, "Values")."""
+    text = " ".join(text.split())
+    return None if text.lower() in NOTHING else text
+
+
+def _text(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise _unusable(value, info)
+    return None if value is None else plain(str(value))
+
+
+def _lower(value: object, info: ValidationInfo) -> object:
+    text = _text(value, info)
+    return text.lower() if isinstance(text, str) else text
+
+
+def _flag(value: object, info: ValidationInfo) -> object:
+    """Some firmware sends booleans as text, others as 0 and 1."""
+    if isinstance(value, str):
+        value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
+    if value is None or (isinstance(value, int) and value in (0, 1)):
+        return None if value is None else bool(value)
+    raise _unusable(value, info)
+
+
+def _time(value: object, info: ValidationInfo) -> object:
+    """Seconds since 1970; 0 means never."""
+    if value is None:
+        return None
+    seconds = _finite(value)
+    if seconds is None or not 0 <= seconds <= LATEST:
+        raise _unusable(value, info)
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+
+
+def _list(value: object, info: ValidationInfo) -> object:
+    if value is None or not isinstance(value, list):
+        raise _unusable(value, info)
+    return ",".join(str(item) for item in value) or "none"
+
+
+POWER = Quantity("W", "power", "measurement", 0, 1)
+APPARENT_POWER = Quantity("VA", "apparent_power", "measurement", 0, 1)
+REACTIVE_POWER = Quantity("var", "reactive_power", "measurement", 0, 1)
+VOLTAGE = Quantity("V", "voltage", "measurement", 1, 0.1)
+CURRENT = Quantity("A", "current", "measurement", 2, 0.01)
+FREQUENCY = Quantity("Hz", "frequency", "measurement", 2, 0.01)
+POWER_FACTOR = Quantity(None, "power_factor", "measurement", 2, 0.01)
+ENERGY = Quantity("Wh", "energy", "total_increasing", 0, 1)
+ENERGY_WINDOW = Quantity("Wh", "energy", None, 0, 1)
+ENERGY_REPORT = Quantity("Wh", "energy", "total", 0, 1)
+# Home Assistant knows the device class reactive_energy from 2025.6 only, and none for VAh.
+APPARENT_ENERGY = Quantity("VAh", None, "total_increasing", 0, 1)
+REACTIVE_ENERGY = Quantity("varh", None, "total_increasing", 0, 1)
+APPARENT_ENERGY_REPORT = Quantity("VAh", None, "total", 0, 1)
+REACTIVE_ENERGY_REPORT = Quantity("varh", None, "total", 0, 1)
+CHARGE = Quantity("%", "battery", "measurement", 0)
+STORED = Quantity("Wh", "energy_storage", "measurement", 0, 1)
+DURATION = Quantity("s", "duration", "measurement", 3)
+COUNT = Quantity(None, None, "measurement", 0)
+NUMBER = Quantity(None, None, None, 0)
+TEXT = Quantity(numeric=False)
+TIME = Quantity(None, "timestamp", numeric=False)
+FLAG = Quantity(platform=Platform.BINARY_SENSOR, numeric=False)
+CONNECTIVITY = Quantity(device_class="connectivity", platform=Platform.BINARY_SENSOR, numeric=False)
+
+type_number = float | Absent | None
+Watts = Annotated[type_number, POWER, number()]
+UnsignedWatts = Annotated[type_number, POWER, number(unsigned=True)]
+Milliwatts = Annotated[type_number, POWER, number(scale=0.001)]
+VoltAmperes = Annotated[type_number, APPARENT_POWER, number()]
+MillivoltAmperes = Annotated[type_number, APPARENT_POWER, number(scale=0.001)]
+Vars = Annotated[type_number, REACTIVE_POWER, number()]
+Volts = Annotated[type_number, VOLTAGE, number()]
+Amperes = Annotated[type_number, CURRENT, number()]
+Hertz = Annotated[type_number, FREQUENCY, number()]
+PowerFactor = Annotated[type_number, POWER_FACTOR, number()]
+WattHours = Annotated[type_number, ENERGY, number()]
+UnsignedWattHours = Annotated[type_number, ENERGY, number(unsigned=True)]
+UnsignedWattHoursWindow = Annotated[type_number, ENERGY_WINDOW, number(unsigned=True)]
+WattHoursReport = Annotated[type_number, ENERGY_REPORT, number()]
+VoltAmpereHours = Annotated[type_number, APPARENT_ENERGY, number()]
+VoltAmpereHoursReport = Annotated[type_number, APPARENT_ENERGY_REPORT, number()]
+VarHours = Annotated[type_number, REACTIVE_ENERGY, number()]
+VarHoursReport = Annotated[type_number, REACTIVE_ENERGY_REPORT, number()]
+Percent = Annotated[type_number, CHARGE, number()]
+StoredWattHours = Annotated[type_number, STORED, number()]
+Number = Annotated[type_number, NUMBER, number()]
+Count = Annotated[type_number, COUNT, number()]
+Text = Annotated[str | Absent | None, TEXT, BeforeValidator(_text)]
+LowerText = Annotated[str | Absent | None, TEXT, BeforeValidator(_lower)]
+Texts = Annotated[str | Absent | None, TEXT, BeforeValidator(_list)]
+Flag = Annotated[bool | Absent | None, FLAG, BeforeValidator(_flag)]
+Connected = Annotated[bool | Absent | None, CONNECTIVITY, BeforeValidator(_flag)]
+Epoch = Annotated[datetime | Absent | None, TIME, BeforeValidator(_time)]
+
+
+def wire(*names: str, **options: Any) -> Any:
+    """Bind a field to the wire names under which it may stand; options are those of `Measurement`."""
+    return Field(default=ABSENT, validation_alias=AliasChoices(*names), json_schema_extra=dict(options))
+
+
+def label(name: str) -> str:
+    """`energy_7d` in people's words."""
+    return name.replace("_", " ").capitalize()
+
+
+class Record(BaseModel):
+    """One object of an answer. Fields without a quantity are keys: they are required and become no reading."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    table: ClassVar[Mapping[str, Measurement]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        hints = get_type_hints(cls, include_extras=True)
+        rows = ((name, quantity_of(hints[name]), info) for name, info in cls.model_fields.items())
+        cls.table = {
+            name: measurement(name, quantity, **info.json_schema_extra)
+            for name, quantity, info in rows
+            if quantity and isinstance(info.json_schema_extra, dict)
+        }
+
+    def readings(
+        self, device: str, phase: Phase | None = None, *, without: frozenset[str] = frozenset()
+    ) -> Iterator[Reading]:
+        for name, row in self.table.items():
+            value = getattr(self, name)
+            if value is not ABSENT and name not in without:
+                yield Reading(device, phase, row, value)
+
+    @classmethod
+    def read(cls, item: object, problems: list[str]) -> Self | None:
+        """The record, or `None` where the item is none; what was unusable is appended to `problems`."""
+        found: list[str] = []
+        try:
+            record = cls.model_validate(item, context=found)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            problems.append(f"{cls.__name__}{'.' if where else ''}{where}: {first['msg']}")
+            return None
+        problems.extend(f"{cls.__name__}.{problem}" for problem in found)
+        return record
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of the record was given: an error object instead of an answer."""
+        return not self.model_fields_set
+
+
+def quantity_of(hint: object) -> Quantity | None:
+    return next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Quantity)), None)
+
+
+def measurement(name: str, quantity: Quantity, **options: Any) -> Measurement:
+    """A line of the table, also for values that stand in no record."""
+    return Measurement(**{"name": name, "quantity": quantity, "label": label(name), **options})
+
+
+def value_of(value: object) -> Scalar:
+    """A record's field as a value: absent becomes `None`."""
+    return None if value is ABSENT else value  # type: ignore[return-value]

@@ -1,0 +1,150 @@
+"""The bridge: a poller for each gateway, one sender, and what joins them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
+
+from bridge import __version__, discovery
+from bridge.config import GatewaySettings, PollSettings, Settings
+from bridge.endpoints import ENDPOINTS
+from bridge.gateway import open_gateway
+from bridge.model import Message
+from bridge.mqtt import Broker
+from bridge.outbox import Outbox
+from bridge.service.mirror import Publish, Style
+from bridge.service.poller import Poller
+from bridge.service.sender import Sender
+from bridge.store import Store
+from bridge.topics import Names, bridge_info, online
+
+__all__ = ["Bridge", "make_poller", "names_of", "periods"]
+
+LOG = logging.getLogger(__name__)
+FAULT_FIRST, FAULT_LAST = 10, 900
+"""Seconds until a poller that met a fault of ours starts again."""
+
+
+def periods(settings: PollSettings) -> Mapping[str, float]:
+    """Seconds between polls of each source."""
+    given = {endpoint.source: getattr(settings, endpoint.source) for endpoint in ENDPOINTS}
+    return {e.source: e.period(settings.profile) if (own := given[e.source]) is None else own for e in ENDPOINTS}
+
+
+def names_of(settings: Settings) -> Names:
+    return Names(settings.mqtt.base_topic, settings.instance)
+
+
+def _style(settings: Settings, gateway: GatewaySettings, *, first: bool) -> Callable[[str], Style]:
+    """How a gateway is shown once its serial number is known: only the first one goes without a name."""
+    ha = settings.homeassistant
+    announcement = None
+    if ha.discovery != "off":
+        announcement = discovery.Settings(names_of(settings), ha.prefix, ha.discovery)
+
+    def style(serial: str) -> Style:
+        suffix = "" if first else gateway.name or serial[-4:]
+        site = gateway.name or f"Enphase {suffix}".strip()
+        return Style(names_of(settings), settings.mqtt.payload, announcement, gateway.base_url, site, suffix)
+
+    return style
+
+
+def make_poller(
+    settings: Settings,
+    gateway: GatewaySettings,
+    store: Store,
+    publish: Publish,
+    *,
+    identified: Callable[[], None] = lambda: None,
+    now: Callable[[], float] = time.time,
+) -> Poller:
+    """A poller with its gateway, and what the store knows of it."""
+    known = store.serial_of(gateway.host)
+    state = store.load(known) if known else None
+    edge = open_gateway(
+        gateway,
+        settings.cloud,
+        pin=state.key_pin if state else None,
+        stored_token=state.token if state else None,
+        on_new_token=lambda token: poller.keep_token(token),  # noqa: PLW0108 - it does not exist yet
+    )
+    style = _style(settings, gateway, first=gateway is settings.all_gateways[0])
+    poller = Poller(
+        gateway, edge, store, publish, style, periods=periods(settings.poll), identified=identified, now=now
+    )
+    return poller
+
+
+class Bridge:
+    """All of it. `run` ends only when it is cancelled, and says goodbye to the broker then."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_sent: Callable[[Message], None] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings, self._now = settings, now
+        self._names = names_of(settings)
+        self._store = Store(settings.state_dir)
+        self._started = datetime.fromtimestamp(int(now()), UTC)
+        self._last = online(f"{self._names.bridge}/state", is_online=False)
+        client_id = settings.mqtt.client_id or f"iqgateway2mqtt-{self._store.client_suffix()}"
+        self._birth = f"{settings.homeassistant.prefix}/status"
+        self._broker = Broker(
+            settings.mqtt,
+            client_id=client_id,
+            will=self._last,
+            on_message=self._received,
+            subscriptions=[] if settings.homeassistant.discovery == "off" else [self._birth],
+        )
+        outbox = Outbox(settings.mqtt.deadband)
+        self._sender = Sender(outbox, self._broker, heartbeat=settings.mqtt.heartbeat, on_sent=on_sent)
+        self._pollers: list[Poller] = []
+
+    async def run(self) -> None:
+        async with AsyncExitStack() as stack:
+            for gateway in self._settings.all_gateways:
+                poller = make_poller(
+                    self._settings, gateway, self._store, self._sender.put, identified=self._inform, now=self._now
+                )
+                stack.push_async_callback(poller.aclose)
+                self._pollers.append(poller)
+            stack.push_async_callback(self._broker.close, self._last)
+            self._sender.put(online(self._last.topic, is_online=True))
+            self._inform()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._sender.run(), name="sender")
+                for poller in self._pollers:
+                    tasks.create_task(_supervised(poller), name=f"poller {poller.host}")
+
+    def _inform(self) -> None:
+        serials = [poller.serial for poller in self._pollers]
+        self._sender.put(bridge_info(self._names, __version__, self._started, filter(None, serials)))
+
+    def _received(self, topic: str, payload: bytes, retained: bool) -> None:
+        if topic == self._birth and payload == b"online" and not retained:
+            self._sender.birth()
+
+
+async def _supervised(poller: Poller) -> None:
+    """A fault of ours in one gateway's poller must not end the others; only cancelling ends it."""
+
+    def log(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        LOG.error("fault while polling %s; starting anew", poller.host, exc_info=error)
+
+    policy = AsyncRetrying(
+        stop=stop_never,
+        wait=wait_random_exponential(multiplier=FAULT_FIRST, max=FAULT_LAST),
+        retry=retry_if_exception_type(Exception),
+        reraise=True,
+        before_sleep=log,
+    )
+    await policy(poller.run)

@@ -1,0 +1,83 @@
+"""The retained tree of one gateway: what its answers and its health become."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from bridge import discovery
+from bridge.endpoints import ENDPOINTS, Parsed
+from bridge.model import Facts, Message, Rank, Reading
+from bridge.quirks import repaired
+from bridge.service.diagnostics import SOURCE, Diagnostics
+from bridge.service.sources import Source
+from bridge.topics import Names, Tree, online
+
+Publish = Callable[[Message], None]
+DIAGNOSTICS_INTERVAL = 60.0
+"""Seconds between publications of the diagnostics that change with every answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a gateway is shown: topics, payloads, discovery (`None`: none), and what people call it."""
+
+    names: Names
+    payload: str = "both"
+    announcement: discovery.Settings | None = None
+    url: str = ""
+    site: str = "Enphase"
+    suffix: str = ""
+
+
+class Mirror:
+    """Keeps one gateway's topics as they should be. The outbox drops what has not changed."""
+
+    def __init__(self, serial: str, style: Style, sources: Mapping[str, Source], publish: Publish) -> None:
+        self._serial, self._style, self._sources, self._publish = serial, style, sources, publish
+        order = [*(endpoint.source for endpoint in ENDPOINTS), SOURCE]
+        self._tree = Tree(style.names, serial, order, style.payload)
+        self._announced: tuple[int, Facts] | None = None
+        self._diagnosed: tuple[tuple[object, ...], float] | None = None
+
+    def show(self, source: str, parsed: Parsed, when: float) -> None:
+        """The values of a good answer that came at `when` (seconds since 1970)."""
+        self._update(source, repaired(source, parsed.readings), when)
+
+    def health(self, now: float, *, is_online: bool) -> None:
+        """State of the gateway and of its sources; no source is fresh where the gateway is gone."""
+        names = self._style.names
+        self._publish(online(names.state(self._serial), is_online))
+        for name, source in self._sources.items():
+            fresh = source.online(now)
+            topic = names.availability(self._serial, name)
+            if fresh is None:
+                self._publish(Message(topic, "", qos=1, rank=Rank.AVAILABILITY))
+            else:
+                self._publish(online(topic, fresh and is_online))
+
+    def diagnose(self, diagnostics: Diagnostics, now: float, when: float) -> None:
+        """What the bridge knows of the gateway: what a person must know at once, the rest each minute."""
+        urgent = diagnostics.urgent
+        if self._diagnosed and self._diagnosed[0] == urgent and now - self._diagnosed[1] < DIAGNOSTICS_INTERVAL:
+            return
+        self._diagnosed = (urgent, now)
+        self._update(SOURCE, list(diagnostics.readings()), when)
+
+    def announce(self, facts: Facts) -> None:
+        """Discovery, where there is something new to announce."""
+        style = self._style
+        if style.announcement is None:
+            return
+        version = (self._tree.version, replace(facts, clock_offset=0.0))
+        if version == self._announced:
+            return
+        self._announced = version
+        about = discovery.Gateway(facts, style.url, style.site, style.suffix)
+        self._send(discovery.announce(style.announcement, about, self._tree.rows()))
+
+    def _update(self, source: str, readings: Sequence[Reading], when: float) -> None:
+        self._send(self._tree.update(source, readings, datetime.fromtimestamp(when, UTC)))
+
+    def _send(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            self._publish(message)

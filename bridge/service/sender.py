@@ -1,0 +1,100 @@
+"""One sender: what the outbox holds goes to the broker whenever there is one."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+from bridge.model import Message
+from bridge.mqtt import Broker, MessageRefused
+from bridge.outbox import Outbox
+
+LOG = logging.getLogger(__name__)
+BIRTH_DELAY = 5.0
+"""Seconds over which answers to Home Assistant's birth are spread, lest all bridges of a house answer at once."""
+
+
+class Sender:
+    """Keeps the broker's retained tree equal to the outbox. `heartbeat` is in seconds."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        broker: Broker,
+        *,
+        heartbeat: float,
+        on_sent: Callable[[Message], None] | None = None,
+    ) -> None:
+        self._outbox, self._broker, self._heartbeat = outbox, broker, heartbeat
+        self._on_sent = on_sent
+        self._time = asyncio.get_running_loop().time
+        self._wake = asyncio.Event()
+        self._beat = 0.0
+        self._reported: set[str] = set()
+
+    def put(self, message: Message) -> None:
+        self._outbox.put(message)
+        self._wake.set()
+
+    def birth(self) -> None:
+        """Home Assistant has started: it needs everything anew."""
+        asyncio.get_running_loop().call_later(random.uniform(0, BIRTH_DELAY), self._again)  # noqa: S311 - no secret
+
+    async def run(self) -> None:
+        """Send for ever, over as many connections as it takes."""
+        while True:
+            await self._broker.reconnect()
+            self._again()
+            reason = await self._serve()
+            LOG.warning("the connection to the broker ended: %s", reason)
+
+    def _again(self) -> None:
+        self._outbox.forget()
+        self._beat = self._time() + self._heartbeat
+        self._wake.set()
+
+    async def _serve(self) -> str:
+        """Until the connection is lost; why."""
+        lost = asyncio.ensure_future(self._broker.lost())
+        try:
+            while not lost.done():
+                self._wake.clear()
+                await self._flush()
+                await self._rest(lost)
+            return lost.result()
+        finally:
+            lost.cancel()
+
+    async def _flush(self) -> None:
+        if self._time() >= self._beat:
+            self._again()
+            self._wake.clear()
+        for message in self._outbox.pending(self._time()):
+            try:
+                if not await self._broker.send(message):
+                    return
+            except MessageRefused as refusal:
+                self._outbox.refuse(message)
+                self._report(message, refusal)
+                continue
+            self._outbox.sent(message, self._time())
+            if self._on_sent is not None:
+                self._on_sent(message)
+
+    async def _rest(self, lost: asyncio.Future[str]) -> None:
+        """Until there is something to send, or the connection is gone."""
+        now = self._time()
+        due = self._outbox.next_due(now)
+        pause = max(0.0, min(self._beat - now, due if due is not None else self._heartbeat))
+        waiting = asyncio.ensure_future(self._wake.wait())
+        either: set[asyncio.Future[Any]] = {waiting, lost}
+        try:
+            await asyncio.wait(either, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+
+    def _report(self, message: Message, refusal: MessageRefused) -> None:
+        if message.topic not in self._reported:
+            self._reported.add(message.topic)
+            LOG.warning("%s", refusal)

@@ -1,0 +1,99 @@
+"""What is really true in a simulated home: the answers are made from it, and tests compare with it.
+
+Watts and watt-hours, with the signs of the bridge: grid + is import, battery + is discharge.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from bridge.model import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A power and the energies that it has added up to: `delivered` where it was positive, `received` where not."""
+
+    power: float
+    delivered: float
+    received: float
+
+
+STILL = Flow(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """One balance: home = solar + grid + battery. Solar is never negative; standby at night counts as home.
+
+    The energies of solar and battery are those of their meters. Grid and home count from the simulation's start;
+    the grid of a whole site is netted over the phases from one instant to the next, a single phase's is not.
+    """
+
+    solar: Flow
+    grid: Flow
+    battery: Flow
+    home: Flow
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """What a meter counts since it was built in. The total's energies are sums over the phases, not netted."""
+
+    total: Flow
+    phases: Mapping[Phase, Flow]
+
+
+@dataclass(frozen=True, slots=True)
+class BatteryTruth:
+    """`soc` in percent of `capacity`, `stored` and `capacity` in Wh, `power` + is discharge."""
+
+    serial: str
+    soc: float
+    stored: float
+    capacity: float
+    power: float
+
+
+@dataclass(frozen=True, slots=True)
+class InverterTruth:
+    """`power` is what flows now; `reported` (W, whole) is what the gateway knows, since `reported_at`.
+
+    A removed unit has 0 everywhere but in `peak`.
+    """
+
+    serial: str
+    power: float
+    reported: int
+    reported_at: int
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """A snapshot at unix time `at`. `soc` is in percent; `today` and `week` are the solar Wh of the simulated days.
+
+    `meters` are those that would be there if every role had a meter; the home says which do.
+    """
+
+    at: float
+    site: Flows
+    phases: Mapping[Phase, Flows]
+    meters: Mapping[str, Metered]
+    batteries: tuple[BatteryTruth, ...]
+    inverters: tuple[InverterTruth, ...]
+    soc: float
+    today: float
+    week: float
+
+
+def zeroed(truth: Truth) -> Truth:
+    """A gateway that has just started on old firmware: no power yet and no counters."""
+    nothing = Flows(STILL, STILL, STILL, STILL)
+    return replace(
+        truth,
+        site=nothing,
+        phases=dict.fromkeys(truth.phases, nothing),
+        meters={role: Metered(STILL, dict.fromkeys(m.phases, STILL)) for role, m in truth.meters.items()},
+        today=0.0,
+        week=0.0,
+    )

@@ -1,0 +1,165 @@
+"""From readings to messages: the tree that subscribers rely on (docs/topics.md)."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from bridge.model import Measurement, Message, Phase, Rank, Reading, Scalar, Structure
+
+ONLINE, OFFLINE = "online", "offline"
+DOCUMENT_INTERVAL = 1.0
+MAX_STATE = 255
+"""Home Assistant takes no longer text as a state."""
+
+
+def text(value: Scalar) -> str:
+    """One plain value as a payload: no exponent, no padding, no -0, never empty."""
+    if value is None:
+        return "None"
+    if isinstance(value, bool):
+        return "ON" if value else "OFF"
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="milliseconds" if value.microsecond else "seconds")
+    if isinstance(value, int | float):
+        digits = f"{value:.3f}".rstrip("0").rstrip(".")
+        return "0" if digits == "-0" else digits
+    return value or "None"
+
+
+def _json(value: Scalar | Structure) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, datetime):
+        return text(value)
+    if isinstance(value, int | float):
+        digits = text(value)
+        return float(digits) if "." in digits else int(digits)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The topics of one bridge."""
+
+    base: str = "enphase"
+    instance: str | None = None
+
+    @property
+    def bridge(self) -> str:
+        return f"{self.base}/bridge" + (f"/{self.instance}" if self.instance else "")
+
+    def state(self, serial: str) -> str:
+        return f"{self.base}/{serial}/state"
+
+    def availability(self, serial: str, source: str) -> str:
+        return f"{self.base}/{serial}/availability/{source}"
+
+    def device(self, serial: str, device: str) -> str:
+        return f"{self.base}/{serial}/{device}"
+
+    def value(self, serial: str, device: str, phase: Phase | None, name: str) -> str:
+        return "/".join((self.base, serial, device, *((phase.value,) if phase else ()), name))
+
+
+def online(topic: str, is_online: bool) -> Message:
+    """A state or availability topic."""
+    return Message(topic, ONLINE if is_online else OFFLINE, qos=1, rank=Rank.AVAILABILITY)
+
+
+def bridge_info(names: Names, version: str, started: datetime, gateways: Iterable[str]) -> Message:
+    body = {"version": version, "started": text(started), "gateways": sorted(gateways)}
+    return Message(f"{names.bridge}/info", json.dumps(body), qos=1, content_type="application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A measurement that a device of the tree has, and the source that gives it."""
+
+    device: str
+    phase: Phase | None
+    measurement: Measurement
+    source: str
+
+
+Key = tuple[str, Phase | None, str]
+
+
+class Tree:
+    """The newest readings of one gateway, kept by source, since a device can have several.
+
+    Where two sources name one value, the one that comes first in `sources` owns it.
+    """
+
+    def __init__(self, names: Names, serial: str, sources: Sequence[str], payload: str = "both") -> None:
+        self.names = names
+        self.serial = serial
+        self._order = {source: place for place, source in enumerate(sources)}
+        self._values, self._documents = payload != "json", payload != "values"
+        self._rows: dict[Key, Row] = {}
+        self._silent: set[Key] = set()
+        self._readings: dict[str, dict[str, list[Reading]]] = {}
+        self.version = 0
+        """Grows when `rows` change, so that discovery is made anew only then."""
+
+    def update(self, source: str, readings: Sequence[Reading], when: datetime) -> Iterator[Message]:
+        """What a good answer of a source changes: its value topics and its devices' documents."""
+        mine = [reading for reading in readings if self._owns(source, reading)]
+        for by_source in self._readings.values():
+            by_source.pop(source, None)
+        for reading in mine:
+            self._readings.setdefault(reading.device, {}).setdefault(source, []).append(reading)
+        if self._values:
+            yield from (self._value(reading) for reading in mine if not reading.measurement.document_only)
+        if self._documents:
+            yield from (self._document(device, when) for device in dict.fromkeys(r.device for r in mine))
+
+    def rows(self) -> Iterator[Row]:
+        """All that can be announced, in the order of its first appearance."""
+        return (row for key, row in self._rows.items() if key not in self._silent)
+
+    def _owns(self, source: str, reading: Reading) -> bool:
+        key = (reading.device, reading.phase, reading.name)
+        known = self._rows.get(key)
+        if known is not None and self._order[known.source] < self._order[source]:
+            return False
+        if known is None or known.source != source:
+            self._rows[key] = Row(reading.device, reading.phase, reading.measurement, source)
+            self.version += 1
+        self._mark(key, reading)
+        return True
+
+    def _mark(self, key: Key, reading: Reading) -> None:
+        """Keep out of discovery what is no entity, such as a text that is too long for one."""
+        long = isinstance(reading.value, str) and len(reading.value) > MAX_STATE
+        silent = long or reading.measurement.document_only or not reading.measurement.entity
+        if silent != (key in self._silent):
+            self.version += 1
+            self._silent.symmetric_difference_update({key})
+
+    def _value(self, reading: Reading) -> Message:
+        topic = self.names.value(self.serial, reading.device, reading.phase, reading.name)
+        value = reading.value if not isinstance(reading.value, Mapping) else None
+        return Message(
+            topic, text(value), deadband=reading.quantity.deadband, interval=reading.measurement.interval
+        )
+
+    def _document(self, device: str, when: datetime) -> Message:
+        by_source = self._readings[device]
+        ordered = sorted(by_source, key=self._order.__getitem__, reverse=True)
+        readings = [reading for source in ordered for reading in by_source[source]]
+        body: dict[str, Any] = {"timestamp": text(when)}
+        for reading in readings:
+            place = body if reading.phase is None else body.setdefault(reading.phase.value, {})
+            place[_key(reading.name)] = _json(reading.value)
+        interval = max(DOCUMENT_INTERVAL, min(reading.measurement.interval for reading in readings))
+        topic = self.names.device(self.serial, device)
+        return Message(topic, json.dumps(body), interval=interval, content_type="application/json")
+
+
+def _key(name: str) -> str:
+    """A document's own time stamp comes first; the gateway's `live/tasks` has a value of that name, too."""
+    return "timestamp_2" if name == "timestamp" else name

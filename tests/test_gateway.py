@@ -1,0 +1,750 @@
+"""The edge towards a gateway, over real TLS sockets against the simulator."""
+
+import asyncio
+import datetime as dt
+import ipaddress
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from bridge.config import CloudSettings, GatewaySettings
+from bridge.gateway import (
+    Blocked,
+    CloudUnavailable,
+    EndpointRefused,
+    Gateway,
+    KeyChanged,
+    Limits,
+    MultiFactor,
+    NotOnAccount,
+    Token,
+    TokenRejected,
+    WrongPassword,
+    open_gateway,
+    tls,
+)
+from bridge.gateway.auth import TokenAuth
+from bridge.model import BadAnswer, BadSetting, BridgeError, Rejected, Request, Unavailable, Unsupported
+from bridge.simulator import PASSWORD, USER, Simulator
+from bridge.simulator.exchange import Receive, Scope, Send
+from bridge.simulator.serve import Certificate, self_signed, serve
+
+INFO, METERS, READINGS = Request("/info"), Request("/ivp/meters"), Request("/ivp/meters/readings")
+LIVEDATA, DEVICES = Request("/ivp/livedata/status"), Request("/ivp/ensemble/device_list")
+QUICK = Limits(retry_wait=0, deadline=20)
+SHORT_KEY = rsa.generate_private_key(65537, 1024)  # noqa: S505 - as old firmware has it
+BRIEF = Limits(retry_wait=0, deadline=0.3)
+
+
+class Witness(Simulator):
+    """A simulator that remembers what came with each request."""
+
+    def __init__(self, home: str = "three-phase") -> None:
+        super().__init__(home)
+        self.headers: list[dict[str, str]] = []
+        self.connections: set[object] = set()
+        self.busiest = 0
+        self._busy = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
+        self.connections.add(scope["client"])
+        self._busy += 1
+        self.busiest = max(self.busiest, self._busy)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._busy -= 1
+
+    def secrets(self) -> set[str]:
+        """All that came in and must never be told."""
+        sent = {header.get("authorization", "") for header in self.headers}
+        cookies = {header.get("cookie", "") for header in self.headers}
+        return {text.rpartition(" ")[2].rpartition("=")[2] for text in sent | cookies} - {""}
+
+
+@pytest.fixture
+def simulator(caplog: pytest.LogCaptureFixture) -> Iterator[Witness]:
+    """Whatever a test does: no secret may show in the log, not even at DEBUG."""
+    caplog.set_level(logging.DEBUG)
+    simulator = Witness()
+    yield simulator
+    for secret in (PASSWORD, *simulator.secrets()):
+        assert secret not in caplog.text
+
+
+@pytest.fixture
+async def address(simulator: Witness) -> AsyncIterator[str]:
+    async with serve(simulator, tls=True) as address:
+        yield address
+
+
+@asynccontextmanager
+async def opened(
+    address: str, simulator: Simulator, *, token: str | None = "", limits: Limits = QUICK, **settings: Any
+) -> AsyncIterator[Gateway]:
+    """A gateway with a token of the simulator's, identified."""
+    text = simulator.token() if token == "" else token
+    own = GatewaySettings(host=address, token=SecretStr(text) if text else None, **settings)
+    async with open_gateway(own, CloudSettings(), limits=limits) as gateway:
+        gateway.identify(simulator.serial)
+        yield gateway
+
+
+@asynccontextmanager
+async def with_account(address: str, simulator: Simulator, **settings: Any) -> AsyncIterator[Gateway]:
+    """The same, with an account; the cloud is the simulator's."""
+    async with serve(simulator, tls=False) as cloud:
+        urls = cloud_at(f"http://{cloud}")
+        own = GatewaySettings(host=address, username=USER, password=SecretStr(PASSWORD), **settings)
+        async with open_gateway(own, urls, limits=QUICK) as gateway:
+            gateway.identify(simulator.serial)
+            yield gateway
+
+
+def cloud_at(url: str, **more: Any) -> CloudSettings:
+    return CloudSettings(
+        login_url=f"{url}/login/login.json",
+        token_url=f"{url}/tokens",
+        entrez_url=f"{url}/entrez-auth-token",
+        **more,
+    )
+
+
+def advice(error: BaseException | str | None) -> str:
+    text = str(error)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+# --- fetching ---
+
+
+async def test_info_needs_no_token_and_gets_none(simulator: Witness, address: str) -> None:
+    async with opened(address, simulator) as gateway:
+        answer = await gateway.fetch(INFO)
+    assert simulator.serial.encode() in answer.body
+    assert answer.elapsed > 0
+    assert "authorization" not in simulator.headers[0]
+
+
+async def test_everything_else_gets_the_token(simulator: Witness, address: str) -> None:
+    async with opened(address, simulator) as gateway:
+        answer = await gateway.fetch(METERS)
+    assert answer.body.startswith(b"[")
+    assert simulator.headers[0]["authorization"].startswith("Bearer ey")
+    assert simulator.headers[0]["accept-encoding"] == "identity"
+
+
+async def test_json_is_posted(simulator: Witness, address: str) -> None:
+    async with opened(address, simulator) as gateway:
+        await gateway.fetch(Request("/ivp/livedata/stream", json={"enable": 1}))
+        answer = await gateway.fetch(LIVEDATA)
+    assert [seen.method for seen in simulator.requests] == ["POST", "GET"]
+    assert b'"enabled"' in answer.body
+
+
+async def test_before_the_gateway_is_identified_no_token_leaves(simulator: Witness, address: str) -> None:
+    own = GatewaySettings(host=address, token=SecretStr(simulator.token()))
+    async with open_gateway(own, CloudSettings(), limits=QUICK) as gateway:
+        with pytest.raises(Unavailable, match="serial number"):
+            await gateway.fetch(METERS)
+    assert simulator.count() == 0
+
+
+async def test_one_request_at_a_time_over_one_connection(simulator: Witness, address: str) -> None:
+    async with opened(address, simulator) as gateway:
+        await asyncio.gather(*(gateway.fetch(request) for request in [INFO, METERS, READINGS, LIVEDATA] * 5))
+        assert gateway.requests == simulator.count() == 20
+    assert simulator.busiest == 1
+    assert len(simulator.connections) == 1
+
+
+async def test_the_environments_proxy_is_not_for_the_gateway(
+    simulator: Witness, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    async with opened(address, simulator) as gateway:
+        await gateway.fetch(INFO)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "requests"),
+    [
+        ("404", Unsupported, 1),
+        ("405", Unsupported, 1),
+        ("403", Rejected, 1),
+        ("301", BadAnswer, 1),
+        ("302", BadAnswer, 1),
+        ("400", BadAnswer, 1),
+        ("429", Unavailable, 1),
+        ("500", Unavailable, 1),
+        ("502", Unavailable, 3),
+        ("503", Unavailable, 3),
+        ("504", Unavailable, 3),
+        ("booting", Unavailable, 1),
+        ("drop", Unavailable, 3),
+        ("reset", Unavailable, 3),
+        ("huge", BadAnswer, 1),
+    ],
+)
+async def test_what_went_wrong_is_told_by_what_to_do(
+    simulator: Witness, address: str, fault: str, kind: type[BridgeError], requests: int
+) -> None:
+    async with opened(address, simulator) as gateway:
+        simulator.faults.add(READINGS.path, fault)
+        with pytest.raises(kind) as error:
+            await gateway.fetch(READINGS)
+        advice(error.value)
+        assert gateway.requests == simulator.count() == requests
+        assert (await gateway.fetch(METERS)).body  # the others don't suffer
+
+
+@pytest.mark.parametrize("fault", ["502", "503", "504", "drop", "reset"])
+async def test_a_fault_of_a_moment_is_not_noticed(simulator: Witness, address: str, fault: str) -> None:
+    async with opened(address, simulator) as gateway:
+        simulator.faults.add(READINGS.path, fault, times=2)
+        assert (await gateway.fetch(READINGS)).body.startswith(b"[")
+
+
+async def test_a_gateway_that_starts_says_so(simulator: Witness, address: str) -> None:
+    simulator.faults.add("gateway", "booting")
+    async with opened(address, simulator) as gateway:
+        with pytest.raises(Unavailable, match="the gateway is starting"):
+            await gateway.fetch(INFO)
+
+
+@pytest.mark.parametrize("fault", ["hang", "slow:0.05"])
+async def test_no_answer_takes_longer_than_its_deadline(simulator: Witness, address: str, fault: str) -> None:
+    """A gateway that drips trips no read timeout."""
+    async with opened(address, simulator, limits=BRIEF) as gateway:
+        simulator.faults.add(READINGS.path, fault)
+        with pytest.raises(Unavailable, match="no whole answer in time to /ivp/meters/readings"):
+            await gateway.fetch(READINGS)
+        assert simulator.count() == 1
+        assert (await gateway.fetch(METERS, deadline=20)).body
+
+
+async def test_a_silent_gateway_is_not_asked_again_at_once(simulator: Witness, address: str) -> None:
+    async with opened(address, simulator, limits=Limits(read=0.1, retry_wait=0)) as gateway:
+        simulator.faults.add(READINGS.path, "hang")
+        with pytest.raises(Unavailable, match="did not answer in time"):
+            await gateway.fetch(READINGS)
+        assert simulator.count() == 1
+
+
+async def test_bodies_are_handed_on_as_they_are(simulator: Witness, address: str) -> None:
+    """Whether a 2xx body means anything is not the edge's matter."""
+    async with opened(address, simulator) as gateway:
+        for fault in ("html", "empty", "truncated", "garbage", "deep", "error_object", "status_object"):
+            simulator.faults.add(METERS.path, fault, times=1)
+            await gateway.fetch(METERS)
+
+
+async def test_an_endless_refusal_is_cut_off_too(simulator: Witness, address: str) -> None:
+    """The library reads the body of a 401 by itself."""
+    async with opened(address, simulator, limits=Limits(body=100)) as gateway:
+        simulator.faults.add(METERS.path, "401")
+        with pytest.raises(BadAnswer, match="longer than 100 bytes"):
+            await gateway.fetch(METERS)
+
+
+async def test_nothing_is_unpacked() -> None:
+    """A packed megabyte of zeros is a thousand bytes on the wire."""
+    body = b"\x1f\x8b not to be unpacked"
+
+    async def bomb(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
+
+    async with listening(bomb) as port:
+        own = GatewaySettings(host=f"http://127.0.0.1:{port}")
+        async with open_gateway(own, CloudSettings(), limits=QUICK) as gateway:
+            assert (await gateway.fetch(INFO)).body == body
+
+
+@asynccontextmanager
+async def listening(serve: Any, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """A server of a few lines, for what no simulator would do."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def remember(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await serve(reader, writer)
+
+    server = await asyncio.start_server(remember, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+async def test_a_restarted_gateway_is_found_again(simulator: Witness) -> None:
+    certificate, port = self_signed(simulator.serial), free_port()
+    async with opened(f"127.0.0.1:{port}", simulator) as gateway:
+        async with serve(simulator, tls=True, port=port, certificate=certificate):
+            await gateway.fetch(METERS)
+        with pytest.raises(Unavailable, match="Connection refused"):
+            await gateway.fetch(METERS)
+        async with serve(simulator, tls=True, port=port, certificate=certificate):
+            await gateway.fetch(METERS)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("https://127.0.0.1:9", "Connection refused"),
+        ("nowhere.invalid", "no connection to the gateway"),
+        ("a..b", "no connection to the gateway"),
+    ],
+)
+async def test_no_connection(host: str, words: str) -> None:
+    async with open_gateway(GatewaySettings(host=host), CloudSettings(), limits=QUICK) as gateway:
+        with pytest.raises(Unavailable) as error:
+            await gateway.fetch(INFO)
+    assert words in advice(error.value)
+
+
+@pytest.mark.parametrize("host", ["https://[::1", "envoy.local:port", "envoy.local:99999999"])
+def test_a_host_that_is_none(host: str) -> None:
+    with pytest.raises(BadSetting, match="BRIDGE_GATEWAY__HOST"):
+        open_gateway(GatewaySettings(host=host), CloudSettings())
+
+
+# --- TLS ---
+
+
+async def test_the_first_key_is_pinned(simulator: Witness) -> None:
+    certificate = self_signed(simulator.serial)
+    async with (
+        serve(simulator, tls=True, certificate=certificate) as address,
+        opened(address, simulator) as gateway,
+    ):
+        assert gateway.fingerprint is None
+        await gateway.fetch(INFO)
+        assert gateway.fingerprint == key_of(certificate)
+
+
+def key_of(certificate: Certificate) -> str:
+    key = x509.load_pem_x509_certificate(certificate[0]).public_key()
+    spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(spki)
+    return digest.finalize().hex()
+
+
+@pytest.mark.parametrize("mode", ["pin", "strict"])
+async def test_another_key_stops_before_any_request(simulator: Witness, address: str, mode: str) -> None:
+    async with opened(address, simulator, tls=mode) as gateway:
+        gateway.pin("00" * 32)
+        for request in (INFO, METERS):
+            with pytest.raises(KeyChanged, match="TLS key has changed") as error:
+                await gateway.fetch(request)
+            assert error.value.fingerprint == gateway.fingerprint
+            advice(error.value)
+    assert simulator.count() == 0
+
+
+async def test_a_key_that_changes_while_we_run(simulator: Witness) -> None:
+    port = free_port()
+    async with opened(f"127.0.0.1:{port}", simulator) as gateway:
+        async with serve(simulator, tls=True, port=port):
+            await gateway.fetch(METERS)
+        before = simulator.count()
+        async with serve(simulator, tls=True, port=port):
+            with pytest.raises(KeyChanged) as error:
+                await gateway.fetch(METERS)
+            assert simulator.count() == before
+
+            answer, key = await gateway.look()
+            assert simulator.serial.encode() in answer.body
+            assert key == error.value.fingerprint
+            assert not {"authorization", "cookie"} & simulator.headers[-1].keys()
+
+            gateway.pin(key)
+            assert (await gateway.fetch(METERS)).body
+
+
+async def test_a_pin_that_is_set_late_holds_for_the_open_connection(simulator: Witness, address: str) -> None:
+    """The serial is known only after `/info`, and with it the pin."""
+    async with opened(address, simulator) as gateway:
+        await gateway.fetch(INFO)
+        gateway.pin("00" * 32)
+        with pytest.raises(KeyChanged):
+            await gateway.fetch(METERS)
+        assert simulator.count() == 1
+
+
+async def test_a_new_certificate_for_the_same_key_is_accepted(simulator: Witness) -> None:
+    key, port = ec.generate_private_key(ec.SECP256R1()), free_port()
+    async with opened(f"127.0.0.1:{port}", simulator) as gateway:
+        for number in (1, 2):
+            certificate = issued(key, f"envoy-{number}", number=number)
+            async with serve(simulator, tls=True, port=port, certificate=certificate):
+                await gateway.fetch(INFO)
+
+
+async def test_off_checks_nothing(simulator: Witness, address: str) -> None:
+    async with opened(address, simulator, tls="off") as gateway:
+        gateway.pin("00" * 32)
+        await gateway.fetch(INFO)
+        assert gateway.fingerprint not in (None, "00" * 32)
+
+
+def issued(key: Any, name: str, **more: Any) -> Certificate:
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = dt.datetime.now(dt.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(more.get("number", 1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+    )
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM), private
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP521R1()),
+        ed25519.Ed25519PrivateKey.generate(),
+        SHORT_KEY,
+        rsa.generate_private_key(65537, 2048),
+    ],
+)
+@pytest.mark.parametrize("name", ["e", "envoy-122125067699" * 3])
+@pytest.mark.parametrize("number", [1, 2**158 + 1])
+def test_keys_are_found_where_cryptography_finds_them(key: Any, name: str, number: int) -> None:
+    certificate = issued(key, name, number=number)
+    der = ssl.PEM_cert_to_DER_cert(certificate[0].decode())
+    assert tls.fingerprint(der) == key_of(certificate)
+
+
+def test_certificates_without_a_version_are_read() -> None:
+    """X.509 version 1 leaves the field out; old firmware's certificates are made by old tools."""
+    certificate = issued(ec.generate_private_key(ec.SECP256R1()), "envoy")
+    der = bytearray(ssl.PEM_cert_to_DER_cert(certificate[0].decode()))
+    outer, inner = 4, 8  # both lengths are of the form 82 xx xx
+    assert der[inner : inner + 5] == b"\xa0\x03\x02\x01\x02"
+    del der[inner : inner + 5]
+    for start in (0, outer):
+        length = int.from_bytes(der[start + 2 : start + 4]) - 5
+        der[start + 2 : start + 4] = length.to_bytes(2)
+    assert tls.fingerprint(bytes(der)) == key_of(certificate)
+
+
+CERTIFICATE = ssl.PEM_cert_to_DER_cert(self_signed("1")[0].decode())
+
+
+@given(
+    st.binary(max_size=64)
+    | st.integers(0, len(CERTIFICATE)).map(lambda end: CERTIFICATE[:end])
+    | st.tuples(st.integers(0, len(CERTIFICATE) - 1), st.integers(0, 255)).map(
+        lambda at: CERTIFICATE[: at[0]] + bytes([at[1]]) + CERTIFICATE[at[0] + 1 :]
+    )
+)
+def test_any_bytes_have_a_key_or_none(der: bytes) -> None:
+    try:
+        assert tls.public_key(der) in der
+    except ValueError:
+        return
+
+
+def test_without_a_certificate_there_is_no_connection() -> None:
+    with pytest.raises(ssl.SSLError):
+        tls.KeyPin().check(None)
+
+
+@pytest.fixture
+def old_context(tmp_path: Path) -> ssl.SSLContext:
+    file = tmp_path / "both.pem"
+    file.write_bytes(b"".join(issued(SHORT_KEY, "envoy")))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("AES128-SHA:@SECLEVEL=0")
+    context.load_cert_chain(file)
+    return context
+
+
+async def test_old_ciphers_and_short_keys_of_old_firmware_work(old_context: ssl.SSLContext) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nold")
+        await writer.drain()
+
+    async with listening(answer, old_context) as port:
+        own = GatewaySettings(host=f"127.0.0.1:{port}")
+        async with open_gateway(own, CloudSettings(), limits=QUICK) as gateway:
+            assert (await gateway.fetch(INFO)).body == b"old"
+
+
+async def test_a_gateway_that_speaks_no_tls(simulator: Witness) -> None:
+    async with serve(simulator, tls=False) as address, opened(address, simulator) as gateway:
+        with pytest.raises(Unavailable, match="TLS fails"):
+            await gateway.fetch(INFO)
+
+
+# --- what a 401 means ---
+
+
+async def test_an_endpoint_that_is_refused_alone(simulator: Witness, address: str) -> None:
+    """7.3.130 answers 401 on /ivp/ensemble/* to a token that works elsewhere."""
+    simulator.faults.add(DEVICES.path, "401")
+    async with with_account(address, simulator) as gateway:
+        for _ in range(3):
+            with pytest.raises(EndpointRefused, match="/ivp/ensemble/device_list") as error:
+                await gateway.fetch(DEVICES)
+            advice(error.value)
+        assert (await gateway.fetch(METERS)).body
+    assert simulator.count("/login/login.json") == 1
+    assert simulator.count("/auth/check_jwt") == 3
+
+
+async def test_a_gateway_that_wants_its_session_first(simulator: Witness, address: str) -> None:
+    simulator.gateway.guard.needs_check = True
+    async with opened(address, simulator) as gateway:
+        assert (await gateway.fetch(METERS)).body
+        assert gateway.requests == 3
+        assert (await gateway.fetch(READINGS)).body
+        assert gateway.requests == 4
+        simulator.reboot()
+        assert (await gateway.fetch(READINGS)).body
+        assert gateway.requests == 7
+    assert simulator.headers[-1]["cookie"].startswith("sessionId=")
+
+
+async def test_the_session_outlives_a_broken_connection(simulator: Witness, address: str) -> None:
+    simulator.gateway.guard.needs_check = True
+    async with opened(address, simulator, limits=BRIEF) as gateway:
+        await gateway.fetch(METERS, deadline=20)
+        simulator.faults.add(READINGS.path, "hang", times=1)
+        with pytest.raises(Unavailable):
+            await gateway.fetch(READINGS)
+        before = gateway.requests
+        await gateway.fetch(READINGS, deadline=20)
+        assert gateway.requests == before + 1
+
+
+async def test_a_refused_token_is_renewed_once(simulator: Witness, address: str) -> None:
+    async with with_account(address, simulator) as gateway:
+        await gateway.fetch(METERS)
+        simulator.revoke_tokens()
+        assert (await gateway.fetch(METERS)).body
+        assert simulator.count("/login/login.json") == 2
+        assert gateway.tokens.problem is None
+
+
+async def test_ten_refusals_at_once_cause_one_renewal(simulator: Witness, address: str) -> None:
+    token = simulator.token()
+    simulator.revoke_tokens()
+    async with with_account(address, simulator, token=SecretStr(token)) as gateway:
+        await gateway.fetch(INFO)
+        answers = await asyncio.gather(*(gateway.fetch(METERS) for _ in range(10)))
+        assert all(answer.body for answer in answers)
+    assert simulator.count("/login/login.json") == 1
+
+
+async def test_so_do_ten_refusals_on_ten_connections(simulator: Witness, address: str) -> None:
+    token = simulator.token()
+    simulator.revoke_tokens()
+    async with with_account(address, simulator, token=SecretStr(token)) as gateway:
+        auth = TokenAuth(gateway.tokens)
+        context = tls.context(tls.KeyPin("off"))
+        async with httpx.AsyncClient(base_url=f"https://{address}", verify=context, auth=auth) as client:
+            answers = await asyncio.gather(*(client.get(METERS.path) for _ in range(10)))
+    assert [answer.status_code for answer in answers] == [200] * 10
+    assert simulator.count("/login/login.json") == 1
+
+
+async def test_a_refused_token_without_an_account(simulator: Witness, address: str) -> None:
+    async with opened(address, simulator) as gateway:
+        simulator.revoke_tokens()
+        for _ in range(10):
+            with pytest.raises(TokenRejected, match="the gateway refuses the token: get a token at https") as error:
+                await gateway.fetch(METERS)
+        assert simulator.count() == 2  # the gateway is left alone too
+        assert gateway.tokens.problem == advice(error.value)
+
+
+async def test_even_a_new_token_is_refused(simulator: Witness, address: str) -> None:
+    simulator.gateway.guard.revoke("99999999")
+    async with with_account(address, simulator) as gateway:
+        for _ in range(10):
+            with pytest.raises(Rejected) as error:
+                await gateway.fetch(METERS)
+            advice(error.value)
+    assert simulator.count("/login/login.json") == 1
+
+
+@pytest.mark.parametrize("fault", ["503", "500", "302", "drop"])
+async def test_a_gateway_too_busy_to_judge_costs_no_login(simulator: Witness, address: str, fault: str) -> None:
+    simulator.faults.add("check", fault)
+    simulator.faults.add(METERS.path, "401")
+    async with with_account(address, simulator) as gateway:
+        with pytest.raises(Unavailable):
+            await gateway.fetch(METERS)
+    assert simulator.count("/login/login.json") == 1
+
+
+async def test_info_that_is_refused(simulator: Witness, address: str) -> None:
+    simulator.faults.add(INFO.path, "401")
+    async with opened(address, simulator) as gateway:
+        with pytest.raises(EndpointRefused):
+            await gateway.fetch(INFO)
+        assert gateway.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("order", "kind"),
+    [
+        (("login", "wrong_password"), WrongPassword),
+        (("login", "mfa"), MultiFactor),
+        (("login", "blocked"), Blocked),
+        (("login", "406"), CloudUnavailable),
+        (("login", "html"), CloudUnavailable),
+        (("login", "huge"), CloudUnavailable),
+        (("login", "deep"), CloudUnavailable),
+        (("cloud", "503"), CloudUnavailable),
+        (("cloud", "drop"), CloudUnavailable),
+        (("tokens", "not_your_serial"), NotOnAccount),
+        (("tokens", "wrong_aud"), TokenRejected),
+        (("tokens", "expired"), TokenRejected),
+    ],
+)
+async def test_states_of_the_account(
+    simulator: Witness,
+    address: str,
+    caplog: pytest.LogCaptureFixture,
+    order: tuple[str, str],
+    kind: type[BridgeError],
+) -> None:
+    simulator.faults.add(*order)
+    async with with_account(address, simulator) as gateway:
+        for _ in range(5):
+            with pytest.raises(kind) as error:
+                await gateway.fetch(METERS)
+        assert gateway.tokens.problem == advice(error.value)
+    assert simulator.count("/login/login.json") <= 2  # one attempt, perhaps with its one retry
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+@pytest.mark.parametrize("fault", ["500", "html", "empty", "truncated"])
+async def test_the_other_road_to_a_token(simulator: Witness, address: str, fault: str) -> None:
+    simulator.faults.add("tokens", fault)
+    async with with_account(address, simulator) as gateway:
+        assert (await gateway.fetch(METERS)).body
+    assert simulator.count("/entrez-auth-token") == 1
+
+
+async def test_renewal_goes_on_in_the_background(simulator: Witness, address: str) -> None:
+    old = simulator.token(iat=1_600_000_000)
+    kept: list[Token] = []
+    async with serve(simulator, tls=False) as cloud:
+        own = GatewaySettings(host=address, token=SecretStr(old), username=USER, password=SecretStr(PASSWORD))
+        async with open_gateway(
+            own, cloud_at(f"http://{cloud}"), on_new_token=kept.append, limits=QUICK
+        ) as gateway:
+            gateway.identify(simulator.serial)
+            await gateway.fetch(METERS)
+            while not kept:
+                await gateway.fetch(METERS)
+            await gateway.fetch(METERS)
+    assert simulator.headers[-1]["authorization"] == kept[0].bearer
+    assert len(kept) == 1
+
+
+async def test_the_clouds_certificate_is_verified(simulator: Witness, address: str, tmp_path: Path) -> None:
+    certificate = issued(ec.generate_private_key(ec.SECP256R1()), "cloud")
+    file = tmp_path / "ca.pem"
+    file.write_bytes(certificate[0])
+    async with serve(simulator, tls=True, certificate=certificate) as cloud:
+        own = GatewaySettings(host=address, username=USER, password=SecretStr(PASSWORD))
+        async with open_gateway(own, cloud_at(f"https://{cloud}"), limits=QUICK) as gateway:
+            gateway.identify(simulator.serial)
+            with pytest.raises(CloudUnavailable, match="can't be verified"):
+                await gateway.fetch(METERS)
+        assert simulator.count() == 0
+        async with open_gateway(own, cloud_at(f"https://{cloud}", ca_file=file), limits=QUICK) as gateway:
+            gateway.identify(simulator.serial)
+            await gateway.fetch(METERS)
+
+
+# --- firmware before 7 ---
+
+
+async def test_legacy_firmware_wants_a_digest_and_no_token() -> None:
+    simulator = Witness("legacy")
+    async with (
+        serve(simulator, tls=False) as address,
+        opened(f"http://{address}", simulator, token=None) as gateway,
+    ):
+        await gateway.fetch(Request("/api/v1/production"))
+        assert (await gateway.fetch(Request("/api/v1/production/inverters"))).body.startswith(b"[")
+        with pytest.raises(EndpointRefused):
+            await gateway.fetch(METERS)  # 3.18 answers 401 to everybody
+    assert simulator.headers[-1]["authorization"].startswith('Digest username="envoy"')
+
+
+async def test_no_token_ever_goes_over_plain_http(simulator: Witness) -> None:
+    async with serve(simulator, tls=False) as address, opened(f"http://{address}", simulator) as gateway:
+        with pytest.raises(EndpointRefused):
+            await gateway.fetch(METERS)
+    assert "authorization" not in simulator.headers[0]
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        'Digest realm="r", nonce="n", algorithm="ROT13"',
+        'Digest realm="r", nonce="n", qop="auth-int"',
+        'Digest realm="r"',
+        "Digest nonsense",
+        "Basic",
+    ],
+)
+async def test_a_challenge_nobody_can_answer(challenge: str) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            head = f"HTTP/1.1 401 No\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 0\r\n\r\n"
+            writer.write(head.encode())
+            await writer.drain()
+
+    async with listening(refuse) as port:
+        own = GatewaySettings(host=f"http://127.0.0.1:{port}")
+        async with open_gateway(own, CloudSettings(), limits=QUICK) as gateway:
+            gateway.identify("122125067699")
+            for _ in range(2):
+                with pytest.raises(EndpointRefused):
+                    await gateway.fetch(METERS)

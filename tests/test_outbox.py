@@ -1,0 +1,405 @@
+"""The outbox: whatever happens in between, the broker ends up with the newest values, and nothing is sent twice."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bridge.model import Message, Rank
+from bridge.outbox import Outbox
+
+POWER = Message("enphase/1/meter/production/power", "100", deadband=1)
+
+
+def drain(outbox: Outbox, now: float = 0) -> list[Message]:
+    """Everything that may leave now, as a broker that takes everything gets it."""
+    taken = []
+    while batch := list(outbox.pending(now)):
+        for message in batch:
+            outbox.sent(message, now)
+        taken += batch
+    return taken
+
+
+def payloads(outbox: Outbox, now: float = 0) -> list[str]:
+    return [message.payload for message in drain(outbox, now)]
+
+
+def test_a_message_is_offered_until_it_is_sent() -> None:
+    outbox = Outbox()
+    outbox.put(POWER)
+
+    assert list(outbox.pending(0)) == [POWER] == list(outbox.pending(0))
+    outbox.sent(POWER, 0)
+
+    assert list(outbox.pending(0)) == []
+    assert (len(outbox), outbox.topics) == (0, 1)
+
+
+def test_an_outage_costs_one_place_per_topic_and_ends_with_the_newest_value() -> None:
+    outbox = Outbox()
+    for watt in range(1000):
+        outbox.put(replace(POWER, payload=str(watt)))
+
+    assert (len(outbox), outbox.topics) == (1, 1)
+    assert payloads(outbox) == ["999"]
+
+
+@pytest.mark.parametrize(
+    ("deadband", "sent", "newer", "counts"),
+    [
+        (1, "100", "100.999", False),
+        (1, "100", "101", True),
+        (1, "100", "99", True),
+        (1, "-0.4", "0.4", False),
+        (0.1, "240.0", "240.1", True),
+        (0.1, "240.1", "240.0", True),
+        (0.1, "0.3", "0.2", True),
+        (0.1, "240.0", "240.099", False),
+        (0.01, "49.99", "50.0", True),
+        (0.001, "1234567.891", "1234567.892", True),
+        (1, "123456789", "123456790", True),
+        (0, "1", "1.001", True),
+        (1, "100", "None", True),
+        (1, "None", "100", True),
+        (1, "OFF", "ON", True),
+        (1, "100", "", True),
+        (1, "nan", "inf", True),
+        (1, "None", "None", False),
+    ],
+)
+def test_dead_band(deadband: float, sent: str, newer: str, counts: bool) -> None:
+    outbox = Outbox()
+    outbox.put(Message("a/b", sent, deadband=deadband))
+    drain(outbox)
+
+    outbox.put(Message("a/b", newer, deadband=deadband))
+
+    assert payloads(outbox) == ([newer] if counts else [])
+
+
+@pytest.mark.parametrize(("scale", "moves"), [(0, [0.001, 5]), (1, [5]), (10, [])])
+def test_the_dead_band_is_scaled(scale: float, moves: list[float]) -> None:
+    outbox = Outbox(scale)
+    outbox.put(POWER)
+    drain(outbox)
+
+    for watt in (100.001, 105):
+        outbox.put(replace(POWER, payload=str(watt)))
+        assert payloads(outbox) == ([str(watt)] if watt - 100 in map(pytest.approx, moves) else [])
+
+
+def test_a_slow_drift_is_measured_from_what_was_sent() -> None:
+    outbox = Outbox()
+    outbox.put(POWER)
+    drain(outbox)
+
+    published = []
+    for tenth in range(1, 31):
+        outbox.put(replace(POWER, payload=f"{100 + tenth / 10:g}"))
+        published += payloads(outbox)
+
+    assert published == ["101", "102", "103"]
+
+
+def test_a_resend_tells_the_newest_value_though_it_is_within_the_band() -> None:
+    outbox = Outbox()
+    outbox.put(POWER)
+    drain(outbox)
+    outbox.put(replace(POWER, payload="100.4"))
+
+    outbox.forget()
+
+    assert payloads(outbox) == ["100.4"]
+
+
+def test_a_value_that_comes_back_before_it_is_sent_is_not_sent() -> None:
+    outbox = Outbox()
+    outbox.put(POWER)
+    drain(outbox)
+    outbox.put(replace(POWER, payload="None"))
+    outbox.put(POWER)
+
+    assert payloads(outbox) == []
+
+
+def test_what_is_put_while_a_message_is_on_its_way_stays_unsent() -> None:
+    outbox = Outbox()
+    outbox.put(POWER)
+    (leaving,) = outbox.pending(0)
+    outbox.put(replace(POWER, payload="200"))
+
+    outbox.sent(leaving, 0)
+
+    assert payloads(outbox) == ["200"]
+
+
+def test_discovery_goes_first_then_availability_then_values_in_the_order_they_came() -> None:
+    outbox = Outbox()
+    ranks = [Rank.VALUE, Rank.AVAILABILITY, Rank.DISCOVERY, Rank.VALUE, Rank.DISCOVERY]
+    for number, rank in enumerate(ranks):
+        outbox.put(Message(f"topic/{number}", "x", rank=rank))
+
+    assert [message.topic for message in outbox.pending(0)] == [f"topic/{n}" for n in (2, 4, 1, 0, 3)]
+
+
+def test_a_round_offers_newest_payloads_and_leaves_new_topics_to_the_next() -> None:
+    outbox = Outbox()
+    outbox.put(Message("a", "1"))
+    outbox.put(Message("b", "1"))
+    round_ = outbox.pending(0)
+    outbox.sent(next(round_), 0)
+
+    outbox.put(Message("b", "2"))
+    outbox.put(Message("c", "1"))
+    outbox.put(Message("d/config", "{}", rank=Rank.DISCOVERY))
+
+    assert [message.payload for message in round_] == ["2"]
+    assert [message.topic for message in outbox.pending(0)] == ["d/config", "b", "c"]
+
+
+def test_a_birth_message_in_the_middle_of_a_round_starts_again_with_discovery() -> None:
+    outbox = Outbox()
+    outbox.put(Message("config", "{}", rank=Rank.DISCOVERY))
+    outbox.put(Message("value", "1"))
+    round_ = outbox.pending(0)
+    outbox.sent(next(round_), 0)
+
+    outbox.forget()
+
+    assert list(round_) == []
+    assert [message.topic for message in outbox.pending(0)] == ["config", "value"]
+
+
+def test_a_message_with_an_interval_is_held_back_not_lost() -> None:
+    outbox = Outbox()
+    document = Message("enphase/1/live/system", '{"a": 1}', interval=60)
+    outbox.put(document)
+    assert outbox.next_due(10) == 0
+    drain(outbox, now=10)
+    assert outbox.next_due(10) is None
+
+    outbox.put(replace(document, payload='{"a": 2}'))
+    outbox.put(replace(document, payload='{"a": 3}'))
+
+    assert payloads(outbox, now=30) == []
+    assert (len(outbox), outbox.next_due(30)) == (1, 40)
+    assert outbox.next_due(70) == 0
+    assert payloads(outbox, now=70) == ['{"a": 3}']
+
+
+def test_a_clear_does_not_wait_for_the_interval() -> None:
+    outbox = Outbox()
+    outbox.put(Message("a", "1", interval=60))
+    drain(outbox)
+
+    outbox.put(Message("a", "", interval=60))
+
+    assert payloads(outbox, now=1) == [""]
+
+
+def test_forgetting_ends_the_intervals_too() -> None:
+    outbox = Outbox()
+    outbox.put(Message("a", "1", interval=60))
+    drain(outbox)
+
+    outbox.forget()
+
+    assert payloads(outbox, now=1) == ["1"]
+
+
+def test_a_cleared_topic_leaves_memory_once_the_broker_knows() -> None:
+    outbox = Outbox()
+    outbox.put(POWER)
+    drain(outbox)
+
+    outbox.put(replace(POWER, payload=""))
+    outbox.forget()
+    assert payloads(outbox) == [""]
+    assert (len(outbox), outbox.topics) == (0, 0)
+
+    outbox.forget()
+    assert payloads(outbox) == []
+
+
+def test_a_topic_of_an_earlier_life_can_be_cleared() -> None:
+    outbox = Outbox()
+    outbox.put(Message("enphase/1/inverter/9/power", ""))
+
+    assert payloads(outbox) == [""]
+
+
+def test_a_refused_message_blocks_nobody_and_comes_back_when_it_has_changed() -> None:
+    outbox = Outbox()
+    large = Message("large", "x" * 9)
+    outbox.put(large)
+    outbox.put(Message("small", "x"))
+    outbox.refuse(large)
+
+    outbox.put(large)
+    assert [message.topic for message in drain(outbox)] == ["small"]
+
+    outbox.put(replace(large, payload="x" * 8))
+    assert payloads(outbox) == ["x" * 8]
+
+
+def test_a_refused_message_is_tried_again_at_another_broker() -> None:
+    outbox = Outbox()
+    outbox.put(POWER)
+    outbox.refuse(POWER)
+
+    outbox.forget()
+
+    assert payloads(outbox) == ["100"]
+
+
+def test_what_it_has_never_heard_of_is_no_fault() -> None:
+    outbox = Outbox()
+    outbox.sent(POWER, 0)
+    outbox.refuse(POWER)
+
+    assert (len(outbox), outbox.topics) == (0, 0)
+
+
+def test_a_topic_may_change_its_rank() -> None:
+    outbox = Outbox()
+    outbox.put(Message("a", "1"))
+    outbox.put(Message("a", "1", rank=Rank.AVAILABILITY))
+
+    assert [message.rank for message in drain(outbox)] == [Rank.AVAILABILITY]
+    assert len(outbox) == 0
+
+
+def test_a_poll_costs_nothing_where_nothing_has_changed() -> None:
+    outbox = Outbox()
+    for number in range(20_000):
+        outbox.put(Message(f"topic/{number}", "1"))
+    drain(outbox)
+
+    for _ in range(20_000):  # a scan of all topics each time would be 800 million steps: nobody would wait for it
+        assert next(outbox.pending(0), None) is None
+        assert outbox.next_due(0) is None
+
+
+NUMBERS = st.decimals(-3, 3, places=1).map(str)
+PAYLOADS = st.one_of(NUMBERS, st.sampled_from(["None", "ON", "OFF", ""]))
+
+
+class AnyInterleaving(RuleBasedStateMachine):
+    """The outbox against a broker that remembers what it was given, and against a plain dict of newest values.
+
+    There is one sender, so at most one message is on its way while other things happen.
+    """
+
+    @initialize(scale=st.sampled_from([0.0, 1.0, 2.5]))
+    def start(self, scale: float) -> None:
+        self.outbox = Outbox(scale)
+        self.scale = scale
+        self.now = 0.0
+        self.newest: dict[str, Message] = {}
+        self.broker = {"cleared": "from an earlier life"}
+        self.given: dict[str, tuple[str, float]] = {}
+        self.refused: dict[str, str] = {}
+        self.on_its_way: Message | None = None
+
+    @rule(
+        topic=st.sampled_from(["plain", "banded", "slow", "cleared"]),
+        payload=PAYLOADS,
+        rank=st.sampled_from(Rank),
+    )
+    def put(self, topic: str, payload: str, rank: Rank) -> None:
+        band = 1.0 if topic == "banded" else 0.0
+        interval = 30.0 if topic == "slow" else 0.0
+        message = Message(topic, payload, rank=rank, deadband=band, interval=interval)
+        self.newest[topic] = message
+        if self.refused.get(topic) != payload:
+            self.refused.pop(topic, None)
+        self.outbox.put(message)
+
+    @precondition(lambda self: self.on_its_way is None)
+    @rule()
+    def one_leaves(self) -> None:
+        self.on_its_way = next(self.outbox.pending(self.now), None)
+        if self.on_its_way is not None:
+            self.check_worth(self.on_its_way)
+
+    @precondition(lambda self: self.on_its_way is not None)
+    @rule(arrives=st.booleans())
+    def it_arrives_or_not(self, arrives: bool) -> None:
+        if arrives:
+            self.deliver(self.on_its_way)
+        self.on_its_way = None
+
+    @precondition(lambda self: self.on_its_way is None)
+    @rule()
+    def the_first_is_refused(self) -> None:
+        message = next(self.outbox.pending(self.now), None)
+        if message is not None:
+            self.refused[message.topic] = message.payload
+            self.outbox.refuse(message)
+
+    @rule(lost=st.booleans())
+    def a_new_connection(self, lost: bool) -> None:
+        if lost:  # a broker without persistence has started again
+            self.broker.clear()
+        self.given.clear()
+        self.refused.clear()
+        self.outbox.forget()
+
+    @rule(seconds=st.floats(0, 40))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.newest and self.on_its_way is None)
+    @rule()
+    def everything_arrives(self) -> None:
+        self.now += 31
+        for _ in range(100):
+            batch = list(self.outbox.pending(self.now))
+            for message in batch:
+                self.check_worth(message)
+                self.deliver(message)
+            if not batch:
+                break
+        else:
+            pytest.fail("it never ends")
+        for topic, message in self.newest.items():
+            if topic not in self.refused:
+                assert self.same(self.broker.get(topic, ""), message)
+        assert len(self.outbox) == 0
+        assert self.outbox.next_due(self.now) is None
+
+    def deliver(self, message: Message) -> None:
+        if message.payload:
+            self.broker[message.topic] = message.payload
+        else:
+            self.broker.pop(message.topic, None)
+        self.given[message.topic] = (message.payload, self.now)
+        self.outbox.sent(message, self.now)
+
+    def check_worth(self, message: Message) -> None:
+        """Neither what the broker has, nor too soon. A clear may come twice: what is gone is not remembered."""
+        payload, at = self.given.get(message.topic, ("", -math.inf))
+        if message.payload and payload:
+            assert not self.same(payload, message)
+            assert self.now - at >= message.interval
+
+    def same(self, held: str, message: Message) -> bool:
+        if held == message.payload:
+            return True
+        try:
+            moved = abs(float(held) - float(message.payload))
+        except ValueError:
+            return False
+        return round(moved, 6) < message.deadband * self.scale
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        assert len(self.outbox) <= self.outbox.topics <= 4
+
+
+TestAnyInterleaving = AnyInterleaving.TestCase
+TestAnyInterleaving.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)

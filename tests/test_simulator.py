@@ -1,0 +1,994 @@
+"""The simulator must be right on its own: everything else is tested with it."""
+
+import asyncio
+import json
+import logging
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import httpx
+import pytest
+
+from bridge.model import Phase
+from bridge.simulator import ENDPOINTS, HOMES, NEVER, PASSWORD, USER, Cloud, Simulator, named
+from bridge.simulator.exchange import Line, Reply
+from bridge.simulator.faults import KINDS, fixed
+from bridge.simulator.homes import NET, PRODUCTION, STORAGE, TOTAL
+from bridge.simulator.physics import House
+from bridge.simulator.serve import self_signed, serve, serve_in_thread
+from bridge.simulator.tokens import decode, encode
+from bridge.simulator.truth import Flow, Flows, Truth
+
+AFTERNOON = 1_750_000_000.0
+"""15:06:40 UTC: the sun shines."""
+NIGHT = AFTERNOON + 9 * 3600
+CAPTURES = Path(__file__).parents[2] / "shared" / "gateways"
+READINGS = "/ivp/meters/readings"
+LIVEDATA = "/ivp/livedata/status"
+STREAM = "/ivp/livedata/stream"
+INVERTERS = "/api/v1/production/inverters"
+DEVICES = "/ivp/ensemble/device_list"
+
+
+class Clock:
+    def __init__(self, now: float = AFTERNOON) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def simulator(clock: Clock) -> Simulator:
+    return Simulator("three-phase", clock=clock)
+
+
+@asynccontextmanager
+async def asking(simulator: Simulator, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with a good token (unless told otherwise), without a socket."""
+    options.setdefault("headers", {"Authorization": f"Bearer {simulator.token()}"})
+    transport = httpx.ASGITransport(simulator)
+    async with httpx.AsyncClient(transport=transport, base_url="https://envoy.local", **options) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(simulator: Simulator) -> AsyncIterator[httpx.AsyncClient]:
+    async with asking(simulator) as client:
+        yield client
+
+
+async def fetch(simulator: Simulator, path: str) -> Any:
+    async with asking(simulator) as client:
+        answer = await client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+def milliwatts(flow: Flow) -> int:
+    return round(flow.power * 1000)
+
+
+def flows(truth: Truth) -> Iterator[Flows]:
+    yield truth.site
+    yield from truth.phases.values()
+
+
+# ---------------------------------------------------------------- physics
+
+
+@pytest.mark.parametrize("name", HOMES)
+@pytest.mark.parametrize("hours", range(0, 24, 3))
+def test_every_phase_and_the_site_balance_exactly(name: str, hours: int) -> None:
+    house = House(HOMES[name], start=AFTERNOON)
+    house.advance(AFTERNOON + hours * 3600 + 0.5)
+    truth = house.truth()
+    for flow in flows(truth):
+        assert milliwatts(flow.home) == milliwatts(flow.solar) + milliwatts(flow.grid) + milliwatts(flow.battery)
+    assert truth.site.solar.power >= 0
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_site_is_the_sum_of_its_phases(name: str) -> None:
+    truth = House(HOMES[name], start=AFTERNOON).truth()
+    for flow in ("solar", "grid", "battery", "home"):
+        parts = sum(milliwatts(getattr(phase, flow)) for phase in truth.phases.values())
+        assert parts == milliwatts(getattr(truth.site, flow))
+    assert list(truth.phases) == list(Phase)[: HOMES[name].legs]
+
+
+@pytest.mark.parametrize("role", [PRODUCTION, NET, STORAGE, TOTAL])
+def test_energy_is_the_integral_of_power(role: str) -> None:
+    house = House(HOMES["three-phase"], start=AFTERNOON)
+    before = house.truth()
+    joules = dict.fromkeys(Phase, 0.0)
+    for second in range(600):
+        house.advance(AFTERNOON + second)
+        for phase, flow in house.truth().meters[role].phases.items():
+            joules[phase] += flow.power
+    house.advance(AFTERNOON + 600)
+    for phase, flow in house.truth().meters[role].phases.items():
+        old = before.meters[role].phases[phase]
+        gained = (flow.delivered - old.delivered) - (flow.received - old.received)
+        assert gained == pytest.approx(joules[phase] / 3600, abs=1e-6)
+
+
+def test_counters_never_fall_and_only_one_end_moves_at_a_time() -> None:
+    house = House(HOMES["three-phase"], start=AFTERNOON)
+    last = house.truth()
+    for step in range(1, 300):
+        house.advance(AFTERNOON + step * 311)
+        truth = house.truth()
+        for role, meter in truth.meters.items():
+            assert meter.total.delivered >= last.meters[role].total.delivered
+            assert meter.total.received >= last.meters[role].total.received
+        assert 9.9 <= truth.soc <= 100
+        last = truth
+
+
+def test_a_days_energies_balance() -> None:
+    house = House(HOMES["three-phase"], start=AFTERNOON)
+    before = house.truth().site
+    house.advance(AFTERNOON + 86400)
+    after = house.truth().site
+
+    def net(name: str) -> float:
+        old, new = getattr(before, name), getattr(after, name)
+        return (new.delivered - new.received) - (old.delivered - old.received)
+
+    assert net("home") == pytest.approx(net("solar") + net("grid") + net("battery"), abs=1e-3)
+    assert net("solar") > 20_000
+    assert after.grid.delivered > before.grid.delivered
+    assert after.grid.received > before.grid.received
+
+
+def test_battery_stores_what_was_charged_less_its_losses() -> None:
+    house = House(HOMES["split-phase"], start=AFTERNOON)
+    before = house.truth()
+    house.advance(AFTERNOON + 3 * 86400)
+    after = house.truth()
+    charged = after.site.battery.received - before.site.battery.received
+    discharged = after.site.battery.delivered - before.site.battery.delivered
+    stored = sum(b.stored for b in after.batteries) - sum(b.stored for b in before.batteries)
+    assert stored == pytest.approx(0.96 * charged - discharged, abs=0.1)
+    assert charged > 5000
+
+
+def test_batteries_charge_by_day_and_discharge_by_night() -> None:
+    house = House(HOMES["split-phase"], start=AFTERNOON, start_hour=10)
+    assert house.truth().site.battery.power < -100
+    house.advance(AFTERNOON + 11 * 3600)
+    truth = house.truth()
+    assert truth.site.battery.power > 100
+    assert all(battery.power > 0 for battery in truth.batteries)
+
+
+def test_at_night_the_inverters_draw_standby_power() -> None:
+    truth = House(HOMES["three-phase"], start=NIGHT).truth()
+    meter = truth.meters[PRODUCTION]
+    assert -9 < meter.total.power < -0.6
+    assert all(flow.power < -0.6 for flow in meter.phases.values())
+    assert truth.site.solar.power == 0
+    assert truth.today == 0
+    assert truth.week > 100_000
+
+
+@pytest.mark.parametrize("start", [AFTERNOON, NIGHT, 0.25, AFTERNOON + 12345.678])
+def test_start_hour_makes_it_that_hour(start: float) -> None:
+    truth = House(HOMES["single-phase"], start=start, start_hour=10.5).truth()
+    assert truth.site.solar.power > 1000
+
+
+def test_today_begins_at_midnight_of_the_simulated_day() -> None:
+    house = House(HOMES["single-phase"], start=AFTERNOON, start_hour=23.0)
+    evening = house.truth()
+    assert evening.today > 1000
+    house.advance(AFTERNOON + 2 * 3600)
+    night = house.truth()
+    assert night.today == 0
+    assert night.week == pytest.approx(evening.week, rel=0.3)
+    assert night.site.solar.delivered == evening.site.solar.delivered
+
+
+def test_the_same_seed_and_clock_give_the_same_numbers() -> None:
+    def day(seed: int, step: int) -> Truth:
+        house = House(HOMES["three-phase"], start=AFTERNOON, seed=seed)
+        for second in range(0, 181, step):
+            house.advance(AFTERNOON + second)
+        return house.truth()
+
+    assert day(1, 1) == day(1, 1)
+    assert day(1, 1) == day(1, 20), "it does not matter how often one looks"
+    assert day(1, 1).meters != day(2, 1).meters
+    assert day(1, 1).site.solar.power != day(2, 1).site.solar.power
+
+
+def test_something_moves_every_second() -> None:
+    house = House(HOMES["three-phase"], start=AFTERNOON)
+    seen = set()
+    for second in range(30):
+        house.advance(AFTERNOON + second)
+        truth = house.truth()
+        seen.add((truth.site.solar.power, truth.site.grid.power, truth.phases[Phase.L3].home.power))
+    assert len(seen) == 30
+
+
+def test_a_clock_that_goes_back_changes_nothing() -> None:
+    house = House(HOMES["three-phase"], start=AFTERNOON)
+    truth = house.truth()
+    house.advance(AFTERNOON - 3600)
+    assert house.truth() == truth
+
+
+def test_a_month_is_not_lived_through_second_by_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(HOMES["large"], start=AFTERNOON)
+    settled = 0
+    settle = House._settle
+
+    def counted(self: House, local: float) -> None:
+        nonlocal settled
+        settled += 1
+        settle(self, local)
+
+    monkeypatch.setattr(House, "_settle", counted)
+    house.advance(AFTERNOON + 30 * 86400)
+    assert 720 < settled < 1200
+    assert len(house.truth().inverters) == 500
+
+
+def test_inverters_report_every_five_minutes_each_in_its_own_second() -> None:
+    house = House(HOMES["three-phase"], start=AFTERNOON)
+    before = {i.serial: i for i in house.truth().inverters if i.reported_at}
+    assert len(before) == 20
+    assert len({i.reported_at for i in before.values()}) == 20
+    assert all(AFTERNOON - 300 < i.reported_at <= AFTERNOON for i in before.values())
+    house.advance(AFTERNOON + 299)
+    for inverter in house.truth().inverters:
+        if inverter.reported_at:
+            assert inverter.reported_at - before[inverter.serial].reported_at in (0, 300)
+            assert 0 < inverter.reported < inverter.peak
+
+
+def test_inverters_reports_stop_at_dusk_and_never_go_back() -> None:
+    house = House(HOMES["three-phase"], start=AFTERNOON)
+    last = {i.serial: 0 for i in house.home.inverters}
+    for step in range(0, 36 * 3600, 97):
+        house.advance(AFTERNOON + step)
+        for inverter in house.truth().inverters:
+            assert inverter.reported_at >= last[inverter.serial]
+            last[inverter.serial] = inverter.reported_at
+    dark = House(HOMES["three-phase"], start=NIGHT).truth()
+    assert all(NIGHT - i.reported_at > 3 * 3600 for i in dark.inverters)
+
+
+def test_inverters_add_up_to_the_sun_of_their_phase() -> None:
+    home = HOMES["three-phase"]
+    truth = House(home, start=AFTERNOON).truth()
+    for leg, phase in enumerate(truth.phases.values()):
+        made = sum(i.power for i, unit in zip(truth.inverters, home.inverters, strict=True) if unit.leg == leg)
+        assert made == pytest.approx(phase.solar.power, abs=0.01)
+
+
+# ---------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("name", HOMES)
+@pytest.mark.parametrize("path", [path for path in ENDPOINTS if path != "/info"])
+async def test_answers_are_json_or_a_plain_refusal(name: str, path: str) -> None:
+    simulator = Simulator(name, clock=Clock())
+    async with asking(simulator) as client:
+        answer = await client.get(path)
+    if answer.status_code == 200:
+        answer.json()
+    else:
+        assert name in {"legacy", "single-phase", "no-cts", "large"}
+        assert (answer.status_code, path) in {(404, path), (401, "/ivp/meters"), (401, INVERTERS)}
+
+
+@pytest.mark.parametrize("name", HOMES)
+async def test_info_is_xml_and_needs_no_token(name: str) -> None:
+    simulator = Simulator(name, clock=Clock())
+    async with asking(simulator, headers={}) as client:
+        answer = await client.get("/info")
+    root = ET.fromstring(answer.content)  # noqa: S314 (our own)
+    device = root.find("device")
+    assert device is not None
+    assert device.findtext("sn") == simulator.serial
+    assert device.findtext("software") == simulator.home.firmware
+    assert device.findtext("imeter") == (None if name == "legacy" else "true")
+    assert root.findtext("time") == str(int(AFTERNOON))
+    assert "content-type" not in answer.headers or name == "legacy"
+    assert len(root.findall("package")) >= 8
+    assert (root.find("build_info") is None) == (name == "legacy")
+
+
+async def test_readings_tell_the_truth(simulator: Simulator) -> None:
+    truth = simulator.truth()
+    roles = {meter.eid: meter.role for meter in simulator.home.meters if meter.enabled}
+    answer = {meter["eid"]: meter for meter in await fetch(simulator, READINGS)}
+    for eid, role in roles.items():
+        everything = [(answer[eid], truth.meters[role].total)]
+        everything += zip(answer[eid]["channels"], truth.meters[role].phases.values(), strict=True)
+        for shown, flow in everything:
+            assert shown["activePower"] == pytest.approx(flow.power, abs=0.0006)
+            assert shown["instantaneousDemand"] == shown["activePower"]
+            assert shown["actEnergyDlvd"] == pytest.approx(flow.delivered, abs=0.0006)
+            assert shown["actEnergyRcvd"] == pytest.approx(flow.received, abs=0.0006)
+            assert shown["timestamp"] == int(AFTERNOON)
+
+
+async def test_a_meters_total_adds_up_even_what_makes_no_sense(simulator: Simulator) -> None:
+    for meter in await fetch(simulator, READINGS):
+        for field in ("activePower", "voltage", "current", "reactivePower", "actEnergyDlvd", "pwrFactor"):
+            assert meter[field] == pytest.approx(sum(c[field] for c in meter["channels"]), abs=0.003)
+
+
+async def test_every_number_of_every_phase_and_meter_is_its_own(simulator: Simulator) -> None:
+    meters = (await fetch(simulator, READINGS))[:3]
+    channels = [reading for meter in meters for reading in (meter, *meter["channels"])]
+    for field in channels[1].keys() - {"timestamp", "freq", "pwrFactor"}:
+        values = [reading[field] for reading in channels]
+        assert len(set(values)) == len(values) == 12, field
+        assert 0 not in values, field
+
+
+async def test_every_inverter_is_its_own(simulator: Simulator) -> None:
+    inverters = await fetch(simulator, INVERTERS)
+    for field in ("serialNumber", "lastReportDate", "maxReportWatts"):
+        assert len({inverter[field] for inverter in inverters}) == 21, field
+    assert len({(i["lastReportDate"], i["lastReportWatts"]) for i in inverters}) == 21
+    assert [i["lastReportDate"] for i in inverters].count(0) == 1
+
+
+async def test_firmware_8_3_reports_a_meter_that_nobody_knows(simulator: Simulator) -> None:
+    listed = {meter["eid"] for meter in await fetch(simulator, "/ivp/meters")}
+    reported = {meter["eid"] for meter in await fetch(simulator, READINGS)}
+    assert reported - listed == {1023410688}
+
+
+async def test_disabled_meters_report_something_all_the_same() -> None:
+    simulator = Simulator("no-cts", clock=Clock())
+    assert {meter["state"] for meter in await fetch(simulator, "/ivp/meters")} == {"disabled"}
+    for meter in await fetch(simulator, READINGS):
+        assert meter["activePower"] != 0
+        assert meter["actEnergyDlvd"] + meter["actEnergyRcvd"] > 0
+    assert (await fetch(simulator, "/api/v1/production"))["wattHoursLifetime"] == 1583
+    pcu = (await fetch(simulator, "/ivp/pdm/energy"))["production"]["pcu"]
+    assert pcu["wattHoursLifetime"] == int(simulator.truth().site.solar.delivered)
+
+
+async def test_a_home_with_one_phase_has_noise_on_the_others() -> None:
+    simulator = Simulator("single-phase", clock=Clock())
+    production, net = (await fetch(simulator, "/ivp/meters"))[:2]
+    assert (production["phaseMode"], production["phaseCount"]) == ("three", 1)
+    for meter in (await fetch(simulator, READINGS))[:2]:
+        used, *unused = meter["channels"]
+        assert all(1 < channel["voltage"] < 13 for channel in unused)
+        assert {**used, "eid": meter["eid"]} == {key: meter[key] for key in used}
+    assert net["eid"] == 704643584
+    assert b"-0.000" in await raw(simulator, READINGS)
+
+
+async def raw(simulator: Simulator, path: str) -> bytes:
+    async with asking(simulator) as client:
+        return (await client.get(path)).content
+
+
+async def test_split_phase_shows_its_battery_only_live() -> None:
+    simulator = Simulator("split-phase", clock=Clock())
+    roles = {meter["measurementType"] for meter in await fetch(simulator, "/ivp/meters")}
+    assert roles == {"production", "net-consumption"}
+    live = (await fetch(simulator, LIVEDATA))["meters"]
+    truth = simulator.truth()
+    assert live["is_split_phase"] == 1
+    assert live["storage"]["agg_p_mw"] == milliwatts(truth.site.battery)
+    assert live["storage"]["agg_p_ph_c_mw"] == 0
+    kinds = {device["device_type"] for device in (await fetch(simulator, DEVICES))["devices"]}
+    assert kinds == {13, 17, 22}
+
+
+async def test_devices_of_three_phase(simulator: Simulator) -> None:
+    devices = (await fetch(simulator, DEVICES))["devices"]
+    assert [device["device_type"] for device in devices] == [13, 13, 0]
+    assert devices[0]["dev_info"] == {"capacity": 5000, "DER_Index": 1}
+    assert "dev_info" not in devices[2]
+
+
+async def test_production_and_energy(simulator: Simulator) -> None:
+    truth = simulator.truth()
+    production = await fetch(simulator, "/api/v1/production")
+    energy = await fetch(simulator, "/ivp/pdm/energy")
+    assert production == energy["production"]["eim"]
+    assert production["wattsNow"] == int(truth.meters[PRODUCTION].total.power)
+    assert production["wattHoursLifetime"] == int(truth.meters[PRODUCTION].total.delivered)
+    assert production["wattHoursToday"] == int(truth.today)
+    assert energy["production"]["pcu"]["wattsNow"] == sum(i.reported for i in truth.inverters)
+    assert 1 < energy["production"]["pcu"]["wattHoursLifetime"] / production["wattHoursLifetime"] < 1.02
+    assert set(energy["production"]["rgm"].values()) == {0}
+
+
+async def test_production_is_negative_at_night() -> None:
+    simulator = Simulator("three-phase", clock=Clock(NIGHT))
+    assert (await fetch(simulator, "/api/v1/production"))["wattsNow"] < 0
+    assert (await fetch(simulator, "/ivp/pdm/energy"))["production"]["pcu"]["wattsNow"] == 0
+
+
+async def test_grid_reading_and_reports_are_those_of_the_net_meter(simulator: Simulator) -> None:
+    truth = simulator.truth()
+    ((_, grid),) = (await fetch(simulator, "/ivp/meters/gridReading"))[0].items()
+    assert [channel["phase"] for channel in grid] == ["L1", "L2", "L3"]
+    net, total = await fetch(simulator, "/ivp/meters/reports/consumption")
+    assert (net["reportType"], total["reportType"]) == ("net-consumption", "total-consumption")
+    for channel, line, phase in zip(grid, net["lines"], truth.phases.values(), strict=True):
+        assert channel["activePower"] == line["actPower"] == pytest.approx(phase.grid.power, abs=0.0006)
+    assert total["cumulative"]["actPower"] == pytest.approx(truth.site.home.power, abs=0.003)
+    assert net["cumulative"]["whRcvdCum"] == 0
+
+
+@pytest.mark.parametrize(("name", "lines"), [("single-phase", 1), ("split-phase", 2), ("three-phase", 3)])
+async def test_reports_hold_the_real_phases_only_and_the_grid_always_three(name: str, lines: int) -> None:
+    simulator = Simulator(name, clock=Clock())
+    for report in await fetch(simulator, "/ivp/meters/reports/consumption"):
+        assert len(report["lines"]) == lines
+    assert len((await fetch(simulator, "/ivp/meters/gridReading"))[0]["channels"]) == 3
+
+
+@pytest.mark.parametrize("name", ["three-phase", "split-phase", "single-phase"])
+async def test_live_data_balances_on_every_phase(name: str) -> None:
+    simulator = Simulator(name, clock=Clock())
+    meters = (await fetch(simulator, LIVEDATA))["meters"]
+    for key in ("agg_p_mw", "agg_p_ph_a_mw", "agg_p_ph_b_mw", "agg_p_ph_c_mw"):
+        assert meters["load"][key] == sum(meters[flow][key] for flow in ("pv", "grid", "storage"))
+    assert meters["pv"]["agg_p_mw"] == milliwatts(simulator.truth().site.solar)
+    assert meters["soc"] == round(simulator.truth().soc)
+
+
+async def test_live_data_has_both_spellings(simulator: Simulator) -> None:
+    counters = (await fetch(simulator, LIVEDATA))["counters"]
+    assert {"MqttClient_connect_err", "MqttClient_connect_Err"} < set(counters)
+
+
+async def test_live_data_is_fresh_only_while_the_stream_is_on(
+    simulator: Simulator, client: httpx.AsyncClient, clock: Clock
+) -> None:
+    async def look() -> tuple[str, float, int, bool]:
+        answer = (await client.get(LIVEDATA)).json()
+        shown = answer["meters"]
+        on = answer["connection"]["sc_stream"]
+        return on, shown["last_update"], shown["pv"]["agg_p_mw"], "info" in answer
+
+    first = await look()
+    assert first[0] == "disabled"
+    clock.forward(30)
+    assert await look() == first
+    assert (await client.post(STREAM, json={"enable": 1})).json() == {"sc_stream": "enabled"}
+    clock.forward(30)
+    assert await look() == ("enabled", clock.now, milliwatts(simulator.truth().site.solar), False)
+    clock.forward(869)
+    last = await look()
+    assert last[:2] == ("enabled", clock.now)
+    clock.forward(1)
+    assert await look() == ("disabled", *last[1:3], True)
+    await client.post(STREAM, json={"enable": 1})
+    await client.post(STREAM, json={"enable": 0})
+    assert (await look())[0] == "disabled"
+    assert (await client.post(STREAM, content=b"[]")).status_code == 400
+
+
+@pytest.mark.parametrize("path", NEVER)
+async def test_forbidden_paths_are_answered_and_remembered(simulator: Simulator, path: str) -> None:
+    await fetch(simulator, path)
+    assert [(seen.method, seen.path, seen.status) for seen in simulator.requests] == [("GET", path, 200)]
+    assert simulator.count(path) == simulator.count() == 1
+
+
+SAME_SHAPE = [
+    ("three-phase", "8.3.5169_ACB_inventory", "/ivp/meters"),
+    ("single-phase", "8.3.5169_ACB_inventory", READINGS),
+    ("three-phase", "8.3.1598_collar", READINGS),
+    ("three-phase", "8.3.5169_ACB_inventory", "/ivp/meters/gridReading"),
+    ("three-phase", "8.3.5169_ACB_inventory", "/ivp/pdm/energy"),
+    ("three-phase", "8.3.5169_ACB_inventory", "/api/v1/production"),
+    ("three-phase", "8.3.5169_ACB_inventory", INVERTERS),
+]
+
+
+@pytest.mark.skipif(not CAPTURES.exists(), reason="needs the captured gateways beside the project")
+@pytest.mark.parametrize(("name", "capture", "path"), SAME_SHAPE)
+async def test_answers_have_the_shape_of_real_ones(name: str, capture: str, path: str) -> None:
+    real = json.loads((CAPTURES / capture / path[1:].replace("/", "_")).read_text())
+    assert shape(await fetch(Simulator(name, clock=Clock()), path)) == shape(real)
+
+
+@pytest.mark.skipif(not CAPTURES.exists(), reason="needs the captured gateways beside the project")
+async def test_reports_have_the_shape_of_real_ones(simulator: Simulator) -> None:
+    real = json.loads((CAPTURES / "8.3.5169_ACB_inventory" / "ivp_meters_reports").read_text())
+    assert shape(await fetch(simulator, "/ivp/meters/reports/consumption")) == shape(real[1:])
+
+
+@pytest.mark.skipif(not CAPTURES.exists(), reason="needs the captured gateways beside the project")
+@pytest.mark.parametrize(("name", "capture"), [("three-phase", "8.3.5167_3rd-pv"), ("legacy", "3.17.3")])
+async def test_info_has_the_elements_of_real_ones(name: str, capture: str) -> None:
+    real = ET.fromstring((CAPTURES / capture / "info").read_bytes())  # noqa: S314 (files of ours)
+    ours = ET.fromstring(await raw(Simulator(name, clock=Clock()), "/info"))  # noqa: S314
+    assert {element.tag for element in ours.iter()} == {element.tag for element in real.iter()}
+
+
+def shape(value: Any) -> Any:
+    """Names in their order and kinds of values; of a list, the shape of its first item."""
+    match value:
+        case dict():
+            return {"names": list(value), "shapes": {key: shape(item) for key, item in value.items()}}
+        case list():
+            return [shape(item) for item in value[:1]]
+        case _:
+            return type(value)
+
+
+# ---------------------------------------------------------------- who may ask
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+BAD_TOKENS: dict[str, Callable[[Simulator], dict[str, str]]] = {
+    "none": lambda _: {},
+    "no token": lambda _: bearer("nonsense"),
+    "three parts of nothing": lambda _: bearer("a.b.c2ln"),
+    "not an object": lambda _: bearer("e30.WzFd.c2ln"),
+    "another signature": lambda s: bearer(s.token()[:-4] + "AAAA"),
+    "another gateway's": lambda s: bearer(s.token(aud="122399999999")),
+    "expired": lambda s: bearer(s.token(exp=int(AFTERNOON))),
+    "basic": lambda s: {"Authorization": f"Basic {s.token()}"},
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TOKENS)
+async def test_bad_tokens_are_refused_with_a_page(simulator: Simulator, kind: str) -> None:
+    async with asking(simulator, headers=BAD_TOKENS[kind](simulator)) as client:
+        for path in ("/ivp/meters", "/api/v1/production", STREAM, "/auth/check_jwt", "/home"):
+            answer = await client.get(path)
+            assert answer.status_code == 401
+            assert answer.headers["content-type"] == "text/html"
+            assert answer.text.startswith("<html>")
+
+
+async def test_a_good_token_is_good_until_it_expires(client: httpx.AsyncClient, clock: Clock) -> None:
+    assert (await client.get("/ivp/meters")).status_code == 200
+    clock.forward(366 * 86400)
+    assert (await client.get("/ivp/meters")).status_code == 401
+
+
+async def test_check_gives_a_session_that_needs_no_token(client: httpx.AsyncClient, clock: Clock) -> None:
+    answer = await client.get("/auth/check_jwt")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html")
+    assert "Valid token." in answer.text
+    del client.headers["Authorization"]
+    for _ in range(3):
+        clock.forward(599)
+        assert (await client.get("/ivp/meters")).status_code == 200
+    clock.forward(601)
+    assert (await client.get("/ivp/meters")).status_code == 401
+
+
+async def test_some_gateways_want_the_check_first(simulator: Simulator, client: httpx.AsyncClient) -> None:
+    simulator.gateway.guard.needs_check = True
+    assert (await client.get("/ivp/meters")).status_code == 401
+    await client.get("/auth/check_jwt")
+    assert (await client.get("/ivp/meters")).status_code == 200
+
+
+async def test_revoked_tokens_and_their_sessions_are_refused(
+    simulator: Simulator, client: httpx.AsyncClient
+) -> None:
+    await client.get("/auth/check_jwt")
+    simulator.revoke_tokens()
+    assert (await client.get("/ivp/meters")).status_code == 401
+    assert (await client.get("/auth/check_jwt")).status_code == 401
+    assert (await client.get("/ivp/meters", headers=bearer(simulator.token()))).status_code == 200
+
+
+async def test_missing_storage_gear_and_missing_paths_are_not_found() -> None:
+    simulator = Simulator("single-phase", clock=Clock())
+    async with asking(simulator) as client:
+        answer = await client.get(DEVICES)
+        assert (answer.status_code, answer.json()) == (404, {"err": "404 - Not Found"})
+        assert answer.headers["content-type"] == "application/json; charset=ISO-8859-4"
+        assert (await client.get("/nothing")).status_code == 404
+
+
+async def test_answers_carry_the_headers_of_a_gateway(client: httpx.AsyncClient) -> None:
+    headers = (await client.get("/ivp/meters")).headers
+    assert "content-type" not in headers
+    assert headers["server"].startswith("openresty")
+    assert headers["date"] == "Sun, 15 Jun 2025 15:06:40 GMT"
+    assert (await client.get("/api/v1/production")).headers["content-type"] == "application/json"
+
+
+async def test_legacy_needs_no_token_but_a_digest_here_and_there() -> None:
+    simulator = Simulator("legacy", clock=Clock())
+    async with asking(simulator, headers={}) as client:
+        assert (await client.get("/api/v1/production")).json()["wattsNow"] > 100
+        assert (await client.get("/ivp/pdm/energy")).status_code == 404
+        refused = await client.get(INVERTERS)
+        assert (refused.status_code, refused.text) == (401, "Error: 401")
+        assert refused.headers["www-authenticate"].startswith("Digest ")
+        assert refused.headers["connection"] == "close"
+        right = httpx.DigestAuth("envoy", simulator.serial[-6:])
+        inverters = (await client.get(INVERTERS, auth=right)).json()
+        assert len(inverters) == 8
+        assert "devType" not in inverters[0]
+        wrong = httpx.DigestAuth("envoy", "000000")
+        assert (await client.get(INVERTERS, auth=wrong)).status_code == 401
+        assert (await client.get("/ivp/meters", auth=right)).status_code == 401
+
+
+# ---------------------------------------------------------------- the cloud
+
+GOOD = {"user[email]": USER, "user[password]": PASSWORD}
+
+
+async def test_login_then_tokens(simulator: Simulator, client: httpx.AsyncClient) -> None:
+    login = await client.post("/login/login.json", data=GOOD)
+    assert login.status_code == 200
+    assert login.json()["message"] == "success"
+    order = {"session_id": login.json()["session_id"], "serial_num": simulator.serial, "username": USER}
+    answer = await client.post("/tokens", json=order)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain")
+    claims = decode(answer.text)
+    assert (claims["aud"], claims["iss"], claims["enphaseUser"]) == (simulator.serial, "Entrez", "owner")
+    assert claims["exp"] == int(AFTERNOON) + 365 * 86400
+    assert (await client.get("/ivp/meters", headers=bearer(answer.text))).status_code == 200
+
+
+async def test_login_then_the_briefs_road(simulator: Simulator, client: httpx.AsyncClient) -> None:
+    road = f"/entrez-auth-token?serial_num={simulator.serial}"
+    assert (await client.get(road)).status_code == 401
+    await client.post("/login/login.json", data=GOOD)
+    answer = (await client.get(road)).json()
+    assert decode(answer["token"])["exp"] == answer["expires_at"]
+    assert answer["generation_time"] == int(AFTERNOON)
+    assert (await client.get("/entrez-auth-token?serial_num=1")).status_code == 403
+    assert simulator.requests[-1].path == "/entrez-auth-token"
+
+
+async def test_what_the_cloud_refuses(simulator: Simulator, client: httpx.AsyncClient) -> None:
+    wrong = {**GOOD, "user[password]": "wrong"}
+    assert (await client.post("/login/login.json", data=wrong)).status_code == 401
+    session = (await client.post("/login/login.json", data=GOOD)).json()["session_id"]
+    order = {"session_id": session, "serial_num": simulator.serial, "username": USER}
+    for change in ({"session_id": "x"}, {"serial_num": "1"}, {"username": "x@example.com"}):
+        assert (await client.post("/tokens", json={**order, **change})).status_code in (401, 403)
+    assert (await client.post("/tokens", content=b"nonsense")).status_code == 400
+    assert (await client.get("/tokens")).status_code == 405
+
+
+def test_installers_tokens_live_twelve_hours(simulator: Simulator) -> None:
+    simulator.cloud.role = "installer"
+    assert decode(simulator.token())["exp"] == int(AFTERNOON) + 12 * 3600
+    assert decode(simulator.token(enphaseUser="owner"))["exp"] == int(AFTERNOON) + 365 * 86400
+    assert simulator.token() != simulator.token()
+
+
+async def test_gateways_can_share_a_cloud(clock: Clock) -> None:
+    cloud = Cloud(clock=clock, password="shared")
+    one = Simulator("three-phase", clock=clock, shared_cloud=cloud)
+    two = Simulator("split-phase", clock=clock, shared_cloud=cloud)
+    assert cloud.serials == {one.serial, two.serial}
+    async with asking(two, headers=bearer(cloud.issue(two.serial))) as client:
+        assert (await client.get("/ivp/meters")).status_code == 200
+        assert (await client.get("/ivp/meters", headers=bearer(one.token()))).status_code == 401
+
+
+# ---------------------------------------------------------------- faults
+
+
+async def test_a_fault_meets_its_path_so_many_times(simulator: Simulator, client: httpx.AsyncClient) -> None:
+    simulator.faults.add("/ivp/*", "404")
+    simulator.faults.add("/ivp/meters", "status:503", times=2)
+    simulator.faults.add("/ivp/meters", "502", times=1)
+    codes = [(await client.get("/ivp/meters")).status_code for _ in range(4)]
+    assert codes == [503, 503, 502, 404]
+    assert (await client.get(READINGS)).status_code == 404
+    assert (await client.get("/api/v1/production")).status_code == 200
+    simulator.faults.clear()
+    assert (await client.get("/ivp/meters")).status_code == 200
+
+
+async def test_clearing_one_place_leaves_the_others(simulator: Simulator, client: httpx.AsyncClient) -> None:
+    simulator.faults.add("gateway", "booting")
+    simulator.faults.add("login", "mfa")
+    assert (await client.get("/info")).status_code == 503
+    simulator.faults.clear("gateway")
+    assert (await client.get("/info")).status_code == 200
+    assert "session_id" not in (await client.post("/login/login.json", data=GOOD)).json()
+
+
+def test_a_fault_that_nobody_knows_is_an_error(simulator: Simulator) -> None:
+    with pytest.raises(ValueError, match="no fault is called 'nonsense'; there are "):
+        simulator.faults.add("/info", "nonsense")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_fault_can_be_ordered_by_name(kind: str) -> None:
+    assert named(kind).name
+    assert not kind.startswith("_")
+
+
+BODIES: dict[str, Callable[[httpx.Response, bytes], bool]] = {
+    "html": lambda answer, _: answer.content.startswith(b"<!DOCTYPE html>"),
+    "empty": lambda answer, _: answer.content == b"",
+    "truncated": lambda answer, real: answer.content == real[: len(real) // 2],
+    "error_object": lambda answer, _: "error" in answer.json(),
+    "status_object": lambda answer, _: answer.json()["status"] == 401,
+    "deep": lambda answer, _: answer.content.count(b"[") == 100_000,
+    "deep:7": lambda answer, _: answer.json() == [[[[[[[]]]]]]],
+    "late:0": lambda answer, real: answer.content == real,
+    "slow:0": lambda answer, real: answer.content == real,
+    "huge:1": lambda answer, _: len(answer.content) > 1 << 20,
+    "blocked": lambda answer, _: answer.json()["isBlocked"] is True,
+    "mfa": lambda answer, _: answer.json() == {"success": True, "isBlocked": False},
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+async def test_what_faults_send_with_200(simulator: Simulator, client: httpx.AsyncClient, kind: str) -> None:
+    real = (await client.get("/ivp/meters")).content
+    simulator.faults.add("/ivp/meters", kind)
+    answer = await client.get("/ivp/meters")
+    assert answer.status_code == 200
+    assert BODIES[kind](answer, real)
+
+
+async def test_garbage_is_no_text(simulator: Simulator, client: httpx.AsyncClient) -> None:
+    simulator.faults.add("/ivp/meters", "garbage")
+    with pytest.raises(UnicodeDecodeError):
+        (await client.get("/ivp/meters")).content.decode()
+
+
+CODES = {"booting": 503, "wrong_password": 401, "down": 503, "not_your_serial": 403, "406": 406, "status": 503}
+
+
+@pytest.mark.parametrize(("kind", "code"), CODES.items())
+async def test_what_faults_refuse(simulator: Simulator, client: httpx.AsyncClient, kind: str, code: int) -> None:
+    simulator.faults.add("cloud", kind, times=1)
+    assert (await client.get("/ivp/meters")).status_code == 200
+    assert (await client.post("/login/login.json", data=GOOD)).status_code == code
+    assert simulator.requests[-1].status == code
+
+
+@pytest.mark.parametrize(("kind", "claim"), [("wrong_aud", "aud"), ("expired", "exp")])
+async def test_tokens_that_are_no_good(
+    simulator: Simulator, client: httpx.AsyncClient, kind: str, claim: str
+) -> None:
+    simulator.faults.add("tokens", kind)
+    simulator.faults.add("entrez", kind)
+    session = (await client.post("/login/login.json", data=GOOD)).json()["session_id"]
+    order = {"session_id": session, "serial_num": simulator.serial, "username": USER}
+    good = decode(simulator.token())
+    for token in (
+        (await client.post("/tokens", json=order)).text,
+        (await client.get(f"/entrez-auth-token?serial_num={simulator.serial}")).json()["token"],
+    ):
+        assert decode(token)[claim] != good[claim]
+        assert (await client.get("/ivp/meters", headers=bearer(token))).status_code == 401
+
+
+async def test_a_refused_request_changes_nothing(simulator: Simulator, client: httpx.AsyncClient) -> None:
+    simulator.faults.add("stream", "503", times=1)
+    assert (await client.post(STREAM, json={"enable": 1})).status_code == 503
+    assert (await client.get(LIVEDATA)).json()["connection"]["sc_stream"] == "disabled"
+
+
+async def test_cut_without_a_socket_is_an_error(simulator: Simulator, client: httpx.AsyncClient) -> None:
+    simulator.faults.add("/info", "reset")
+    with pytest.raises(ConnectionResetError):
+        await client.get("/info")
+
+
+async def test_reboot_shows_zeros_for_a_while(
+    simulator: Simulator, client: httpx.AsyncClient, clock: Clock
+) -> None:
+    await client.post(STREAM, json={"enable": 1})
+    simulator.reboot(zeros=120)
+    meters = (await client.get(READINGS)).json()
+    assert {(m["actEnergyDlvd"], m["activePower"]) for m in meters if m["eid"] < 704644608} == {(0.0, 0.0)}
+    assert (await client.get("/api/v1/production")).json()["wattHoursLifetime"] == 0
+    assert (await client.get(LIVEDATA)).json()["connection"]["sc_stream"] == "disabled"
+    clock.forward(121)
+    assert (await client.get("/api/v1/production")).json()["wattHoursLifetime"] > 1_000_000
+
+
+async def test_another_gateway_at_the_same_address(simulator: Simulator, client: httpx.AsyncClient) -> None:
+    simulator.become(serial="122301009999", firmware="D8.4.1000")
+    assert b"122301009999" in (await client.get("/info")).content
+    assert (await client.get("/ivp/meters")).status_code == 401
+    assert (await client.get("/ivp/meters", headers=bearer(simulator.token()))).status_code == 200
+
+
+# ---------------------------------------------------------------- real sockets
+
+
+def trusting_anybody() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@asynccontextmanager
+async def dialing(simulator: Simulator, address: str, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    options.setdefault("headers", bearer(simulator.token()))
+    scheme = "https" if simulator.home.secure else "http"
+    base, context = f"{scheme}://{address}", trusting_anybody()
+    async with httpx.AsyncClient(verify=context, base_url=base, **options) as client:
+        yield client
+
+
+async def test_all_ten_over_tls_on_one_connection(simulator: Simulator) -> None:
+    async with serve(simulator, tls=True) as address, dialing(simulator, address) as client:
+        streams = set()
+        for path in ENDPOINTS:
+            answer = await client.get(path)
+            assert answer.status_code == 200
+            streams.add(answer.extensions["network_stream"].get_extra_info("socket").getsockname())
+    assert len(streams) == 1
+    assert [seen.path for seen in simulator.requests] == list(ENDPOINTS)
+
+
+async def test_certificate_is_the_gateways_own_and_tls_1_2_will_do(simulator: Simulator) -> None:
+    certificate = self_signed(simulator.serial)
+    context = ssl.create_default_context(cadata=certificate[0].decode())
+    context.check_hostname = False
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with serve(simulator, tls=True, certificate=certificate) as address:
+        host, _, port = address.partition(":")
+        _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        peer = writer.get_extra_info("peercert")
+        assert writer.get_extra_info("cipher")[1] == "TLSv1.2"
+        writer.close()
+        await writer.wait_closed()
+    assert peer["subject"] == ((("commonName", f"envoy-{simulator.serial}"),),)
+    assert self_signed("1")[1] != self_signed("1")[1]
+
+
+async def test_legacy_speaks_plain_http_and_hangs_up() -> None:
+    simulator = Simulator("legacy", clock=Clock())
+    async with serve(simulator, tls=False) as address, dialing(simulator, address, headers={}) as client:
+        auth = httpx.DigestAuth("envoy", simulator.serial[-6:])
+        answer = await client.get(INVERTERS, auth=auth)
+        assert answer.status_code == 200
+        assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("kind", ["reset", "drop"])
+async def test_cut_connections(simulator: Simulator, kind: str) -> None:
+    async with serve(simulator, tls=True) as address, dialing(simulator, address) as client:
+        simulator.faults.add(READINGS, kind, times=1)
+        with pytest.raises(httpx.TransportError):
+            await client.get(READINGS)
+        assert (await client.get(READINGS)).status_code == 200
+
+
+async def test_hanging_and_dripping_end_when_the_client_has_had_enough(simulator: Simulator) -> None:
+    async with serve(simulator, tls=True) as address, dialing(simulator, address) as client:
+        simulator.faults.add("/ivp/meters", "hang")
+        simulator.faults.add(READINGS, "slow:0.01")
+        with pytest.raises(httpx.ReadTimeout):
+            await client.get("/ivp/meters", timeout=0.1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await client.get(READINGS, timeout=5)
+    assert [seen.status for seen in simulator.requests] == [0, 200]
+
+
+async def test_a_huge_answer_has_no_length_and_can_be_broken_off(simulator: Simulator) -> None:
+    simulator.faults.add(READINGS, "huge")
+    async with serve(simulator, tls=True) as address, dialing(simulator, address) as client:
+        async with client.stream("GET", READINGS) as answer:
+            assert "content-length" not in answer.headers
+            async for piece in answer.aiter_bytes():
+                assert piece
+                break
+        assert (await client.get("/info")).status_code == 200
+
+
+async def test_the_port_is_free_again_at_once(simulator: Simulator) -> None:
+    async with serve(simulator, tls=True) as address, dialing(simulator, address) as client:
+        port = int(address.partition(":")[2])
+        await client.get("/info")
+        with pytest.raises(OSError, match="in use"):
+            await serve(simulator, tls=True, port=port).__aenter__()
+    async with serve(simulator, tls=True, port=port) as again, dialing(simulator, again) as client:
+        assert again == address
+        assert (await client.get("/ivp/meters")).status_code == 200
+
+
+async def test_leaving_cuts_what_hangs_and_says_nothing(
+    simulator: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks, arrived = asyncio.all_tasks(), asyncio.Event()
+
+    async def hold(_body: bytes, line: Line) -> None:
+        arrived.set()
+        await line.gone()
+
+    simulator.faults.add("/ivp/meters", fixed("hold", Reply(0, pace=hold)))
+    caplog.set_level(logging.DEBUG)
+    async with asyncio.timeout(10):
+        async with serve(simulator, tls=True) as address:
+            client = httpx.AsyncClient(verify=trusting_anybody(), base_url=f"https://{address}", timeout=60)
+            hanging = asyncio.create_task(client.get("/ivp/meters"))
+            await arrived.wait()
+        with pytest.raises(httpx.TransportError):
+            await hanging
+    with pytest.raises(httpx.ConnectError):
+        await client.get("/info")
+    await client.aclose()
+    assert asyncio.all_tasks() == tasks
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+def test_in_a_thread(clock: Clock) -> None:
+    simulator = Simulator("split-phase", clock=clock)
+    with serve_in_thread(simulator, tls=True) as address:
+        answer = httpx.get(
+            f"https://{address}/ivp/meters", headers=bearer(simulator.token()), verify=trusting_anybody()
+        )
+        assert answer.status_code == 200
+        with (
+            pytest.raises(OSError, match="in use"),
+            serve_in_thread(simulator, tls=True, port=int(address.partition(":")[2])),
+        ):
+            pass
+
+
+async def test_the_cloud_can_have_an_address_of_its_own(simulator: Simulator) -> None:
+    async with (
+        serve(simulator, tls=True) as gateway,
+        serve(simulator, tls=False) as cloud,
+        httpx.AsyncClient(verify=trusting_anybody()) as client,
+    ):
+        login = await client.post(f"http://{cloud}/login/login.json", data=GOOD)
+        order = {"session_id": login.json()["session_id"], "serial_num": simulator.serial, "username": USER}
+        token = (await client.post(f"http://{cloud}/tokens", json=order)).text
+        answer = await client.get(f"https://{gateway}/ivp/meters", headers=bearer(token))
+        assert answer.status_code == 200
+
+
+# ---------------------------------------------------------------- the package
+
+
+def test_importing_needs_nothing_of_the_demo_extra() -> None:
+    code = (
+        "import sys\nfor name in ('uvicorn', 'cryptography', 'rich', 'amqtt'): sys.modules[name] = None\n"
+        "import bridge.simulator\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('bridge.')))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert [name for name in found if not name.startswith("bridge.simulator")] == ["bridge.model"]
+
+
+def test_tokens_survive_a_round_trip() -> None:
+    assert decode(encode({"aud": "1", "exp": 2})) == {"aud": "1", "exp": 2}
+
+
+def test_homes_have_nothing_in_common() -> None:
+    serials = [unit.serial for home in HOMES.values() for unit in (home, *home.inverters, *home.batteries)]
+    assert len(set(serials)) == len(serials)
+    assert all(len(serial) == 12 for serial in serials)

@@ -1,0 +1,711 @@
+"""Tokens: what is read in them, which one serves, and how Enphase's cloud is asked for one."""
+
+import asyncio
+import base64
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from pytest_httpx import HTTPXMock
+
+from bridge.config import CloudSettings, GatewaySettings
+from bridge.gateway import (
+    Blocked,
+    Cloud,
+    CloudLimits,
+    CloudRejected,
+    CloudUnavailable,
+    MultiFactor,
+    NotOnAccount,
+    Token,
+    TokenRejected,
+    TokenSource,
+    WrongPassword,
+)
+from bridge.gateway.tokens import PAUSES, Pause
+from bridge.model import BadSetting, BridgeError, Rejected, Unavailable
+
+SERIAL, OTHER = "122125067699", "122125067700"
+NOW = 1_800_000_000.0
+DAY, YEAR = 86_400, 365 * 86_400
+PASSWORD, SESSION, COOKIE = "Pa55w0rd-secret", "5e5510n-secret", "c00k1e-secret"
+USER = "user@example.com"
+CLOUD = CloudSettings()
+LOGIN = {"message": "success", "session_id": SESSION, "manager_token": "m4nager-secret", "is_consumer": True}
+QUICK = CloudLimits(retry_wait=0)
+PAGE = "<!DOCTYPE html><html><body>We will be back soon (b0dy-secret)</body></html>"
+
+
+def jwt(**claims: Any) -> str:
+    own = {"aud": SERIAL, "iss": "Entrez", "enphaseUser": "owner", "exp": NOW + YEAR, "iat": NOW, "username": USER}
+    return ".".join([_part({"alg": "ES256", "typ": "JWT"}), _part({**own, **claims}), "c2lnbmF0dXJl"])
+
+
+def _part(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+@pytest.fixture(autouse=True)
+def nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level(logging.DEBUG)
+    yield
+    assert_no_secret(caplog.text)
+
+
+def assert_no_secret(text: str) -> None:
+    assert not re.search(r"secret|ey[\w-]{10,}\.", text), text
+
+
+def advice(error: BaseException | str | None) -> str:
+    """One line of plain words that says what to do."""
+    text = str(error)
+    assert text
+    assert "\n" not in text
+    assert_no_secret(text + repr(error))
+    return text
+
+
+@dataclass
+class Hands:
+    """Both clocks, moved by hand."""
+
+    now: float = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Desk:
+    """A token source and what came of it."""
+
+    clock: Hands = field(default_factory=Hands)
+    kept: list[Token] = field(default_factory=list)
+
+    def source(self, stored: str | None = None, *, account: bool = True, **settings: Any) -> TokenSource:
+        own = GatewaySettings(serial=SERIAL, **settings)
+        cloud = Cloud(CLOUD, USER, SecretStr(PASSWORD), limits=QUICK) if account else None
+        return TokenSource(
+            own,
+            cloud,
+            stored=SecretStr(stored) if stored else None,
+            on_new_token=self.kept.append,
+            clock=self.clock,
+            monotonic=self.clock,
+        )
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def secret(token: Token) -> str:
+    return token.secret.get_secret_value()
+
+
+# --- what a token says ---
+
+
+def test_token_tells_what_it_is_for() -> None:
+    token = Token.parse(jwt())
+    assert token.serials == (SERIAL,)
+    assert token.role == "owner"
+    assert token.issued == datetime.fromtimestamp(NOW, UTC)
+    assert token.expires == datetime.fromtimestamp(NOW + YEAR, UTC)
+
+
+def test_token_never_shows_itself() -> None:
+    token = Token.parse(jwt())
+    assert secret(token) == jwt()
+    assert jwt() not in f"{token} {token!r} {[token]}"
+    assert_no_secret(f"{token} {token!r}")
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        f"  {jwt()}\n",
+        f"Bearer {jwt()}",
+        f'"{jwt()}"',
+        json.dumps({"generation_time": 1, "token": jwt(), "expires_at": 2}),
+    ],
+)
+def test_token_as_people_paste_it(pasted: str) -> None:
+    assert secret(Token.parse(pasted)) == jwt()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "hello",
+        PAGE,
+        "a.b.c",
+        "{",
+        '{"token": 5}',
+        '{"message": "no"}',
+        "[" * 10_000,
+        jwt() + ".more",
+        jwt(exp=None),
+        jwt(exp="tomorrow"),
+        jwt(exp=True),
+        jwt(exp=1e300),
+        jwt(iat="yesterday"),
+        ".".join([_part({}), _part([1, 2]), "x"]),
+        ".".join([_part({}), "e30", "x"]),
+        jwt(filler="x" * 10_000),
+    ],
+)
+def test_what_is_no_token(text: str) -> None:
+    with pytest.raises(TokenRejected) as error:
+        Token.parse(text)
+    assert "entrez.enphaseenergy.com" in advice(error.value)
+
+
+@given(st.text() | st.lists(st.text(alphabet="abcXYZ019-_="), min_size=3, max_size=3).map(".".join))
+def test_any_text_is_a_token_or_is_refused(text: str) -> None:
+    with pytest.raises(TokenRejected):
+        Token.parse(text)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            key: st.none() | st.booleans() | st.floats() | st.text() | st.lists(st.integers())
+            for key in ("aud", "exp", "iat", "enphaseUser")
+        },
+    )
+)
+def test_any_claims_are_read_or_refused(claims: dict[str, Any]) -> None:
+    try:
+        token = Token.parse(jwt(**claims))
+    except TokenRejected:
+        return
+    assert len(token.role) <= 32
+    token.due(NOW)
+
+
+def test_token_for_several_gateways() -> None:
+    token = Token.parse(jwt(aud=[OTHER, SERIAL]))
+    token.check(SERIAL, NOW)
+    Token.parse(jwt(aud=int(SERIAL))).check(SERIAL, NOW)
+
+
+def test_token_of_another_gateway_is_refused() -> None:
+    with pytest.raises(TokenRejected, match=f"is for gateway {OTHER}, this one is {SERIAL}") as error:
+        Token.parse(jwt(aud=OTHER)).check(SERIAL, NOW)
+    advice(error.value)
+
+
+def test_claims_do_not_get_into_texts() -> None:
+    token = Token.parse(jwt(aud="evil\nline", enphaseUser="<script>"))
+    assert token.role == ""
+    with pytest.raises(TokenRejected, match="is for gateway unknown"):
+        token.check(SERIAL, NOW)
+
+
+def test_expired_token_is_refused() -> None:
+    token = Token.parse(jwt(exp=NOW))
+    token.check(SERIAL, NOW - 1)
+    with pytest.raises(TokenRejected, match="expired on 2027-01-15") as error:
+        token.check(SERIAL, NOW)
+    advice(error.value)
+
+
+@pytest.mark.parametrize(
+    ("role", "life", "last_tenth"), [("owner", YEAR, 36.5 * DAY), ("installer", 12 * 3600, 4320)]
+)
+@pytest.mark.parametrize("dated", [True, False])
+def test_renewal_is_due_at_the_last_tenth(role: str, life: float, last_tenth: float, dated: bool) -> None:
+    claims = {"enphaseUser": role, "exp": NOW + life, "iat": NOW}
+    if not dated:
+        del claims["iat"]
+        claims = {**claims, "unrelated": 1}
+    text = ".".join([_part({}), _part({"aud": SERIAL, **claims}), "x"])
+    token = Token.parse(text)
+    assert not token.due(NOW + life - last_tenth - 1)
+    assert token.due(NOW + life - last_tenth)
+
+
+# --- the cloud, one attempt ---
+
+
+@pytest.fixture
+def cloud() -> Cloud:
+    return Cloud(CLOUD, USER, SecretStr(PASSWORD), limits=QUICK)
+
+
+def login(mock: HTTPXMock, **answer: Any) -> None:
+    mock.add_response(method="POST", url=CLOUD.login_url, **(answer or {"json": LOGIN}))
+
+
+def tokens(mock: HTTPXMock, **answer: Any) -> None:
+    mock.add_response(method="POST", url=CLOUD.token_url, **(answer or {"text": jwt()}))
+
+
+def entrez(mock: HTTPXMock, **answer: Any) -> None:
+    mock.add_response(method="GET", url=f"{CLOUD.entrez_url}?serial_num={SERIAL}", **answer)
+
+
+async def test_login_then_token(httpx_mock: HTTPXMock, cloud: Cloud) -> None:
+    login(httpx_mock)
+    tokens(httpx_mock)
+    assert secret(await cloud.token(SERIAL)) == jwt()
+    first, second = httpx_mock.get_requests()
+    assert parse_qs(first.content.decode()) == {"user[email]": [USER], "user[password]": [PASSWORD]}
+    assert json.loads(second.content) == {"session_id": SESSION, "serial_num": SERIAL, "username": USER}
+
+
+async def test_the_other_road_goes_by_the_cookie(httpx_mock: HTTPXMock, cloud: Cloud) -> None:
+    cookie = {"Set-Cookie": f"_enlighten_4_session={COOKIE}; path=/; secure; HttpOnly"}
+    login(httpx_mock, json=LOGIN, headers=cookie)
+    tokens(httpx_mock, text=PAGE)
+    entrez(httpx_mock, json={"generation_time": 1, "token": jwt(), "expires_at": 2})
+    assert secret(await cloud.token(SERIAL)) == jwt()
+    assert COOKIE in httpx_mock.get_requests()[-1].headers["Cookie"]
+    assert "Cookie" not in httpx_mock.get_requests()[1].headers  # another host
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        ({"status_code": 401, "text": PAGE}, WrongPassword, "BRIDGE_GATEWAY__PASSWORD"),
+        ({"json": {"success": True, "isBlocked": False}}, MultiFactor, "second factor"),
+        ({"json": {"message": "success", "session_id": None}}, MultiFactor, "second factor"),
+        ({"json": {"success": False, "isBlocked": True}}, Blocked, "blocked"),
+        ({"json": {**LOGIN, "isBlocked": True}}, Blocked, "blocked"),
+        ({"status_code": 406}, CloudUnavailable, "406"),
+        ({"status_code": 429}, CloudUnavailable, "429"),
+        ({"status_code": 500, "text": PAGE}, CloudUnavailable, "500"),
+        ({"status_code": 302, "headers": {"Location": "https://elsewhere"}}, CloudUnavailable, "302"),
+        ({"status_code": 200, "html": PAGE}, CloudUnavailable, "page instead of data"),
+        ({"status_code": 200, "text": ""}, CloudUnavailable, "page instead of data"),
+        ({"status_code": 200, "text": "[" * 100_000}, CloudUnavailable, "page instead of data"),
+        ({"status_code": 200, "json": ["secret"]}, CloudUnavailable, "page instead of data"),
+        ({"status_code": 200, "json": {"success": False}}, CloudUnavailable, "without a reason"),
+        ({"status_code": 200, "text": "x" * 1_000_000}, CloudUnavailable, "longer"),
+    ],
+)
+async def test_states_of_the_login(
+    httpx_mock: HTTPXMock, cloud: Cloud, answer: dict[str, Any], kind: type[BridgeError], words: str
+) -> None:
+    login(httpx_mock, **answer)
+    with pytest.raises(kind) as error:
+        await cloud.token(SERIAL)
+    assert words in advice(error.value)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+async def test_serial_not_on_the_account(httpx_mock: HTTPXMock, cloud: Cloud, status: int) -> None:
+    login(httpx_mock)
+    tokens(httpx_mock, status_code=status, text=PAGE)
+    with pytest.raises(NotOnAccount, match=SERIAL) as error:
+        await cloud.token(SERIAL)
+    advice(error.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"status_code": 200, "html": PAGE}, "no token"),
+        ({"status_code": 200, "json": {"message": "try later"}}, "no token"),
+        ({"status_code": 200, "content": b"\xff\xfe"}, "no token"),
+        ({"status_code": 500}, "500"),
+        ({"status_code": 406}, "406"),
+    ],
+)
+async def test_where_both_roads_fail_the_first_is_told(
+    httpx_mock: HTTPXMock, cloud: Cloud, answer: dict[str, Any], words: str
+) -> None:
+    login(httpx_mock)
+    tokens(httpx_mock, **answer)
+    entrez(httpx_mock, status_code=403)
+    with pytest.raises(CloudUnavailable) as error:
+        await cloud.token(SERIAL)
+    assert words in advice(error.value)
+
+
+async def test_a_cloud_that_asks_for_a_pause_gets_one(httpx_mock: HTTPXMock, cloud: Cloud) -> None:
+    login(httpx_mock)
+    tokens(httpx_mock, status_code=429)
+    with pytest.raises(CloudUnavailable, match="429"):
+        await cloud.token(SERIAL)
+    assert len(httpx_mock.get_requests()) == 2
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_moment_of_trouble_is_tried_again_once(httpx_mock: HTTPXMock, cloud: Cloud, status: int) -> None:
+    login(httpx_mock, status_code=status)
+    login(httpx_mock)
+    tokens(httpx_mock)
+    assert secret(await cloud.token(SERIAL)) == jwt()
+
+
+async def test_a_lasting_one_is_not(httpx_mock: HTTPXMock, cloud: Cloud) -> None:
+    login(httpx_mock, status_code=503)
+    login(httpx_mock, status_code=503)
+    with pytest.raises(CloudUnavailable, match="503"):
+        await cloud.token(SERIAL)
+
+
+@pytest.mark.parametrize(
+    ("fault", "requests", "words"),
+    [
+        (httpx.ConnectError("secret"), 2, "no connection to Enphase's cloud"),
+        (httpx.ReadError("secret"), 2, "no connection to Enphase's cloud"),
+        (httpx.ConnectTimeout("secret"), 1, "can't be reached in time"),
+        (httpx.ReadTimeout("secret"), 1, "did not answer in time"),
+        (httpx.ProxyError("secret"), 2, "no connection to Enphase's cloud"),
+    ],
+)
+async def test_cloud_out_of_reach(
+    httpx_mock: HTTPXMock, cloud: Cloud, fault: Exception, requests: int, words: str
+) -> None:
+    httpx_mock.add_exception(fault, is_reusable=True)
+    with pytest.raises(CloudUnavailable) as error:
+        await cloud.token(SERIAL)
+    assert words in advice(error.value)
+    assert len(httpx_mock.get_requests()) == requests
+
+
+async def test_a_cloud_that_never_answers_is_given_up(httpx_mock: HTTPXMock) -> None:
+    async def never(_: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    httpx_mock.add_callback(never)
+    cloud = Cloud(CLOUD, USER, SecretStr(PASSWORD), limits=CloudLimits(deadline=0.01))
+    with pytest.raises(CloudUnavailable, match="did not answer in time"):
+        await cloud.token(SERIAL)
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_wrong_ca_file_is_told_at_the_start(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "ca.pem"
+    if content:
+        file.write_text(content)
+    with pytest.raises(BadSetting, match=r"BRIDGE_CLOUD__CA_FILE: .*ca\.pem: "):
+        Cloud(CloudSettings(ca_file=file), USER, SecretStr(PASSWORD))
+
+
+# --- which token serves ---
+
+
+async def test_a_pasted_token_needs_no_cloud(desk: Desk) -> None:
+    tokens = desk.source(token=jwt())
+    assert secret(await tokens.current()) == jwt()
+    assert tokens.problem is None
+    assert tokens.role == "owner"
+    assert tokens.expires == datetime.fromtimestamp(NOW + YEAR, UTC)
+    assert "secret" not in repr(tokens)
+
+
+async def test_a_stored_token_serves_after_a_restart(desk: Desk) -> None:
+    tokens = desk.source(stored=jwt())
+    assert secret(await tokens.current()) == jwt()
+
+
+async def test_a_token_from_a_file(desk: Desk, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(jwt() + "\n")
+    assert secret(await desk.source(account=False, token_file=file).current()) == jwt()
+
+
+async def test_without_a_serial_no_token_is_given_out(desk: Desk) -> None:
+    tokens = TokenSource(GatewaySettings(token=SecretStr(jwt())), None, clock=desk.clock)
+    with pytest.raises(Unavailable, match="serial"):
+        await tokens.current()
+    tokens.identify(SERIAL)
+    assert secret(await tokens.current()) == jwt()
+
+
+@pytest.mark.parametrize(
+    ("pasted", "words"),
+    [
+        (None, "there is no token"),
+        ("nonsense", "BRIDGE_GATEWAY__TOKEN: this is not a token"),
+        (jwt(exp=NOW - 1), "expired"),
+        (jwt(aud=OTHER), OTHER),
+    ],
+)
+async def test_without_an_account_a_person_must_act(desk: Desk, pasted: str | None, words: str) -> None:
+    tokens = desk.source(account=False, token=pasted)
+    with pytest.raises(Rejected) as error:
+        await tokens.current()
+    assert words in advice(error.value)
+    assert "https://entrez.enphaseenergy.com" in str(error.value)
+    assert tokens.problem == str(error.value)
+
+
+@pytest.mark.parametrize("pasted", [None, "nonsense", jwt(exp=NOW - 1), jwt(aud=OTHER)])
+async def test_a_useless_token_gives_way_to_a_stored_one(desk: Desk, pasted: str | None) -> None:
+    tokens = desk.source(token=pasted, stored=jwt(jti="stored"))
+    assert secret(await tokens.current()) == jwt(jti="stored")
+
+
+@pytest.mark.parametrize("pasted", [None, "nonsense", jwt(exp=NOW - 1), jwt(aud=OTHER)])
+async def test_a_useless_token_gives_way_to_the_account(
+    httpx_mock: HTTPXMock, desk: Desk, pasted: str | None
+) -> None:
+    login(httpx_mock)
+    tokens(httpx_mock)
+    source = desk.source(token=pasted, stored=jwt(exp=NOW - 5))
+    assert source.problem is None or pasted
+    assert secret(await source.current()) == jwt()
+    assert [secret(token) for token in desk.kept] == [jwt()]
+    assert source.problem is None
+
+
+async def test_a_token_file_is_read_again_when_its_token_is_of_no_use(desk: Desk, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    tokens = desk.source(account=False, token_file=file)
+    with pytest.raises(Rejected, match=r"TOKEN_FILE: .*No such file") as error:
+        await tokens.current()
+    advice(error.value)
+    file.write_text(jwt(exp=NOW + 10))
+    assert secret(await tokens.current()) == jwt(exp=NOW + 10)
+    file.write_text(jwt()[:40])  # somebody is writing it just now
+    assert secret(await tokens.current()) == jwt(exp=NOW + 10)
+    file.write_text(jwt(jti="new"))
+    assert secret(await tokens.replace(Token.parse(jwt(exp=NOW + 10)))) == jwt(jti="new")
+
+
+# --- renewal ---
+
+
+async def settle(source: TokenSource) -> None:
+    """Lets a renewal in the background come to its end."""
+    if source._attempt is not None:
+        await asyncio.wait([source._attempt])
+
+
+async def test_the_old_token_serves_while_the_new_one_is_fetched(httpx_mock: HTTPXMock, desk: Desk) -> None:
+    login(httpx_mock)
+    tokens(httpx_mock, text=jwt(jti="new"))
+    old = jwt(exp=NOW + DAY, iat=NOW - 300 * DAY)
+    source = desk.source(stored=old)
+    assert secret(await source.current()) == old
+    await settle(source)
+    assert secret(await source.current()) == jwt(jti="new")
+    assert [secret(token) for token in desk.kept] == [jwt(jti="new")]
+    assert source.problem is None
+
+
+@pytest.mark.parametrize(
+    "bad", [jwt(aud=OTHER), jwt(exp=NOW - 1), "nonsense", jwt()[:-200], json.dumps({"message": "no"})]
+)
+async def test_a_new_token_is_checked_before_it_replaces_the_old(
+    httpx_mock: HTTPXMock, desk: Desk, bad: str
+) -> None:
+    login(httpx_mock)
+    tokens(httpx_mock, text=bad)
+    httpx_mock.add_response(method="GET", status_code=500, is_optional=True)
+    old = jwt(exp=NOW + DAY, iat=NOW - 300 * DAY)
+    source = desk.source(stored=old)
+    await source.current()
+    await settle(source)
+    assert secret(await source.current()) == old
+    assert desk.kept == []
+    assert "serves until" in advice(source.problem)
+
+
+async def test_a_cloud_that_is_down_is_asked_ever_more_seldom(
+    httpx_mock: HTTPXMock, desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The old token serves on, one WARNING, and never two attempts in 15 minutes after three."""
+    httpx_mock.add_response(status_code=500, is_reusable=True)
+    source = desk.source(stored=jwt(exp=NOW + 2 * DAY, iat=NOW - 300 * DAY))
+    attempts: list[float] = []
+    for minute in range(24 * 60):
+        desk.clock.now = NOW + 60 * minute
+        before = len(httpx_mock.get_requests())
+        await source.current()
+        await settle(source)
+        attempts += [desk.clock.now] * (len(httpx_mock.get_requests()) - before)
+    gaps = [later - earlier for earlier, later in pairwise(attempts)]
+    assert min(gaps[2:]) >= 15 * 60
+    assert max(gaps) >= 4 * 3600
+    assert len(attempts) <= 12
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+    assert "serves until" in advice(source.problem)
+
+
+async def test_without_any_token_a_cloud_that_is_down_is_no_fault_of_the_owner(
+    httpx_mock: HTTPXMock, desk: Desk
+) -> None:
+    httpx_mock.add_response(status_code=500, is_reusable=True)
+    source = desk.source()
+    for _ in range(20):
+        with pytest.raises(Unavailable) as error:
+            await source.current()
+        advice(error.value)
+    assert len(httpx_mock.get_requests()) == 1
+    assert source.problem == str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "again"),
+    [
+        ({"status_code": 401}, WrongPassword, False),
+        ({"json": {"success": True, "isBlocked": False}}, MultiFactor, True),
+        ({"json": {"isBlocked": True}}, Blocked, True),
+    ],
+)
+async def test_a_refused_account_is_left_alone(
+    httpx_mock: HTTPXMock, desk: Desk, answer: dict[str, Any], kind: type[CloudRejected], again: bool
+) -> None:
+    httpx_mock.add_response(is_reusable=True, **answer)
+    source = desk.source()
+    for hour in range(23):
+        desk.clock.now = NOW + 3600 * hour
+        with pytest.raises(kind):
+            await source.current()
+    assert len(httpx_mock.get_requests()) == 1
+    assert advice(source.problem)
+    desk.clock.now = NOW + 365 * DAY
+    with pytest.raises(kind):
+        await source.current()
+    assert len(httpx_mock.get_requests()) == 1 + again
+
+
+async def test_a_pasted_token_helps_a_refused_account(httpx_mock: HTTPXMock, desk: Desk, tmp_path: Path) -> None:
+    login(httpx_mock, json={"success": True})
+    file = tmp_path / "token"
+    source = desk.source(token_file=file)
+    with pytest.raises(MultiFactor):
+        await source.current()
+    file.write_text(jwt())
+    assert secret(await source.current()) == jwt()
+    assert source.problem is None
+
+
+async def test_whoever_waits_may_give_up_and_the_login_goes_on(httpx_mock: HTTPXMock, desk: Desk) -> None:
+    slow = asyncio.Event()
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        await slow.wait()
+        return httpx.Response(200, json=LOGIN)
+
+    httpx_mock.add_callback(answer, method="POST", url=CLOUD.login_url)
+    tokens(httpx_mock)
+    source = desk.source()
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(source.current(), 0.01)
+    slow.set()
+    assert secret(await source.current()) == jwt()
+    assert len(httpx_mock.get_requests()) == 2
+
+
+async def test_closing_ends_a_login(httpx_mock: HTTPXMock, desk: Desk) -> None:
+    async def never(_: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    httpx_mock.add_callback(never)
+    source = desk.source(stored=jwt(exp=NOW + DAY, iat=NOW - 300 * DAY))
+    await source.current()
+    await asyncio.sleep(0)
+    await source.aclose()
+    assert source._attempt is not None
+    assert source._attempt.cancelled()
+    await desk.source().aclose()
+
+
+async def test_a_new_token_that_the_gateway_refuses_is_not_fetched_for_ever(
+    httpx_mock: HTTPXMock, desk: Desk
+) -> None:
+    """A gateway with a wrong clock, say: it refuses all of them, and the cloud must not pay for it."""
+    httpx_mock.add_response(url=CLOUD.login_url, json=LOGIN, is_reusable=True)
+    issued = iter(range(1000))
+    httpx_mock.add_callback(
+        lambda _: httpx.Response(200, text=jwt(jti=next(issued))), url=CLOUD.token_url, is_reusable=True
+    )
+    source = desk.source()
+    for minute in range(24 * 60):
+        desk.clock.now = NOW + 60 * minute
+        try:
+            token = await source.current()
+        except Rejected as error:
+            assert "refuses even a new token" in advice(error)  # noqa: PT017 - some of them are served
+        else:
+            source.refused(token)
+    assert next(issued) <= 12
+    assert "refuses even a new token" in advice(source.problem)
+
+    desk.clock.now = NOW + 3 * DAY
+    source.accepted(await source.current())
+    assert source.problem is None
+
+
+async def test_the_old_token_serves_where_the_new_one_is_refused(httpx_mock: HTTPXMock, desk: Desk) -> None:
+    login(httpx_mock)
+    tokens(httpx_mock, text=jwt(jti="new"))
+    old = jwt(exp=NOW + DAY, iat=NOW - 300 * DAY)
+    source = desk.source(stored=old)
+    await source.current()
+    await settle(source)
+    new = await source.current()
+    assert secret(await source.replace(new)) == old
+
+
+async def test_a_refused_token_gets_another_chance(desk: Desk) -> None:
+    """A gateway that has just started has a wrong clock; its owner's only token must not be lost."""
+    source = desk.source(account=False, token=jwt())
+    with pytest.raises(Rejected, match="the gateway refuses the token"):
+        await source.replace(await source.current())
+    desk.clock.now += 301
+    token = await source.current()
+    source.accepted(token)
+    assert secret(token) == jwt()
+
+
+async def test_an_expiring_token_without_an_account_is_told_in_time(desk: Desk) -> None:
+    source = desk.source(account=False, token=jwt())
+    desk.clock.now = NOW + YEAR - 30 * DAY
+    assert secret(await source.current()) == jwt()
+    assert "expires on 2028-01-15" in advice(source.problem)
+
+
+async def test_a_cloud_whose_tokens_are_always_due_is_not_asked_at_each_tick(
+    httpx_mock: HTTPXMock, desk: Desk
+) -> None:
+    httpx_mock.add_response(url=CLOUD.login_url, json=LOGIN, is_reusable=True)
+    due = jwt(exp=NOW + DAY, iat=NOW - 300 * DAY)
+    httpx_mock.add_response(url=CLOUD.token_url, text=due, is_reusable=True)
+    source = desk.source()
+    for second in range(600):
+        desk.clock.now = NOW + second
+        source.accepted(await source.current())
+        await settle(source)
+    assert len(httpx_mock.get_requests()) == 2
+
+
+def test_pauses_grow_and_end() -> None:
+    clock = Hands()
+    pause = Pause(clock, jitter=lambda: 1.0)
+    for seconds in (*PAUSES, PAUSES[-1], PAUSES[-1]):
+        pause.begin()
+        clock.now += seconds
+        assert not pause.over  # the jitter only ever lengthens
+        clock.now += seconds / 4
+        assert pause.over
+    pause.proved()
+    clock.now += 900
+    pause.begin()
+    clock.now += 1.25 * PAUSES[0]
+    assert pause.over

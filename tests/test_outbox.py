@@ -15,12 +15,12 @@ POWER = Message("enphase/1/meter/production/power", "100", deadband=1)
 
 
 def drain(outbox: Outbox, now: float = 0) -> list[Message]:
-    """Everything that may leave now, as a broker that takes everything gets it."""
+    """Everything that may leave now; nothing else comes in meanwhile, so one round takes it all."""
     taken = []
-    while batch := list(outbox.pending(now)):
-        for message in batch:
-            outbox.sent(message, now)
-        taken += batch
+    for message in outbox.pending(now):
+        outbox.sent(message, now)
+        taken.append(message)
+    assert list(outbox.pending(now)) == []
     return taken
 
 
@@ -246,6 +246,27 @@ def test_a_refused_message_blocks_nobody_and_comes_back_when_it_has_changed() ->
     assert payloads(outbox) == ["x" * 8]
 
 
+def test_a_payload_that_was_refused_is_offered_again_once_it_had_changed() -> None:
+    outbox = Outbox()
+    outbox.put(POWER)
+    outbox.refuse(POWER)
+    outbox.put(replace(POWER, payload="None"))
+    outbox.put(POWER)
+
+    assert payloads(outbox) == ["100"]
+
+
+def test_a_value_that_comes_while_its_clear_is_on_the_way_is_not_lost() -> None:
+    outbox = Outbox()
+    outbox.put(replace(POWER, payload=""))
+    (leaving,) = outbox.pending(0)
+    outbox.put(POWER)
+
+    outbox.sent(leaving, 0)
+
+    assert payloads(outbox) == ["100"]
+
+
 def test_a_refused_message_is_tried_again_at_another_broker() -> None:
     outbox = Outbox()
     outbox.put(POWER)
@@ -289,10 +310,7 @@ PAYLOADS = st.one_of(NUMBERS, st.sampled_from(["None", "ON", "OFF", ""]))
 
 
 class AnyInterleaving(RuleBasedStateMachine):
-    """The outbox against a broker that remembers what it was given, and against a plain dict of newest values.
-
-    There is one sender, so at most one message is on its way while other things happen.
-    """
+    """The outbox against a broker that remembers what it was given, and against a plain dict of newest values."""
 
     @initialize(scale=st.sampled_from([0.0, 1.0, 2.5]))
     def start(self, scale: float) -> None:
@@ -303,7 +321,6 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.broker = {"cleared": "from an earlier life"}
         self.given: dict[str, tuple[str, float]] = {}
         self.refused: dict[str, str] = {}
-        self.on_its_way: Message | None = None
 
     @rule(
         topic=st.sampled_from(["plain", "banded", "slow", "cleared"]),
@@ -313,27 +330,28 @@ class AnyInterleaving(RuleBasedStateMachine):
     def put(self, topic: str, payload: str, rank: Rank) -> None:
         band = 1.0 if topic == "banded" else 0.0
         interval = 30.0 if topic == "slow" else 0.0
-        message = Message(topic, payload, rank=rank, deadband=band, interval=interval)
-        self.newest[topic] = message
-        if self.refused.get(topic) != payload:
-            self.refused.pop(topic, None)
+        self.put_message(Message(topic, payload, rank=rank, deadband=band, interval=interval))
+
+    def put_message(self, message: Message) -> None:
+        self.newest[message.topic] = message
+        if self.refused.get(message.topic) != message.payload:
+            self.refused.pop(message.topic, None)
         self.outbox.put(message)
 
-    @precondition(lambda self: self.on_its_way is None)
-    @rule()
-    def one_leaves(self) -> None:
-        self.on_its_way = next(self.outbox.pending(self.now), None)
-        if self.on_its_way is not None:
-            self.check_worth(self.on_its_way)
-
-    @precondition(lambda self: self.on_its_way is not None)
-    @rule(arrives=st.booleans())
-    def it_arrives_or_not(self, arrives: bool) -> None:
+    @rule(meanwhile=st.none() | PAYLOADS, arrives=st.booleans(), birth=st.booleans())
+    def one_leaves(self, meanwhile: str | None, arrives: bool, birth: bool) -> None:
+        """There is one sender, so one message is on its way while other things happen."""
+        message = next(self.outbox.pending(self.now), None)
+        if message is None:
+            return
+        self.check_worth(message)
+        if meanwhile is not None:
+            self.put_message(replace(message, payload=meanwhile))
+        if birth:
+            self.a_new_connection(lost=False)
         if arrives:
-            self.deliver(self.on_its_way)
-        self.on_its_way = None
+            self.deliver(message)
 
-    @precondition(lambda self: self.on_its_way is None)
     @rule()
     def the_first_is_refused(self) -> None:
         message = next(self.outbox.pending(self.now), None)
@@ -353,7 +371,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @precondition(lambda self: self.newest and self.on_its_way is None)
+    @precondition(lambda self: self.newest)
     @rule()
     def everything_arrives(self) -> None:
         self.now += 31

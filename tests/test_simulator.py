@@ -130,8 +130,8 @@ def test_energy_is_the_integral_of_power(role: str) -> None:
 def test_counters_never_fall_and_only_one_end_moves_at_a_time() -> None:
     house = House(HOMES["three-phase"], start=AFTERNOON)
     last = house.truth()
-    for step in range(1, 300):
-        house.advance(AFTERNOON + step * 311)
+    for step in range(1, 100):
+        house.advance(AFTERNOON + step * 1811)
         truth = house.truth()
         for role, meter in truth.meters.items():
             assert meter.total.delivered >= last.meters[role].total.delivered
@@ -147,7 +147,8 @@ def test_a_days_energies_balance() -> None:
     after = house.truth().site
 
     def net(name: str) -> float:
-        old, new = getattr(before, name), getattr(after, name)
+        old: Flow = getattr(before, name)
+        new: Flow = getattr(after, name)
         return (new.delivered - new.received) - (old.delivered - old.received)
 
     assert net("home") == pytest.approx(net("solar") + net("grid") + net("battery"), abs=1e-3)
@@ -263,16 +264,21 @@ def test_inverters_report_every_five_minutes_each_in_its_own_second() -> None:
             assert 0 < inverter.reported < inverter.peak
 
 
-def test_inverters_reports_stop_at_dusk_and_never_go_back() -> None:
-    house = House(HOMES["three-phase"], start=AFTERNOON)
-    last = {i.serial: 0 for i in house.home.inverters}
-    for step in range(0, 36 * 3600, 97):
+@pytest.mark.parametrize("hour", [5.5, 19])
+def test_inverters_reports_never_go_back_at_dawn_and_dusk(hour: float) -> None:
+    house = House(HOMES["three-phase"], start=AFTERNOON, start_hour=hour)
+    last = {i.serial: i.reported_at for i in house.truth().inverters}
+    for step in range(0, 2 * 3600, 60):
         house.advance(AFTERNOON + step)
         for inverter in house.truth().inverters:
             assert inverter.reported_at >= last[inverter.serial]
             last[inverter.serial] = inverter.reported_at
-    dark = House(HOMES["three-phase"], start=NIGHT).truth()
-    assert all(NIGHT - i.reported_at > 3 * 3600 for i in dark.inverters)
+
+
+def test_inverters_reports_stop_at_dusk() -> None:
+    truth = House(HOMES["three-phase"], start=NIGHT).truth()
+    assert all(NIGHT - i.reported_at > 3 * 3600 for i in truth.inverters)
+    assert not any(i.power for i in truth.inverters)
 
 
 def test_inverters_add_up_to_the_sun_of_their_phase() -> None:
@@ -369,6 +375,19 @@ async def test_disabled_meters_report_something_all_the_same() -> None:
     assert (await fetch(simulator, "/api/v1/production"))["wattHoursLifetime"] == 1583
     pcu = (await fetch(simulator, "/ivp/pdm/energy"))["production"]["pcu"]
     assert pcu["wattHoursLifetime"] == int(simulator.truth().site.solar.delivered)
+
+
+async def test_a_gateway_without_meters_knows_what_its_inverters_say() -> None:
+    simulator = Simulator("split-phase", clock=Clock())
+    simulator.become(meters=(), imeter=False, gear=(), batteries=())
+    for path in ("/ivp/meters", READINGS, "/ivp/meters/gridReading", "/ivp/meters/reports/consumption"):
+        assert await fetch(simulator, path) == []
+    production = await fetch(simulator, "/api/v1/production")
+    energy = (await fetch(simulator, "/ivp/pdm/energy"))["production"]
+    assert production == energy["pcu"]
+    assert production["wattHoursLifetime"] == int(simulator.truth().site.solar.delivered)
+    assert set(energy["eim"].values()) == {0}
+    assert b"<imeter>false</imeter>" in await raw(simulator, "/info")
 
 
 async def test_a_home_with_one_phase_has_noise_on_the_others() -> None:
@@ -989,6 +1008,10 @@ def test_tokens_survive_a_round_trip() -> None:
 
 
 def test_homes_have_nothing_in_common() -> None:
-    serials = [unit.serial for home in HOMES.values() for unit in (home, *home.inverters, *home.batteries)]
+    homes = HOMES.values()
+    serials = [home.serial for home in homes]
+    serials += [inverter.serial for home in homes for inverter in home.inverters]
+    serials += [battery.serial for home in homes for battery in home.batteries]
+    serials += [gear.serial for home in homes for gear in home.gear]
     assert len(set(serials)) == len(serials)
     assert all(len(serial) == 12 for serial in serials)

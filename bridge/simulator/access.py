@@ -40,8 +40,9 @@ class Guard:
         """`/auth/check_jwt`: a good token gets a session, which is a cookie."""
         if not self._valid(_bearer(ask), serial):
             return unauthorized()
-        session = f"{next(self._numbers):08x}"
-        self._sessions[session] = self._clock()
+        session, now = f"{next(self._numbers):08x}", self._clock()
+        alive = {name: used for name, used in self._sessions.items() if now - used < IDLE}
+        self._sessions = {**alive, session: now}
         cookie = f"{SESSION}={session}; path=/; HttpOnly; Secure"
         return Reply(200, b"<!DOCTYPE html><h2>Valid token.</h2>\n", {**HTML, "Set-Cookie": cookie})
 

@@ -69,7 +69,7 @@ class Simulator:
         self.gateway.reboot(zeros)
 
     def become(self, **changes: Any) -> None:
-        """Another gateway, or other firmware, at the same address: any field of `Home` but its phases."""
+        """Another gateway, or other firmware, at the same address: any field of `Home`. The house stays."""
         self.gateway.home = replace(self.home, **changes)
         self.cloud.serials.add(self.serial)
 

@@ -16,13 +16,14 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from bridge.config import CloudSettings, GatewaySettings
 from bridge.gateway import (
     Blocked,
+    CloudLimits,
     CloudUnavailable,
     EndpointRefused,
     Gateway,
@@ -46,6 +47,7 @@ INFO, METERS, READINGS = Request("/info"), Request("/ivp/meters"), Request("/ivp
 LIVEDATA, DEVICES = Request("/ivp/livedata/status"), Request("/ivp/ensemble/device_list")
 QUICK = Limits(retry_wait=0, deadline=20)
 SHORT_KEY = rsa.generate_private_key(65537, 1024)  # noqa: S505 - as old firmware has it
+CLOUD = CloudLimits(retry_wait=0)
 BRIEF = Limits(retry_wait=0, deadline=0.3)
 
 
@@ -110,7 +112,7 @@ async def with_account(address: str, simulator: Simulator, **settings: Any) -> A
     async with serve(simulator, tls=False) as cloud:
         urls = cloud_at(f"http://{cloud}")
         own = GatewaySettings(host=address, username=USER, password=SecretStr(PASSWORD), **settings)
-        async with open_gateway(own, urls, limits=QUICK) as gateway:
+        async with open_gateway(own, urls, limits=QUICK, cloud_limits=CLOUD) as gateway:
             gateway.identify(simulator.serial)
             yield gateway
 
@@ -247,6 +249,21 @@ async def test_a_silent_gateway_is_not_asked_again_at_once(simulator: Witness, a
         assert simulator.count() == 1
 
 
+async def test_a_connection_that_is_held_for_good_is_given_up(simulator: Witness, address: str) -> None:
+    async with opened(address, simulator, limits=Limits(read=0.2, retry_wait=0)) as gateway:
+        async with gateway._client.stream("GET", "/info"):
+            with pytest.raises(Unavailable):
+                await gateway.fetch(INFO)
+        assert (await gateway.fetch(INFO)).body
+
+
+async def test_a_look_has_a_deadline_too(simulator: Witness, address: str) -> None:
+    simulator.faults.add(INFO.path, "hang")
+    async with opened(address, simulator, limits=BRIEF) as gateway:
+        with pytest.raises(Unavailable, match="no whole answer in time to /info"):
+            await gateway.look()
+
+
 async def test_bodies_are_handed_on_as_they_are(simulator: Witness, address: str) -> None:
     """Whether a 2xx body means anything is not the edge's matter."""
     async with opened(address, simulator) as gateway:
@@ -316,6 +333,7 @@ def free_port() -> int:
     ("host", "words"),
     [
         ("https://127.0.0.1:9", "Connection refused"),
+        ("localhost:9", "Connection refused"),
         ("nowhere.invalid", "no connection to the gateway"),
         ("a..b", "no connection to the gateway"),
     ],
@@ -406,11 +424,14 @@ async def test_a_new_certificate_for_the_same_key_is_accepted(simulator: Witness
                 await gateway.fetch(INFO)
 
 
-async def test_off_checks_nothing(simulator: Witness, address: str) -> None:
+async def test_off_checks_nothing_and_is_warned_of(
+    simulator: Witness, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(address, simulator, tls="off") as gateway:
         gateway.pin("00" * 32)
         await gateway.fetch(INFO)
         assert gateway.fingerprint not in (None, "00" * 32)
+    assert "BRIDGE_GATEWAY__TLS is off" in caplog.text
 
 
 def issued(key: Any, name: str, **more: Any) -> Certificate:
@@ -455,7 +476,7 @@ def test_keys_are_found_where_cryptography_finds_them(key: Any, name: str, numbe
 
 def test_certificates_without_a_version_are_read() -> None:
     """X.509 version 1 leaves the field out; old firmware's certificates are made by old tools."""
-    certificate = issued(ec.generate_private_key(ec.SECP256R1()), "envoy")
+    certificate = issued(SHORT_KEY, "envoy" * 5)
     der = bytearray(ssl.PEM_cert_to_DER_cert(certificate[0].decode()))
     outer, inner = 4, 8  # both lengths are of the form 82 xx xx
     assert der[inner : inner + 5] == b"\xa0\x03\x02\x01\x02"
@@ -469,6 +490,7 @@ def test_certificates_without_a_version_are_read() -> None:
 CERTIFICATE = ssl.PEM_cert_to_DER_cert(self_signed("1")[0].decode())
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=64)
     | st.integers(0, len(CERTIFICATE)).map(lambda end: CERTIFICATE[:end])
@@ -669,7 +691,7 @@ async def test_the_other_road_to_a_token(simulator: Witness, address: str, fault
 
 
 async def test_renewal_goes_on_in_the_background(simulator: Witness, address: str) -> None:
-    old = simulator.token(iat=1_600_000_000)
+    old = simulator.token(iat=0)
     kept: list[Token] = []
     async with serve(simulator, tls=False) as cloud:
         own = GatewaySettings(host=address, token=SecretStr(old), username=USER, password=SecretStr(PASSWORD))
@@ -691,7 +713,7 @@ async def test_the_clouds_certificate_is_verified(simulator: Witness, address: s
     file.write_bytes(certificate[0])
     async with serve(simulator, tls=True, certificate=certificate) as cloud:
         own = GatewaySettings(host=address, username=USER, password=SecretStr(PASSWORD))
-        async with open_gateway(own, cloud_at(f"https://{cloud}"), limits=QUICK) as gateway:
+        async with open_gateway(own, cloud_at(f"https://{cloud}"), limits=QUICK, cloud_limits=CLOUD) as gateway:
             gateway.identify(simulator.serial)
             with pytest.raises(CloudUnavailable, match="can't be verified"):
                 await gateway.fetch(METERS)

@@ -25,7 +25,13 @@ WORTH_SHOWING = (
 )
 """What a person wants to see first; the tree has hundreds of topics."""
 
-QUANTITIES = ("power", "soc", "voltage", "energy_delivered", "energy_received", "energy_today", "firmware")
+QUANTITIES = frozenset(
+    {"power", "soc", "energy_today", "energy_lifetime", "inverters_total", "inverters_reporting", "firmware"}
+)
+
+
+BORDER = 12
+"""Lines of the screen that the table's values can't have."""
 
 
 class Screen:
@@ -61,12 +67,12 @@ class Screen:
             self._values[message.topic] = message.payload
 
     def _wanted(self, topic: str) -> bool:
-        known = any(part in topic for part in WORTH_SHOWING)
-        return known and topic.rpartition("/")[2].startswith((*QUANTITIES, "inverters"))
+        return topic.rpartition("/")[2] in QUANTITIES and any(part in topic for part in WORTH_SHOWING)
 
     def _table(self) -> Group:
-        table = Table("topic", Table.Column("value", justify="right") if hasattr(Table, "Column") else "value")
-        room = max(5, Console().size.height - 8)
+        table = Table("topic", "value")
+        table.columns[1].justify = "right"
+        room = max(5, Console().size.height - BORDER)
         for topic in sorted(self._values, key=self._order)[:room]:
             table.add_row(topic, self._values[topic])
         note = f"{len(self._topics)} topics, {self._count} messages.  {self._look_on}"

@@ -29,22 +29,24 @@ def open_gateway(
     *,
     pin: str | None = None,
     stored_token: SecretStr | None = None,
-    on_new_token: Callable[[Token], None] | None = None,
+    on_new_token: Callable[[Token], None] = lambda _: None,
     limits: Limits | None = None,
+    cloud_limits: CloudLimits | None = None,
 ) -> Gateway:
     """A gateway with its tokens, from the settings and what the store knows of it.
 
     Raises:
         BadSetting: host or CA file can't be used.
     """
-    tokens = TokenSource(settings, _account(settings, cloud), stored=stored_token, on_new_token=on_new_token)
+    account = _account(settings, cloud, cloud_limits)
+    tokens = TokenSource(settings, account, stored=stored_token, on_new_token=on_new_token)
     return Gateway(settings, tokens, pin=pin, limits=limits)
 
 
-def _account(settings: GatewaySettings, cloud: CloudSettings) -> Cloud | None:
+def _account(settings: GatewaySettings, cloud: CloudSettings, limits: CloudLimits | None) -> Cloud | None:
     if settings.username is None or settings.password is None:
         return None
-    return Cloud(cloud, settings.username, settings.password)
+    return Cloud(cloud, settings.username, settings.password, limits=limits)
 
 
 __all__ = [

@@ -66,6 +66,11 @@ class Gateway:
         self._pin = tls.KeyPin(settings.tls, pin)
         self._client = self._connect(self._pin)
         self._turn = asyncio.Lock()
+        if settings.tls == "off" and self._legacy is None:
+            LOG.warning(
+                "BRIDGE_GATEWAY__TLS is off: %s is not verified, and whoever sits in between gets the token",
+                self._url,
+            )
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,21 +160,26 @@ class Gateway:
         await old.aclose()
 
     def _connect(self, pin: tls.KeyPin, cookies: httpx.Cookies | None = None) -> httpx.AsyncClient:
-        limits = self._limits
-        return httpx.AsyncClient(
-            base_url=self._url,
-            verify=tls.context(pin),
-            trust_env=False,
-            follow_redirects=False,
-            headers=PLAIN,
-            cookies=cookies,
-            timeout=httpx.Timeout(limits.read, connect=limits.connect),
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=limits.keep),
-            event_hooks={"request": [self._count], "response": [bounded(limits.body)]},
-        )
+        client = _client(self._url, pin, self._limits)
+        client.cookies = cookies or httpx.Cookies()
+        client.event_hooks["request"].append(self._count)
+        return client
 
     async def _count(self, _: httpx.Request) -> None:
         self.requests += 1
+
+
+def _client(url: str, pin: tls.KeyPin, limits: Limits) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=url,
+        verify=tls.context(pin),
+        trust_env=False,
+        follow_redirects=False,
+        headers=PLAIN,
+        timeout=httpx.Timeout(limits.read, connect=limits.connect),
+        limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=limits.keep),
+        event_hooks={"request": [], "response": [bounded(limits.body)]},
+    )
 
 
 def _usable(url: str) -> str:

@@ -17,7 +17,7 @@ Now = Callable[[], float]
 
 
 class Shelf:
-    """Tokens in the owner's order: what was pasted comes first, unless a later one lives longer."""
+    """Tokens in the owner's order: what was pasted comes first, unless it is due or was refused."""
 
     def __init__(self, settings: GatewaySettings, stored: SecretStr | None, clock: Now, monotonic: Now) -> None:
         self.serial = settings.serial or ""
@@ -28,13 +28,13 @@ class Shelf:
         self._pasted = self._read(settings.token, PASTED)
         self._from_file: list[Token] = []
         self._renewed: list[Token] = []
-        with suppress(TokenRejected):  # nobody can mend a stored one
-            self._renewed = [Token.parse(stored.get_secret_value())] if stored else []
         self.read_file()
+        if stored is not None:
+            self.offer(stored)
 
     def best(self) -> Token | None:
         usable = [token for token in self._all() if self._fault(token) is None]
-        return min(usable, key=lambda token: token.due(self._clock()), default=None)
+        return min(usable, key=self._doubts, default=None)
 
     def fault(self) -> TokenRejected:
         """Why the first on offer can't serve."""
@@ -46,10 +46,15 @@ class Shelf:
         """A new token comes first; the one before stays, for the gateway may refuse the new one."""
         self._renewed = [token, *self._renewed][:KEPT]
 
+    def offer(self, stored: SecretStr) -> None:
+        """One from an earlier run; if it is unusable nobody can mend it, so that it is not told."""
+        with suppress(TokenRejected):
+            self.add(Token.parse(stored.get_secret_value()))
+
     def refuse(self, token: Token) -> None:
-        now = self._monotonic()
-        self._refused = {old: until for old, until in self._refused.items() if until > now}
-        self._refused[token] = now + REFUSED_FOR
+        known = self._all()
+        self._refused = {old: until for old, until in self._refused.items() if old in known}
+        self._refused[token] = self._monotonic() + REFUSED_FOR
 
     def accept(self, token: Token) -> None:
         self._refused.pop(token, None)
@@ -69,6 +74,10 @@ class Shelf:
 
     def _all(self) -> list[Token]:
         return [*self._pasted, *self._from_file, *self._renewed]
+
+    def _doubts(self, token: Token) -> tuple[bool, bool]:
+        """One that was refused before comes after all others, or it would cost requests again and again."""
+        return token in self._refused, token.due(self._clock())
 
     def _fault(self, token: Token) -> TokenRejected | None:
         try:

@@ -44,7 +44,7 @@ class Token:
             life = INSTALLER_LIFE if role == "installer" else OWNER_LIFE
             issued = _time(claims["iat"]) if "iat" in claims else expires - life
             return cls(SecretStr(text), _serials(claims.get("aud")), issued, expires, role)
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError):
             raise TokenRejected(f"this is not a token (three parts joined by dots): {PASTE}") from None
 
     @property
@@ -60,7 +60,7 @@ class Token:
 
     def check(self, serial: str, now: float) -> None:
         """Raises TokenRejected where the gateway `serial` would have to refuse this token."""
-        if serial not in self.serials:
+        if serial.upper() not in map(str.upper, self.serials):
             other = ", ".join(self.serials) or "unknown"
             raise TokenRejected(f"the token is for gateway {other}, this one is {serial}: {PASTE}")
         if now >= self.expires.timestamp():

@@ -9,6 +9,10 @@ from bridge.model import BridgeError, Unavailable
 from bridge.service.sources import STALE_PERIODS, STALE_SECONDS, Source, State
 
 NEVER = float("-inf")
+INFO = "info"
+SHORTEST_DOUBT = 1.0
+DOUBT = 0.6
+"""Share of its patience after which a silent gateway is asked for something that it answered before."""
 
 
 class Health:
@@ -39,6 +43,20 @@ class Health:
 
     def give_chance(self, now: float) -> None:
         self._since = now
+
+    def lifeline(self, now: float) -> str | None:
+        """What to ask out of turn, lest a gateway be given up only because its fastest sources fail.
+
+        A source that fails is no longer good, so that this ends by itself.
+        """
+        good = [s for s in self.sources.values() if s.state is State.GOOD and s.name != INFO]
+        if not good or now - self._succeeded < DOUBT * self._patience:
+            return None
+        return min(good, key=lambda source: source.period).name
+
+    def lifeline_delay(self, now: float) -> float:
+        """Seconds until `lifeline` may have something."""
+        return max(SHORTEST_DOUBT, self._succeeded + DOUBT * self._patience - now)
 
     def next_change(self, now: float) -> float:
         """Seconds until something becomes stale by itself."""

@@ -49,6 +49,8 @@ class Identity:
         self._check_key(facts)
         if not self.known:
             self._gateway.identify(facts.serial)
+            if token := self._store.load(facts.serial).token:  # known, though at another address
+                self._gateway.tokens.offer(token)
             self._store.remember(self._settings.host, facts.serial)
             facts = replace(facts, meters=self._known_meters(facts))
         self.learn(facts)

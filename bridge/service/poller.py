@@ -92,11 +92,14 @@ class Poller:
         now = self._time()
         if self._away(now):
             await self._probe()
-        elif source := self._schedule.next(now):
+        elif source := self._schedule.next(now) or self._lifeline(now):
             await self._ask(source)
             self._refresh()
         else:
-            await asyncio.sleep(self._schedule.delay(now))
+            await asyncio.sleep(min(self._schedule.delay(now), self._health.lifeline_delay(now)))
+
+    def _lifeline(self, now: float) -> str | None:
+        return None if self._schedule.held(now) else self._health.lifeline(now)
 
     def _away(self, now: float) -> bool:
         return not self._identity.known or self._health.away(now)

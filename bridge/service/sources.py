@@ -23,6 +23,12 @@ class State(Enum):
     ABSENT = "absent"
 
 
+BREAKER_AFTER = 3
+"""A source that fails so many times in a row is asked half as often with each further failure."""
+BREAKER_LAST = 900.0
+"""Seconds that such a source is left alone at most."""
+
+
 @dataclass(slots=True)
 class Source:
     """One source. Times are monotonic seconds."""
@@ -32,6 +38,7 @@ class Source:
     state: State = State.WAITING
     good_at: float | None = None
     absences: int = 0
+    failures: int = 0
     problems: tuple[str, ...] = field(default=())
     fresh: bool = True
 
@@ -53,12 +60,14 @@ class Source:
         """A good answer. True where that is news."""
         news = self.state is not State.GOOD
         self.state, self.good_at, self.fresh, self.absences = State.GOOD, now, fresh, 0
+        self.failures = 0
         return news
 
     def failed(self) -> bool:
         """No answer, or none that can be used. True where that is news."""
         news = self.state is not State.FAILING
         self.state = State.FAILING
+        self.failures += 1
         return news
 
     def missing(self) -> bool:
@@ -72,12 +81,18 @@ class Source:
 
     @property
     def pause(self) -> float:
-        """Seconds to leave the source alone after a 404."""
-        if self.state is not State.ABSENT:
+        """Seconds to leave the source alone: it lacks, or fails again and again."""
+        if self.state is State.ABSENT:
+            return min(ABSENT_LAST, ABSENT_FIRST * _doubled(self.absences - 1))
+        if self.failures < BREAKER_AFTER:
             return 0.0
-        return float(min(ABSENT_LAST, ABSENT_FIRST * 2 ** min(self.absences - 1, 20)))
+        return min(max(BREAKER_LAST, self.period), self.period * _doubled(self.failures - BREAKER_AFTER + 1))
 
     def forget(self) -> None:
         """The gateway's firmware has changed: what it lacked it may have now."""
         if self.state is State.ABSENT:
             self.state, self.absences = State.WAITING, 0
+
+
+def _doubled(times: int) -> float:
+    return 2.0 ** min(times, 20)

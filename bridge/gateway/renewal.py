@@ -1,0 +1,117 @@
+"""When the cloud is asked for a new token, and how long it is left alone: it locks and rate-limits."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from bridge.gateway.cloud import Cloud
+from bridge.gateway.errors import HOUR, MINUTE, PASTE, CloudRejected, TokenRejected
+from bridge.gateway.shelf import Now, Shelf
+from bridge.gateway.token import Token
+from bridge.model import BridgeError
+
+LOG = logging.getLogger(__name__)
+NEVER = float("-inf")
+PAUSES = (MINUTE, 5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR)
+"""between attempts at the cloud, until the gateway takes a token that came of one"""
+PROVED_TWICE = 15 * MINUTE
+"""A second token at once is reasonable (the first was revoked), a third one within this time is not."""
+REST = HOUR
+"""A cloud whose tokens are always due must not be asked at each tick."""
+
+
+class Pause:
+    """The rhythm of the attempts. One counts as failed from its start until its token is proved."""
+
+    def __init__(self, monotonic: Now, jitter: Now = random.random) -> None:
+        self._monotonic = monotonic
+        self._jitter = jitter
+        self._attempts = 0
+        self._began = self._before = self._until = NEVER
+        self._proved = False
+
+    @property
+    def over(self) -> bool:
+        return self._monotonic() >= self._until
+
+    @property
+    def rested(self) -> bool:
+        """Whether a token that still serves may be renewed."""
+        return self.over and not (self._proved and self._monotonic() < self._began + REST)
+
+    def begin(self) -> None:
+        """Counts here and not at the end: an attempt that is cut off must not come again at the next tick."""
+        self._before, self._began, self._proved = self._began, self._monotonic(), False
+        self.at_least(PAUSES[min(self._attempts, len(PAUSES) - 1)])
+        self._attempts += 1
+
+    def at_least(self, seconds: float) -> None:
+        self._until = max(self._until, self._monotonic() + seconds * (1 + self._jitter() / 4))
+
+    def proved(self) -> None:
+        """The gateway took the new token."""
+        self._attempts, self._proved = 0, True
+        self._until = self._before + PROVED_TWICE
+
+
+class Renewal:
+    """Puts new tokens on the shelf, one attempt at a time. `trouble` is why the last one failed."""
+
+    def __init__(
+        self, cloud: Cloud, shelf: Shelf, on_new_token: Callable[[Token], None], *, clock: Now, monotonic: Now
+    ) -> None:
+        self.trouble: BridgeError | None = None
+        self._cloud = cloud
+        self._shelf = shelf
+        self._on_new_token = on_new_token
+        self._clock = clock
+        self._pause = Pause(monotonic)
+        self._attempt: asyncio.Task[None] | None = None
+        self._unproved: Token | None = None
+
+    async def run(self) -> None:
+        """Starts an attempt if the pause is over; it is waited for only where no token serves meanwhile."""
+        urgent = self._shelf.best() is None
+        if self._attempt is None or self._attempt.done():
+            if not (self._pause.over if urgent else self._pause.rested):
+                return
+            self._attempt = asyncio.create_task(self._ask(), name="token renewal")
+        if urgent:
+            await asyncio.shield(self._attempt)  # whoever waits may give up, the login goes on
+
+    def accepted(self, token: Token) -> None:
+        if token == self._unproved:
+            self._unproved = self.trouble = None
+            self._pause.proved()
+
+    def refused(self, token: Token) -> None:
+        if token == self._unproved:
+            self._unproved = None
+            self._failed(TokenRejected(f"the gateway refuses even a new token: check its clock, or {PASTE}"))
+
+    async def aclose(self) -> None:
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.wait([self._attempt])
+
+    async def _ask(self) -> None:
+        self._pause.begin()
+        try:
+            token = await self._cloud.token(self._shelf.serial)
+            token.check(self._shelf.serial, self._clock())
+        except BridgeError as error:
+            self._failed(error)
+            return
+        LOG.info("new token from Enphase's cloud, valid until %s", token.expires.isoformat())
+        self.trouble, self._unproved = None, token
+        self._shelf.add(token)
+        self._on_new_token(token)
+
+    def _failed(self, error: BridgeError) -> None:
+        if isinstance(error, CloudRejected):
+            self._pause.at_least(error.pause)
+        repeated = self.trouble is not None and str(error) == str(self.trouble)
+        LOG.log(logging.DEBUG if repeated else logging.WARNING, "no new token: %s", error)
+        error.__context__ = None  # it holds the request, and that holds the password
+        self.trouble = error.with_traceback(None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -37,7 +38,7 @@ class DemoSettings(Settings):
         return (init_settings,)
 
 
-def _settings(gateway: str, cloud: str, broker: str, state_dir: Path, *, secure: bool) -> Settings:
+def _settings(gateway: str, cloud: str, broker: dict[str, str], state_dir: Path, *, secure: bool) -> Settings:
     account = {"username": USER, "password": PASSWORD} if secure else {}
     return DemoSettings(
         gateway={"host": gateway, **account},
@@ -46,7 +47,7 @@ def _settings(gateway: str, cloud: str, broker: str, state_dir: Path, *, secure:
             "token_url": f"http://{cloud}/tokens",
             "entrez_url": f"http://{cloud}/entrez-auth-token",
         },
-        mqtt={"url": broker},
+        mqtt=broker,
         poll={"profile": "live", "inverters": 60},
         state_dir=state_dir,
     )
@@ -71,7 +72,7 @@ async def _demo(home: str, mqtt: str | None) -> None:
     async with AsyncExitStack() as stack:
         state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iqgateway2mqtt-demo-")))
         gateway, cloud, secure = await stack.enter_async_context(_home(home))
-        broker = mqtt or f"mqtt://{await stack.enter_async_context(embedded.broker())}"
+        broker = {"url": mqtt} if mqtt else await stack.enter_async_context(embedded.broker())
         settings = _settings(gateway, cloud, broker, state_dir, secure=secure)
         with Screen(f"{home} at {gateway}", _look_on(settings.mqtt.url)) as screen:
             await Bridge(settings, on_sent=screen.show).run()
@@ -86,6 +87,9 @@ def run(home: str, mqtt: str | None) -> int:
     log.configure(LogSettings(level="WARNING"))
     logging.getLogger("amqtt").setLevel(logging.CRITICAL)
     logging.getLogger("transitions").setLevel(logging.CRITICAL)
-    asyncio.run(_run(home, mqtt))
+    try:
+        asyncio.run(_run(home, mqtt))
+    except* BrokenPipeError:  # whoever reads our lines has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print("stopped", file=sys.stderr)
     return 0

@@ -24,8 +24,8 @@ def _free_port() -> int:
 
 
 @asynccontextmanager
-async def broker() -> AsyncIterator[str]:
-    """Runs until the block is left; yields its address."""
+async def broker() -> AsyncIterator[dict[str, str]]:
+    """Runs until the block is left; yields the settings for it. It is silent where MQTT 5 is spoken to it."""
     address = f"{LOOPBACK}:{_free_port()}"
     config = {
         "listeners": {"default": {"type": "tcp", "bind": address}},
@@ -34,6 +34,6 @@ async def broker() -> AsyncIterator[str]:
     running = Broker(config)
     await running.start()
     try:
-        yield address
+        yield {"url": f"mqtt://{address}", "protocol": "3.1.1"}
     finally:
         await running.shutdown()

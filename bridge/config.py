@@ -6,8 +6,9 @@ Precedence, first wins: environment, `.env`, secret files, the TOML file named b
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -35,6 +36,7 @@ from bridge.model import BadSetting
 
 PREFIX = "BRIDGE_"
 CONFIG_VARIABLE = "BRIDGE_CONFIG"
+ENVIRONMENT = "environment"
 NEVER_RETRIED = 0.0
 
 
@@ -153,7 +155,7 @@ class MqttSettings(Section):
             host = url.netloc.rpartition("@")[2]
         except ValueError:
             return {**data, "url": "unreadable"}
-        found = {"url": urlunsplit(url._replace(netloc=host))}
+        found = {"url": data["url"] if host == url.netloc else urlunsplit(url._replace(netloc=host))}
         if url.username is not None:
             found |= {"username": unquote(url.username)}
         if url.password is not None:
@@ -172,7 +174,8 @@ class MqttSettings(Section):
         except ValueError:
             raise ValueError(message) from None
         network = url.scheme in {"mqtt", "mqtts", "ws", "wss"} and bool(url.hostname)
-        if not (network or (url.scheme == "unix" and url.path)) or url.query or url.fragment:
+        # An @ behind the host is what a password with a / in it leaves behind.
+        if not (network or (url.scheme == "unix" and url.path)) or url.query or url.fragment or "@" in url.path:
             raise ValueError(message)
         return value
 
@@ -271,14 +274,14 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.gateways and "gateway" in self.model_fields_set:
-            raise ValueError("set either one gateway (gateway) or several (gateways), not both")
+            raise ValueError("BRIDGE_GATEWAYS: set either one gateway (BRIDGE_GATEWAY__…) or several, not both")
         hosts = [gateway.base_url for gateway in self.all_gateways]
         if len(set(hosts)) != len(hosts):
-            raise ValueError("gateways names the same host twice")
+            raise ValueError("BRIDGE_GATEWAYS: names the same host twice")
         if self.mqtt.payload == "json" and self.homeassistant.discovery != "off":
             raise ValueError(
-                "mqtt.payload json has no value topics for Home Assistant: set homeassistant.discovery to off, "
-                "or mqtt.payload to both"
+                "BRIDGE_MQTT__PAYLOAD: json has no value topics for Home Assistant: set it to both, "
+                "or BRIDGE_HOMEASSISTANT__DISCOVERY to off"
             )
         return self
 
@@ -295,15 +298,27 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        secrets = NestedSecretsSettingsSource(
-            file_secret_settings,
-            secrets_dir=secret_folders(),
-            secrets_dir_missing="ok",
-            secrets_nested_delimiter="__",
-        )
-        file = os.environ.get(CONFIG_VARIABLE)
-        toml = TomlConfigSettingsSource(settings_cls, Path(file)) if file else None
-        return tuple(filter(None, (init_settings, env_settings, dotenv_settings, secrets, toml)))
+        toml = TomlConfigSettingsSource(settings_cls, config_file())
+        return init_settings, env_settings, dotenv_settings, _Secrets(file_secret_settings), toml
+
+
+class _Secrets(NestedSecretsSettingsSource):
+    """Files named as the variable in lower case. Those of others in the same folder are not even opened."""
+
+    def __init__(self, source: PydanticBaseSettingsSource) -> None:
+        folders = secret_folders()[::-1]  # pydantic lets the last win
+        super().__init__(source, secrets_dir=folders, secrets_dir_missing="ok", secrets_nested_delimiter="__")
+
+    @classmethod
+    def load_secrets(cls, path: Path) -> dict[str, str]:
+        ours = (file for file in sorted(path.iterdir()) if file.name.upper().startswith(PREFIX) and file.is_file())
+        return {file.name: file.read_text(encoding="utf-8", errors="replace").strip() for file in ours}
+
+
+def config_file() -> Path | None:
+    """The TOML file, named in the environment or in `.env`."""
+    found = os.environ.get(CONFIG_VARIABLE) or DotEnvSettingsSource(Settings).env_vars.get(CONFIG_VARIABLE.lower())
+    return Path(found) if found else None
 
 
 def secret_folders() -> list[Path]:
@@ -311,6 +326,22 @@ def secret_folders() -> list[Path]:
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     folders = [Path(credentials)] if credentials else []
     return [folder for folder in (*folders, Path("/run/secrets")) if folder.is_dir()]
+
+
+def found() -> dict[str, list[str]]:
+    """Where settings stand, first the place that wins, and their names: never their values."""
+    file = config_file()
+    places: dict[str, Iterable[str]] = {ENVIRONMENT: os.environ, ".env": DotEnvSettingsSource(Settings).env_vars}
+    places |= {str(folder): _Secrets.load_secrets(folder) for folder in secret_folders()}
+    places |= {str(file): _flat(TomlConfigSettingsSource(Settings, file).toml_data)} if file else {}
+    known = {*names()}
+    return {place: sorted({name.upper() for name in named} & known) for place, named in places.items()}
+
+
+def _flat(data: Mapping[str, Any], prefix: str = PREFIX) -> Iterator[str]:
+    """The names in a TOML file, as the environment has them."""
+    for key, value in data.items():
+        yield from _flat(value, f"{prefix}{key}__") if isinstance(value, Mapping) else (f"{prefix}{key}",)
 
 
 def names(model: type[BaseModel] = Settings, prefix: str = PREFIX) -> Iterator[str]:
@@ -328,41 +359,53 @@ def load(**overrides: Any) -> Settings:
     Raises:
         BadSetting: names each setting that can't be used, in one line, without its value.
     """
-    _refuse_unknown()
     try:
+        _refuse_unknown()
         return Settings(**overrides)
     except ValidationError as error:
         problem = "; ".join(_explain(item["loc"], item["msg"], item["type"]) for item in error.errors())
     except SettingsError as error:  # the text of the cause may hold the value
-        problem = f"{PREFIX}{str(error).rpartition('field ')[2].split()[0].strip(chr(34)).upper()}: not valid JSON"
-    except (OSError, ValueError) as error:
-        problem = f"{CONFIG_VARIABLE}: {os.environ.get(CONFIG_VARIABLE)}: {_plain(error)}"
-    raise BadSetting(problem)
-
-
-def _plain(error: Exception) -> str:
-    return error.strerror or "can't be read" if isinstance(error, OSError) else f"not valid TOML ({error})"
+        field = re.search(r'field "(\w+)"', str(error))
+        problem = f"{PREFIX}{field[1].upper()}: not valid JSON" if field else str(error)
+    except TOMLDecodeError as error:
+        problem = f"{CONFIG_VARIABLE}: not valid TOML ({error})"
+    except UnicodeDecodeError:
+        problem = f".env or the file of {CONFIG_VARIABLE}: not UTF-8 text"
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
+    raise BadSetting(problem)  # outside of the handlers: what they handled may hold a secret
 
 
 def _explain(where: tuple[int | str, ...], message: str, kind: str) -> str:
     text = message.removeprefix("Value error, ")
     if not where:
         return text
-    name = PREFIX + "__".join(str(part).upper() for part in where)
+    name = PREFIX + "__".join(_shown(str(part)) for part in where)
     if kind == "extra_forbidden":
         return _unknown(name)
     return f"{name}: {text[:1].lower()}{text[1:]}"
 
 
+def _shown(part: str) -> str:
+    """As in the environment; a name whose only fault is its capitals keeps them."""
+    return part.upper() if part.islower() else part
+
+
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, list(names()), n=1, cutoff=0.5)
+    known = list(names())
+    if name.upper() in known:
+        return f"{name}: must be written in small letters here"
+    near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.5)
     return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _refuse_unknown() -> None:
-    known = {*names(), CONFIG_VARIABLE}
-    dotenv = DotEnvSettingsSource(Settings).env_vars
-    given = sorted({name.upper() for name in (*os.environ, *dotenv) if name.upper().startswith(PREFIX)})
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise BadSetting("; ".join(_unknown(name) for name in unknown))
+    file = config_file()
+    if file and not file.is_file():
+        raise BadSetting(f"{CONFIG_VARIABLE}: names no file")
+    secrets = (name for folder in secret_folders() for name in _Secrets.load_secrets(folder))
+    elsewhere = (name.upper() for name in (*os.environ, *DotEnvSettingsSource(Settings).env_vars, *secrets))
+    unknown = {name for name in elsewhere if name.startswith(PREFIX)} - {*names(), CONFIG_VARIABLE}
+    sections = TomlConfigSettingsSource(Settings, file).toml_data.keys() - Settings.model_fields.keys()
+    if unknown := unknown | {PREFIX + _shown(section) for section in sections}:
+        raise BadSetting("; ".join(_unknown(name) for name in sorted(unknown)))

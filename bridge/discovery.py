@@ -86,6 +86,7 @@ class Device:
 
     key: str
     rows: tuple[Row, ...]
+    gone: tuple[Row, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -100,17 +101,23 @@ class Device:
         return {row.source for row in self.rows}
 
 
-def announce(settings: Settings, gateway: Gateway, rows: Iterable[Row]) -> Iterator[Message]:
-    """Discovery of one gateway, its own device first, since all others refer to it."""
+def announce(
+    settings: Settings, gateway: Gateway, rows: Iterable[Row], gone: Iterable[Row] = ()
+) -> Iterator[Message]:
+    """Discovery of one gateway, its own device first, since all others refer to it.
+
+    Of a device that goes on without some of its rows those in `gone` are taken back.
+    """
     by_device: dict[str, list[Row]] = {"gateway": []}
     disabled = {f"meter/{meter.role}" for meter in gateway.facts.meters or () if not meter.enabled}
     for row in rows:
-        if row.device in disabled:
-            continue
-        kind = row.device.partition("/")[0]
-        by_device.setdefault(kind if kind in GROUPS else row.device, []).append(row)
+        if row.device not in disabled:
+            by_device.setdefault(_device_key(row), []).append(row)
+    lost: dict[str, list[Row]] = {}
+    for row in gone:
+        lost.setdefault(_device_key(row), []).append(row)
     for key, members in by_device.items():
-        device = Device(key, tuple(members))
+        device = Device(key, tuple(members), tuple(lost.get(key, ())))
         if settings.form == "component":
             yield from _components(settings, gateway, device)
         else:
@@ -125,8 +132,21 @@ def _id(gateway: Gateway, device: str) -> str:
     return f"iqgateway_{gateway.facts.serial}_{device.replace('/', '_')}"
 
 
+def _device_key(row: Row) -> str:
+    kind = row.device.partition("/")[0]
+    return kind if kind in GROUPS else row.device
+
+
+def _component_key(row: Row) -> str:
+    """openHAB takes these keys for channel ids, which know no hyphen."""
+    parts = [row.device.partition("/")[2]] if row.device.partition("/")[0] in GROUPS else []
+    parts += [row.phase.value] if row.phase else []
+    return re.sub(r"[^a-z0-9_]", "_", "_".join([*parts, row.measurement.name]))
+
+
 def _root(settings: Settings, gateway: Gateway, device: Device) -> dict[str, Any]:
-    components = dict(_entities(settings, gateway, device))
+    taken_back = {_component_key(row): {"platform": row.measurement.quantity.platform.value} for row in device.gone}
+    components = {**taken_back, **dict(_entities(settings, gateway, device))}
     return {**_shared(settings, gateway, device), "components": components, "qos": 1}
 
 
@@ -150,13 +170,16 @@ def _shared(settings: Settings, gateway: Gateway, device: Device) -> dict[str, A
 
 
 def _availability(names: Names, gateway: Gateway, device: Device) -> Iterator[str]:
-    """The bridge's state, and that of the device's main source; of the gateway where it has several."""
+    """The bridge's state, and that of the device's main source; of the gateway where it has several.
+
+    A meter that is not read, since the gateway lacks `readings` or they are turned off, has its configuration only.
+    """
     serial = gateway.facts.serial
     yield f"{names.bridge}/state"
     sources = device.sources
     if device.kind == "gateway":
         return
-    main = "readings" if device.kind == "meter" else None
+    main = "readings" if device.kind == "meter" and "readings" in sources else None
     if main or len(sources) == 1:
         yield names.availability(serial, main or next(iter(sources)))
     else:
@@ -210,11 +233,10 @@ def _words(name: str) -> str:
 
 
 def _phrase(*parts: str) -> str:
-    """Parts of a name as one: only the first keeps its capital, abbreviations aside."""
-    words = [part for part in parts if part]
-    return " ".join(
-        [words[0], *(part if part[1:2].isupper() else part[0].lower() + part[1:] for part in words[1:])]
-    )
+    """Parts of a name as one: only the first keeps its capital, abbreviations (EUA, L1) aside."""
+    first, *others = [part for part in parts if part]
+    short = re.compile(r"[A-Z][A-Z0-9]")
+    return " ".join([first, *(part if short.match(part) else part[0].lower() + part[1:] for part in others)])
 
 
 def entity_name(row: Row) -> str:
@@ -240,10 +262,7 @@ def _entities(settings: Settings, gateway: Gateway, device: Device) -> Iterator[
         yield "state", _connectivity(settings, gateway, device, name)
     several = any(row.phase for row in device.rows)
     for row in device.rows:
-        parts = [row.device.partition("/")[2]] if device.kind in GROUPS else []
-        parts += [row.phase.value] if row.phase else []
-        key = re.sub(r"[^a-z0-9_]", "_", "_".join([*parts, row.measurement.name]))
-        yield key, _entity(settings, gateway, row, name, several=several)
+        yield _component_key(row), _entity(settings, gateway, row, name, several=several)
 
 
 def _connectivity(settings: Settings, gateway: Gateway, device: Device, name: str) -> dict[str, Any]:

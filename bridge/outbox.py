@@ -6,7 +6,7 @@ was *sent* is remembered, so a value that was dropped on the way is offered agai
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bridge.model import Message, Rank
 
@@ -107,6 +107,11 @@ class Outbox:
         if topic is not None:
             topic.refused = message.payload
             self._file(topic)
+
+    def clear(self) -> None:
+        """Nothing of what was published ought to be there any more."""
+        for topic in list(self._topics.values()):
+            self.put(replace(topic.newest, payload="", content_type=None))
 
     def forget(self) -> None:
         """A new connection, a birth message or a heartbeat: everything is unsent again, intervals or not."""

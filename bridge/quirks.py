@@ -1,11 +1,16 @@
 """Firmware repairs, one row each: what a known firmware says wrongly is put right here and nowhere else."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bridge.model import Phase, Reading
 
 Repair = Callable[[Sequence[Reading]], Sequence[Reading]]
+
+STORAGE = re.compile(r"meter/storage(-\d+)?")
+DEAD_VOLTS, LIVE_VOLTS = 1.0, 100.0
+POWERS_AND_ENERGIES = frozenset({"W", "VA", "var", "Wh", "VAh", "varh"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ def _values(readings: Sequence[Reading], device: str, name: str) -> dict[Phase |
 
 
 def _adds_up(values: dict[Phase | None, float], total: float) -> bool:
-    """Within 1 W and 0.5 % (NUMBERS.md, "Phases")."""
+    """Within 1 W and 0.5 % (docs/topics.md)."""
     parts = [value for phase, value in values.items() if phase is not None]
     return abs(sum(parts) - total) <= 1 + 0.005 * abs(total)
 
@@ -48,7 +53,22 @@ def _with_demand(reading: Reading, device: str, demand: dict[Phase | None, float
     return replace(reading, value=demand[reading.phase]) if affected else reading
 
 
-QUIRKS = (Quirk("readings", "some 8.3, seen on D8.3.1598", phase_power),)
+def dead_leg(readings: Sequence[Reading]) -> Sequence[Reading]:
+    """A storage meter that lost a leg for a poll measures the half: its powers and energies are no readings."""
+    devices = {reading.device for reading in readings if STORAGE.fullmatch(reading.device)}
+    dead = {device for device in devices if _has_dead_leg(_values(readings, device, "voltage"))}
+    return [r for r in readings if r.device not in dead or r.quantity.unit not in POWERS_AND_ENERGIES]
+
+
+def _has_dead_leg(voltages: dict[Phase | None, float]) -> bool:
+    legs = [abs(voltage) for phase, voltage in voltages.items() if phase is not None]
+    return bool(legs) and min(legs) < DEAD_VOLTS and max(legs) > LIVE_VOLTS
+
+
+QUIRKS = (
+    Quirk("readings", "some 8.3, seen on D8.3.1598", phase_power),
+    Quirk("readings", "from 8.3.6000", dead_leg),
+)
 
 
 def repaired(source: str, readings: Sequence[Reading]) -> Sequence[Reading]:

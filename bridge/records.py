@@ -9,7 +9,7 @@ says where the number stands in the gateway's answer. Readings, topics, discover
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
@@ -48,7 +48,8 @@ def _unusable(value: object, info: ValidationInfo) -> PydanticUseDefault:
     return PydanticUseDefault()
 
 
-def _finite(value: object) -> int | float | None:
+def finite(value: object) -> int | float | None:
+    """A number, also one given as text; `None` where it is none, or one that no float can hold."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -65,13 +66,13 @@ def _finite(value: object) -> int | float | None:
 def number(*, scale: float = 1, unsigned: bool = False) -> BeforeValidator:
     """A finite number, given as a number or as text; `scale` turns the wire's unit into ours.
 
-    `unsigned` fields of 32 bits show small negatives as 4294967292 (GATEWAY.md, "Numbers that lie").
+    `unsigned` fields of 32 bits show small negatives as 4294967292 (seen on firmware 7 and 8).
     """
 
     def convert(value: object, info: ValidationInfo) -> object:
-        if value is None:
+        if _says_nothing(value):
             return None
-        found = _finite(value)
+        found = finite(value)
         if found is None:
             raise _unusable(value, info)
         if unsigned and UINT32 / 2 <= found < UINT32:
@@ -82,45 +83,72 @@ def number(*, scale: float = 1, unsigned: bool = False) -> BeforeValidator:
 
 
 def plain(text: str) -> str | None:
-    """A text as subscribers may see it; what says nothing is `None` (MQTT.md, "Values")."""
+    """A text as subscribers may see it; what says nothing is `None` (docs/topics.md)."""
     text = " ".join(text.split())
     return None if text.lower() in NOTHING else text
 
 
-def _text(value: object, info: ValidationInfo) -> object:
-    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+def _says_nothing(value: object) -> bool:
+    """Null, or a text such as `Unknown`, in a field of whatever type."""
+    return value is None or (isinstance(value, str) and plain(value) is None)
+
+
+def _text(value: object, info: ValidationInfo) -> str | None:
+    if _says_nothing(value):
+        return None
+    found = spelt(value)
+    if found is None:
         raise _unusable(value, info)
-    return None if value is None else plain(str(value))
+    return found
 
 
-def _lower(value: object, info: ValidationInfo) -> object:
-    text = _text(value, info)
-    return text.lower() if isinstance(text, str) else text
+def spelt(value: object) -> str | None:
+    """A text, or a number as one; `None` where it is neither."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str):
+        return plain(value)
+    return None if isinstance(value, bool) or finite(value) is None else str(value)
+
+
+def worded(convert: Callable[[str], str | bool | None]) -> BeforeValidator:
+    """A text, or a number as one, that stands for something else."""
+
+    def read(value: object, info: ValidationInfo) -> object:
+        text = _text(value, info)
+        return None if text is None else convert(text)
+
+    return BeforeValidator(read)
 
 
 def _flag(value: object, info: ValidationInfo) -> object:
     """Some firmware sends booleans as text, others as 0 and 1."""
+    if _says_nothing(value):
+        return None
     if isinstance(value, str):
         value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
-    if value is None or (isinstance(value, int) and value in (0, 1)):
-        return None if value is None else bool(value)
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
     raise _unusable(value, info)
 
 
 def _time(value: object, info: ValidationInfo) -> object:
     """Seconds since 1970; 0 means never."""
-    if value is None:
+    if _says_nothing(value):
         return None
-    seconds = _finite(value)
+    seconds = finite(value)
     if seconds is None or not 0 <= seconds <= LATEST:
         raise _unusable(value, info)
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
 def _list(value: object, info: ValidationInfo) -> object:
-    if value is None or not isinstance(value, list):
+    """What is no text or number in it is left out."""
+    if _says_nothing(value):
+        return None
+    if not isinstance(value, list):
         raise _unusable(value, info)
-    return ",".join(str(item) for item in value) or "none"
+    return ",".join(filter(None, map(spelt, value))) or "none"
 
 
 POWER = Quantity("W", "power", "measurement", 0, 1)
@@ -172,7 +200,7 @@ StoredWattHours = Annotated[type_number, STORED, number()]
 Number = Annotated[type_number, NUMBER, number()]
 Count = Annotated[type_number, COUNT, number()]
 Text = Annotated[str | Absent | None, TEXT, BeforeValidator(_text)]
-LowerText = Annotated[str | Absent | None, TEXT, BeforeValidator(_lower)]
+LowerText = Annotated[str | Absent | None, TEXT, worded(str.lower)]
 Texts = Annotated[str | Absent | None, TEXT, BeforeValidator(_list)]
 Flag = Annotated[bool | Absent | None, FLAG, BeforeValidator(_flag)]
 Connected = Annotated[bool | Absent | None, CONNECTIVITY, BeforeValidator(_flag)]

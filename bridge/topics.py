@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from bridge.model import Measurement, Message, Phase, Rank, Reading, Scalar, Structure
 
 ONLINE, OFFLINE = "online", "offline"
@@ -86,6 +88,9 @@ class Row:
 
 
 Key = tuple[str, Phase | None, str]
+ROWS = TypeAdapter(list[Row])
+GONE = 7 * 86_400.0
+"""Seconds for which a value must be absent from every non-empty good answer before it is gone."""
 
 
 class Tree:
@@ -101,12 +106,29 @@ class Tree:
         self._values, self._documents = payload != "json", payload != "values"
         self._rows: dict[Key, Row] = {}
         self._silent: set[Key] = set()
+        self._missing: dict[Key, float] = {}
+        self._gone: dict[Key, Row] = {}
         self._readings: dict[str, dict[str, list[Reading]]] = {}
         self.version = 0
         """Grows when `rows` change, so that discovery is made anew only then."""
 
+    def restore(self, kept: object) -> bool:
+        """Take over the rows of an earlier run, so that none is forgotten while its source fails. False: none."""
+        try:
+            rows = ROWS.validate_python(kept)
+        except ValidationError:
+            return False
+        known = {(row.device, row.phase, row.measurement.name): row for row in rows if row.source in self._order}
+        self._rows = {**known, **self._rows}
+        return bool(known)
+
+    def dump(self) -> list[Any]:
+        """The rows for the store."""
+        kept: list[Any] = ROWS.dump_python([*self.rows()], mode="json", exclude_defaults=True)
+        return kept
+
     def update(self, source: str, readings: Sequence[Reading], when: datetime) -> Iterator[Message]:
-        """What a good answer of a source changes: its value topics and its devices' documents."""
+        """What a good answer of a source changes: its value topics, its devices' documents, and what is gone."""
         mine = [reading for reading in readings if self._owns(source, reading)]
         for by_source in self._readings.values():
             by_source.pop(source, None)
@@ -116,17 +138,41 @@ class Tree:
             yield from (self._value(reading) for reading in mine if not reading.measurement.document_only)
         if self._documents:
             yield from (self._document(device, when) for device in dict.fromkeys(r.device for r in mine))
+        if mine:
+            yield from self._vanish(source, mine, when.timestamp())
 
     def rows(self) -> Iterator[Row]:
         """All that can be announced, in the order of its first appearance."""
         return (row for key, row in self._rows.items() if key not in self._silent)
+
+    def gone(self) -> Iterator[Row]:
+        """What has been announced, and has to be taken back."""
+        return iter(self._gone.values())
+
+    def _vanish(self, source: str, readings: Sequence[Reading], now: float) -> Iterator[Message]:
+        present = {(reading.device, reading.phase, reading.name) for reading in readings}
+        absent = [key for key, row in self._rows.items() if row.source == source and key not in present]
+        for key in present & self._missing.keys():
+            del self._missing[key]
+        for key in absent:
+            if now - self._missing.setdefault(key, now) >= GONE:
+                yield from self._clear(key)
+
+    def _clear(self, key: Key) -> Iterator[Message]:
+        row = self._gone[key] = self._rows.pop(key)
+        del self._missing[key]
+        self.version += 1
+        yield Message(self.names.value(self.serial, *key), "")
+        if not any(other.device == row.device for other in self._rows.values()):
+            yield Message(self.names.device(self.serial, row.device), "")
 
     def _owns(self, source: str, reading: Reading) -> bool:
         key = (reading.device, reading.phase, reading.name)
         known = self._rows.get(key)
         if known is not None and self._order[known.source] < self._order[source]:
             return False
-        if known is None or known.source != source:
+        if known is None or known.source != source or known.measurement != reading.measurement:
+            self._gone.pop(key, None)
             self._rows[key] = Row(reading.device, reading.phase, reading.measurement, source)
             self.version += 1
         self._mark(key, reading)

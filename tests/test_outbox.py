@@ -232,6 +232,22 @@ def test_a_topic_of_an_earlier_life_can_be_cleared() -> None:
     assert payloads(outbox) == [""]
 
 
+def test_everything_can_be_cleared() -> None:
+    outbox = Outbox()
+    outbox.put(Message("value", "1"))
+    outbox.put(Message("config", "{}", qos=1, rank=Rank.DISCOVERY, content_type="application/json"))
+    drain(outbox)
+    outbox.put(Message("unsent", "1"))
+
+    outbox.clear()
+
+    cleared = drain(outbox)
+    assert {message.topic for message in cleared} == {"config", "value", "unsent"}
+    assert {message.payload for message in cleared} == {""}
+    assert (cleared[0].topic, cleared[0].qos) == ("config", 1)
+    assert outbox.topics == 0
+
+
 def test_a_refused_message_blocks_nobody_and_comes_back_when_it_has_changed() -> None:
     outbox = Outbox()
     large = Message("large", "x" * 9)
@@ -399,7 +415,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.outbox.sent(message, self.now)
 
     def check_worth(self, message: Message) -> None:
-        """Neither what the broker has, nor too soon. A clear may come twice: what is gone is not remembered."""
+        """Neither what it has or refuses, nor too soon. A clear may come twice: what is gone is not remembered."""
+        assert self.refused.get(message.topic) != message.payload
         payload, at = self.given.get(message.topic, ("", -math.inf))
         if message.payload and payload:
             assert not self.same(payload, message)

@@ -75,7 +75,7 @@ async def _demo(home: str, mqtt: str | None) -> None:
         broker = {"url": mqtt} if mqtt else await stack.enter_async_context(embedded.broker())
         settings = _settings(gateway, cloud, broker, state_dir, secure=secure)
         with Screen(f"{home} at {gateway}", _look_on(settings.mqtt.url)) as screen:
-            await Bridge(settings, on_sent=screen.show).run()
+            await Bridge(settings, on_sent=screen.show, leave_nothing=True).run()
 
 
 async def _run(home: str, mqtt: str | None) -> None:

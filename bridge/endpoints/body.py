@@ -1,17 +1,19 @@
 """From an answer's bytes to records. Go by the bytes: the gateway's content types say nothing."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from pydantic import BeforeValidator
 from pydantic_core import from_json
 
 from bridge.model import BadAnswer, Facts, Phase, Quantity, Reading, Request, Scalar, Structure
-from bridge.records import Record, measurement
+from bridge.records import Record, measurement, spelt
 
 PHASES = (Phase.L1, Phase.L2, Phase.L3)
 SPLIT_PHASES = 2
+LONGEST_LEVEL = 64
 
 R = TypeVar("R", bound=Record)
 
@@ -104,10 +106,15 @@ def each(kind: type[R], body: bytes, problems: list[str]) -> list[R]:
 
 def some(kind: type[R], given: object, problems: list[str]) -> Iterator[R]:
     """The usable records of a list inside an answer."""
-    for item in given if isinstance(given, list) else ():
-        found = kind.read(item, problems)
-        if found is not None:
-            yield found
+    found = (kind.read(item, problems) for item in given) if isinstance(given, list) else ()
+    return (item for item in found if item is not None)
+
+
+def by_phase(kind: type[R], given: object, lines: Sequence[Phase], problems: list[str]) -> dict[Phase, R]:
+    """The records of a list whose places are the phases: one that can't be used must not move the others."""
+    pairs = zip(lines, given if isinstance(given, list) else (), strict=False)
+    found = {phase: kind.read(item, problems) for phase, item in pairs}
+    return {phase: item for phase, item in found.items() if item is not None}
 
 
 def level(text: str) -> str:
@@ -115,14 +122,27 @@ def level(text: str) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", text.strip().lower()).strip("-")
 
 
+def _identity(value: object) -> str:
+    text = spelt(value)
+    name = level(text) if text else ""
+    if not 0 < len(name) <= LONGEST_LEVEL:
+        raise ValueError("names no device")
+    return name
+
+
+Identity = Annotated[str, BeforeValidator(_identity)]
+"""What tells a device from others, as a topic level: its serial number (a number or a text) or its role."""
+
+
 def phases(count: int) -> tuple[Phase, ...]:
     """The phase levels of a device: none where there is one phase, since the device itself is the phase."""
     return PHASES[:count] if count > 1 else ()
 
 
-def phase_voltage(voltages: Sequence[object], *, split: bool) -> float | None:
+def phase_voltage(voltages: Mapping[Phase, object], lines: Sequence[Phase], *, split: bool) -> float | None:
     """Voltage of a device with several phases: line to line where they are split, else their mean."""
-    known = [float(value) for value in voltages if isinstance(value, int | float)]
-    if not known or len(known) < len(voltages):
+    given = (voltages.get(phase) for phase in lines)
+    known = [float(value) for value in given if isinstance(value, int | float)]
+    if not known or len(known) < len(lines):
         return None
     return round(sum(known) if split else sum(known) / len(known), 3)

@@ -2,12 +2,11 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import Field
 
-from bridge.endpoints.body import Parsed, Sheet, level, some, whole
+from bridge.endpoints.body import PHASES, Identity, Parsed, Sheet, whole
 from bridge.model import Facts
 from bridge.records import (
-    ABSENT,
     TEXT,
     Absent,
     Flag,
@@ -17,24 +16,16 @@ from bridge.records import (
     StoredWattHours,
     Text,
     wire,
+    worded,
 )
 
 # Types 17 (System Controller 3) and 22 (comms kit) were seen on firmware 8; the brief names 0, 13 and 14.
-TYPES = {0: "unidentified", 13: "battery", 14: "microinverter", 17: "controller"}
-KINDS = {13: "battery", 14: "inverter", 17: "controller"}
+TYPES = {"0": "unidentified", "13": "battery", "14": "microinverter", "17": "controller"}
+KINDS = {"battery": "battery", "microinverter": "inverter", "controller": "controller"}
+LINES = {str(place): phase.value for place, phase in enumerate(PHASES, 1)}
 
-
-def _type(value: object) -> object:
-    known = TYPES.get(value) if isinstance(value, int) else None
-    return known or (str(value) if isinstance(value, int | str) else ABSENT)
-
-
-def _line(value: object, _: ValidationInfo) -> object:
-    return f"l{value}" if value in (1, 2, 3) else None
-
-
-Type = Annotated[str | Absent | None, TEXT, BeforeValidator(_type)]
-Line = Annotated[str | Absent | None, TEXT, BeforeValidator(_line)]
+Type = Annotated[str | Absent | None, TEXT, worded(lambda number: TYPES.get(number, number))]
+Line = Annotated[str | Absent | None, TEXT, worded(LINES.get)]
 
 
 class Usb(Record):
@@ -54,12 +45,18 @@ class Capacity(Record):
 class Device(Record):
     """One provisioned device."""
 
-    serial: Annotated[str, Field(validation_alias="serial_number"), BeforeValidator(str)]
+    serial: Annotated[Identity, Field(validation_alias="serial_number")]
     details: Any = Field(default=None, validation_alias="dev_info")
     type: Type = wire("device_type", diagnostic=True)
-    status: LowerText = wire("status", enabled=True)
+    status: LowerText = wire("status")
     connection: Text = wire("com_interface_str", diagnostic=True)
     interface: Number = wire("com_interface", diagnostic=True)
+
+
+class Battery(Device):
+    """Home Assistant shows its status unasked: it is the one that an owner looks for."""
+
+    status: LowerText = wire("status", enabled=True)
 
 
 class DeviceList(Record):
@@ -69,8 +66,9 @@ class DeviceList(Record):
     devices: Any = None
 
 
-def _topic(device: Device, kind: object) -> str:
-    return f"{KINDS.get(kind, 'device') if isinstance(kind, int) else 'device'}/{level(device.serial)}"
+def _device(item: object, problems: list[str]) -> Device | None:
+    device = Device.read(item, problems)
+    return Battery.read(item, []) if device and device.type == "battery" else device
 
 
 def split(body: bytes, _facts: Facts, _now: float) -> Parsed:
@@ -79,9 +77,12 @@ def split(body: bytes, _facts: Facts, _now: float) -> Parsed:
     answer = whole(DeviceList, body, sheet.problems)
     if isinstance(answer.usb, dict) and (usb := Usb.read(answer.usb, sheet.problems)):
         sheet.add("gateway", usb)
-    kinds = {name: kind for kind, name in TYPES.items()}
-    for device in some(Device, answer.devices, sheet.problems):
-        topic = _topic(device, kinds.get(device.type) if isinstance(device.type, str) else None)
+    for item in answer.devices if isinstance(answer.devices, list) else ():
+        device = _device(item, sheet.problems)
+        if device is None:
+            continue
+        kind = KINDS.get(device.type, "device") if isinstance(device.type, str) else "device"
+        topic = f"{kind}/{device.serial}"
         sheet.add(topic, device)
         if isinstance(device.details, dict) and (details := Capacity.read(device.details, sheet.problems)):
             sheet.add(topic, details)

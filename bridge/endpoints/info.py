@@ -9,6 +9,7 @@ from bridge.model import BadAnswer, Facts
 from bridge.records import TEXT, Epoch, Flag, Number, Record, Text, wire
 
 MAX_DEPTH = 16
+PACKAGES = "named packages"  # no element can have this name
 Element = dict[str, Any]
 
 
@@ -55,7 +56,7 @@ class _Tree:
             raise BadAnswer("the answer is nested too deeply: it is not from a gateway")
         element: Element = {}
         if name == "package":
-            self._stack[-1].setdefault("packages", {})[attributes.get("name", "")] = element
+            self._stack[-1].setdefault(PACKAGES, {})[attributes.get("name", "")] = element
         else:
             self._stack[-1].setdefault(name, element)
         self._stack.append(element)
@@ -69,12 +70,14 @@ class _Tree:
 
 
 def _texts(element: Element) -> dict[str, str]:
-    return {name: item["text"] for name, item in element.items() if isinstance(item.get("text"), str)}
+    """The elements of an element that hold only text."""
+    inner = ((name, item.get("text")) for name, item in element.items() if isinstance(item, dict))
+    return {name: text for name, text in inner if isinstance(text, str)}
 
 
 def _packages(element: Element) -> dict[str, dict[str, str]]:
     wanted = {"pn": "part_number", "version": "version", "build": "build"}
-    found = ((level(name), _texts(package)) for name, package in element.get("packages", {}).items())
+    found = ((level(name), _texts(package)) for name, package in element.get(PACKAGES, {}).items())
     return {name: {wanted[key]: text[key].strip() for key in wanted if key in text} for name, text in found if name}
 
 
@@ -82,7 +85,7 @@ def split(body: bytes, facts: Facts, now: float) -> Parsed:
     """Readings of `gateway`, and the facts that all other endpoints need."""
     try:
         root = _Tree().feed(body).get("envoy_info")
-    except (expat.ExpatError, ValueError):
+    except (expat.ExpatError, ValueError, LookupError):  # not XML, or in an encoding that nobody knows
         root = None
     if not root:
         raise BadAnswer(f"the answer to /info is not from a gateway: {excerpt(body)}")

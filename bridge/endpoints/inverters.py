@@ -3,9 +3,9 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from bridge.endpoints.body import Parsed, Sheet, each, level
+from bridge.endpoints.body import Identity, Parsed, Sheet, each
 from bridge.model import Facts
 from bridge.records import CONNECTIVITY, COUNT, Epoch, Record, Text, UnsignedWatts, wire
 
@@ -16,7 +16,7 @@ REPORTING = 30 * 60
 class Inverter(Record):
     """One unit. Removed units stay in the list with a report date of 0; `devType` 11 is an AC Battery."""
 
-    serial: Annotated[str, Field(validation_alias="serialNumber", min_length=1), BeforeValidator(str)]
+    serial: Annotated[Identity, Field(validation_alias="serialNumber")]
     power: UnsignedWatts = wire("lastReportWatts", enabled=True)
     max_power: UnsignedWatts = wire("maxReportWatts", label="Highest power", diagnostic=True)
     type: Text = wire("devType", diagnostic=True)
@@ -33,7 +33,7 @@ def split(body: bytes, facts: Facts, now: float) -> Parsed:
     inverters = each(Inverter, body, sheet.problems)
     reporting = 0
     for inverter in inverters:
-        device = f"inverter/{level(inverter.serial)}"
+        device = f"inverter/{inverter.serial}"
         sheet.add(device, inverter)
         alive = inverter.reporting(now + facts.clock_offset)
         reporting += alive

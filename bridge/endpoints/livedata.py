@@ -5,9 +5,9 @@ lacks the per-phase keys, `phase_count`, `is_split_phase` and `enc_agg_*`.
 """
 
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 from bridge.endpoints.body import SPLIT_PHASES, Parsed, Sheet, phases, whole
@@ -18,15 +18,17 @@ from bridge.records import (
     NUMBER,
     TEXT,
     TIME,
+    UINT32,
     Epoch,
     Flag,
+    LowerText,
     MillivoltAmperes,
     Milliwatts,
     Number,
     Percent,
     Record,
     StoredWattHours,
-    Text,
+    finite,
     plain,
     wire,
 )
@@ -78,7 +80,7 @@ class System(Record):
 class Connection(Record):
     """Only what is acted on; all of it is published."""
 
-    stream: Text = wire("sc_stream", diagnostic=True)
+    stream: LowerText = wire("sc_stream", diagnostic=True)
 
 
 class Status(Record):
@@ -137,24 +139,30 @@ def _flow(sheet: Sheet, device: str, given: dict[str, Any], lines: tuple[Phase, 
 
 def _free(sheet: Sheet, device: str, given: Mapping[str, object], quantity: Quantity) -> None:
     """An object whose keys are the gateway's own affair; equal keys but for their case are numbered."""
-    seen = Counter[str]()
+    seen: set[str] = set()
     for key, value in given.items():
-        name = re.sub(r"[^a-z0-9_]+", "_", key.lower()).strip("_")
-        seen[name] += 1
-        if seen[name] > 1:
-            name = f"{name}_{seen[name]}"
+        plain_name = re.sub(r"[^a-z0-9_]+", "_", key.lower()).strip("_")
+        name = next(name for name in _numbered(plain_name) if name not in seen)
+        seen.add(name)
         found = _free_value(name, value, quantity)
-        if name and found is not ABSENT:
+        if plain_name and found is not ABSENT:
             sheet.value(device, name, *found, diagnostic=True, interval=ONCE_A_MINUTE)
 
 
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{number}" for number in count(2))
+
+
 def _free_value(name: str, value: object, quantity: Quantity) -> Any:
+    """What such a value is: its quantity and itself."""
+    if value is None:
+        return quantity, None
     if name == "timestamp" and isinstance(value, int) and not isinstance(value, bool):
-        return TIME, datetime.fromtimestamp(value, UTC) if 0 < value < 2**32 else None
+        return TIME, datetime.fromtimestamp(value, UTC) if 0 < value < UINT32 else None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return (quantity if quantity.numeric else NUMBER), value
+        number = finite(value)
+        return ((quantity if quantity.numeric else NUMBER), number) if number is not None else ABSENT
     if isinstance(value, str):
         return TEXT, plain(value)
-    if value is None or isinstance(value, bool):
-        return TEXT, value
-    return ABSENT
+    return (TEXT, value) if isinstance(value, bool) else ABSENT

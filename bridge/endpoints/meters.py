@@ -13,15 +13,15 @@ from pydantic import BeforeValidator, Field
 from bridge.endpoints.body import (
     PHASES,
     SPLIT_PHASES,
+    Identity,
     Parsed,
     Sheet,
+    by_phase,
     each,
-    level,
     phase_voltage,
     phases,
-    some,
 )
-from bridge.model import Facts, MeterFacts, Phase
+from bridge.model import Facts, MeterFacts
 from bridge.records import (
     ABSENT,
     FLAG,
@@ -44,6 +44,7 @@ from bridge.records import (
     WattHours,
     Watts,
     wire,
+    worded,
 )
 
 # Of a device with several phases these say nothing: an unsigned sum, a sum (1.94 on 8.3), and the sum of voltages.
@@ -51,18 +52,21 @@ SUMS = frozenset({"current", "power_factor", "voltage", "eid"})
 OWN = frozenset({"eid"})
 
 
-def _enabled(value: object) -> object:
-    return {"enabled": True, "disabled": False}.get(value, ABSENT) if isinstance(value, str) else ABSENT
+def _eid(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a boolean is no number")  # noqa: TRY004 - pydantic takes no TypeError
+    return value
 
 
-Enabled = Annotated[bool | Absent | None, FLAG, BeforeValidator(_enabled)]
+# Only `enabled` counts: of any other state, the readings mean nothing.
+Enabled = Annotated[bool | Absent | None, FLAG, worded(lambda state: state.lower() == "enabled")]
 
 
 class Meter(Record):
     """One entry of `/ivp/meters`."""
 
-    key: Annotated[int, Field(validation_alias="eid")]
-    role: Annotated[str, Field(validation_alias="measurementType", min_length=1)]
+    key: Annotated[int, Field(validation_alias="eid"), BeforeValidator(_eid)]
+    role: Annotated[Identity, Field(validation_alias="measurementType")]
     eid: Number = wire("eid", label="Meter id", diagnostic=True)
     enabled: Enabled = wire("state", diagnostic=True)
     metering_status: LowerText = wire("meteringStatus", enabled=True, diagnostic=True)
@@ -74,7 +78,8 @@ class Meter(Record):
         mode = self.phase_mode if isinstance(self.phase_mode, str) else ""
         usual = {"split": SPLIT_PHASES, "three": len(PHASES)}.get(mode, 1)
         count = int(self.phase_count) if isinstance(self.phase_count, int | float) else usual
-        return MeterFacts(self.key, role, self.enabled is not False, max(1, min(count, len(PHASES))), mode)
+        counts = self.enabled is True or self.enabled is ABSENT
+        return MeterFacts(self.key, role, counts, max(1, min(count, len(PHASES))), mode)
 
 
 class MeterReading(Record):
@@ -108,9 +113,8 @@ def split_meters(body: bytes, facts: Facts, _now: float) -> Parsed:
     sheet = Sheet()
     found, seen = [], Counter[str]()
     for meter in each(Meter, body, sheet.problems):
-        role = level(meter.role)
-        seen[role] += 1
-        known = meter.facts(role if seen[role] == 1 else f"{role}-{seen[role]}")
+        seen[meter.role] += 1
+        known = meter.facts(meter.role if seen[meter.role] == 1 else f"{meter.role}-{seen[meter.role]}")
         found.append(known)
         sheet.add(f"meter/{known.role}", meter)
     return sheet.parsed(facts=replace(facts, meters=tuple(found)))
@@ -134,9 +138,10 @@ def _add(sheet: Sheet, reading: MeterWithChannels, meter: MeterFacts) -> None:
         sheet.add(device, reading, without=OWN)
         return
     sheet.add(device, reading, without=SUMS)
-    channels = list(zip(lines, some(MeterReading, reading.channels, sheet.problems), strict=False))
-    voltage = phase_voltage([channel.voltage for _, channel in channels], split=meter.phase_mode == "split")
+    channels = by_phase(MeterReading, reading.channels, lines, sheet.problems)
+    voltages = {phase: channel.voltage for phase, channel in channels.items()}
+    voltage = phase_voltage(voltages, lines, split=meter.phase_mode == "split")
     if voltage is not None:
         sheet.value(device, "voltage", VOLTAGE, voltage)
-    for phase, channel in channels:
-        sheet.add(device, channel, Phase(phase))
+    for phase, channel in channels.items():
+        sheet.add(device, channel, phase)

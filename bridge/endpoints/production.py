@@ -28,7 +28,7 @@ def split_energy(body: bytes, _facts: Facts, _now: float) -> Parsed:
         sources = answer.get(side) if isinstance(answer, dict) else None
         for name, given in sources.items() if isinstance(sources, dict) else ():
             found = Production.read(given, sheet.problems)
-            if found is not None and not found.empty:
+            if found is not None and not found.empty and level(name):
                 sheet.add(f"energy/{side}-{level(name)}", found)
     if not sheet.readings:
         raise BadAnswer(f"the answer has none of the expected fields: {excerpt(body)}")

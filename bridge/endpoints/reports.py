@@ -7,16 +7,16 @@ from pydantic import Field
 from bridge.endpoints.body import (
     PHASES,
     SPLIT_PHASES,
+    Identity,
     Parsed,
     Sheet,
+    by_phase,
     each,
     items,
-    level,
     phase_voltage,
     phases,
-    some,
 )
-from bridge.model import BadAnswer, Facts, Phase
+from bridge.model import BadAnswer, Facts, MeterFacts, Phase
 from bridge.records import (
     POWER,
     REACTIVE_POWER,
@@ -61,7 +61,7 @@ class Figures(Record):
 class Report(Record):
     """Net consumption is the load less solar production; total consumption is the load alone."""
 
-    kind: Annotated[str, Field(validation_alias="reportType", min_length=1)]
+    kind: Annotated[Identity, Field(validation_alias="reportType")]
     cumulative: Any = None
     lines: Any = None
     measured_at: Epoch = wire("createdAt", diagnostic=True)
@@ -70,7 +70,7 @@ class Report(Record):
 class Channel(Record):
     """One phase at the point of grid connection: import positive, export negative."""
 
-    line: str | None = Field(default=None, validation_alias="phase")
+    line: Any = Field(default=None, validation_alias="phase")
     power: Watts = wire("activePower")
     reactive_power: Vars = wire("reactivePower")
     voltage: Volts = wire("voltage")
@@ -87,24 +87,28 @@ class Grid(Record):
 def split_consumption(body: bytes, facts: Facts, _now: float) -> Parsed:
     sheet = Sheet()
     for report in each(Report, body, sheet.problems):
-        device = f"report/{level(report.kind)}"
-        lines = list(some(Figures, report.lines, sheet.problems))[: len(PHASES)]
-        several = len(lines) > 1
+        device, meter = f"report/{report.kind}", facts.consumption()
+        lines = phases(meter.phase_count if meter else _count(report.lines))
         if isinstance(report.cumulative, dict) and (total := Figures.read(report.cumulative, sheet.problems)):
-            sheet.add(device, total, without=SUMS if several else frozenset())
+            sheet.add(device, total, without=SUMS if lines else frozenset())
         sheet.add(device, report)
-        if several:
-            _lines(sheet, device, lines, facts)
+        _lines(sheet, device, by_phase(Figures, report.lines, lines, sheet.problems), lines, meter)
     return sheet.parsed()
 
 
-def _lines(sheet: Sheet, device: str, lines: list[Figures], facts: Facts) -> None:
-    meter = facts.consumption()
+def _count(lines: object) -> int:
+    """Where no meter tells how many phases there are: `lines` holds the active ones only."""
+    return len(lines) if isinstance(lines, list) else 1
+
+
+def _lines(
+    sheet: Sheet, device: str, given: dict[Phase, Figures], lines: tuple[Phase, ...], meter: MeterFacts | None
+) -> None:
     split = meter.phase_mode == "split" if meter else len(lines) == SPLIT_PHASES
-    voltage = phase_voltage([line.voltage for line in lines], split=split)
+    voltage = phase_voltage({phase: line.voltage for phase, line in given.items()}, lines, split=split)
     if voltage is not None:
         sheet.value(device, "voltage", VOLTAGE, voltage)
-    for phase, line in zip(PHASES, lines, strict=False):
+    for phase, line in given.items():
         sheet.add(device, line, phase)
 
 
@@ -138,8 +142,8 @@ def _single(sheet: Sheet, channels: dict[Phase, Channel]) -> None:
 
 def _channels(given: object, problems: list[str]) -> dict[Phase, Channel]:
     found = {}
-    for place, channel in zip(PHASES, some(Channel, given, problems), strict=False):
-        name = (channel.line or place).lower()
+    for place, channel in by_phase(Channel, given, PHASES, problems).items():
+        name = str(channel.line or place).lower()
         found[Phase(name) if name in PHASES else place] = channel
     return found
 

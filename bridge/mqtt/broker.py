@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from paho.mqtt.enums import MQTTProtocolVersion
-from paho.mqtt.reasoncodes import ReasonCode
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -19,34 +18,11 @@ from bridge.config import MqttSettings
 from bridge.model import Message, Rejected, Unavailable
 from bridge.mqtt.dial import Dialler, Manner
 from bridge.mqtt.link import Limits, Link, MessageRefused, OnMessage
+from bridge.mqtt.welcome import NoMqtt5, NoQos, judge
 
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 2.0
-REFUSALS = {
-    0x85: "the broker does not accept the client id: set BRIDGE_MQTT__CLIENT_ID",
-    0x86: "wrong user name or password: set BRIDGE_MQTT__USERNAME and BRIDGE_MQTT__PASSWORD",
-    0x87: "not authorized: check BRIDGE_MQTT__USERNAME, BRIDGE_MQTT__PASSWORD and the broker's access rules",
-    0x8A: "the broker has banned this client",
-    0x8C: "the broker wants another way to log in than user name and password",
-    0x90: "the broker does not accept the topic of the last will: check BRIDGE_MQTT__BASE_TOPIC",
-    0x9A: "the broker keeps no retained messages, which the bridge needs: allow them (retain_available)",
-    0x9C: "the broker sends its clients to another server: set BRIDGE_MQTT__URL",
-    0x9D: "the broker has moved: set BRIDGE_MQTT__URL",
-}
-"""What the owner must do about a CONNACK's reason code; the other codes may pass by themselves."""
-
-
-class _NoMqtt5(Unavailable):
-    @staticmethod
-    def lower(manner: Manner) -> Manner:
-        return manner._replace(protocol=MQTTProtocolVersion.MQTTv311)
-
-
-class _NoQos(Unavailable):
-    @staticmethod
-    def lower(manner: Manner) -> Manner:
-        return manner._replace(will_qos=0)
 
 
 class Broker:
@@ -72,6 +48,7 @@ class Broker:
         self._link: Link | None = None
         self._complaints: set[tuple[str, str]] = set()
         self._told = ""
+        self._flaps = 0
 
     @property
     def address(self) -> str:
@@ -102,12 +79,12 @@ class Broker:
         while self._link is None:
             try:
                 self._link = await self._open(manner)
-            except (_NoMqtt5, _NoQos) as error:
+            except (NoMqtt5, NoQos) as error:
                 lower = error.lower(manner)
                 if lower == manner:
                     raise
                 manner = lower
-        self._manner, self._told = manner, ""
+        self._manner = manner
         _log.info("Connected to %s with MQTT %s", self.address, self.protocol)
 
     async def reconnect(self) -> None:
@@ -117,7 +94,7 @@ class Broker:
         """
         policy = AsyncRetrying(
             stop=stop_never,
-            wait=_pause,
+            wait=self._pause,
             retry=retry_if_exception_type((Unavailable, Rejected)),
             reraise=True,
             before_sleep=self._tell,
@@ -157,10 +134,16 @@ class Broker:
 
     async def _attempt(self) -> None:
         """A connection that did not last counts as a failure, lest two clients of one id chase each other."""
-        link, self._link = self._link, None
-        if link is not None and not link.alive and (link.taken_over or not link.settled):
-            kind = Rejected if link.taken_over else Unavailable
-            raise kind(f"{self.address}: {link.ended.result()}")
+        link = self._link
+        if link is not None and not link.alive:
+            self._link = None
+            if link.taken_over:
+                raise Rejected(f"{self.address}: {link.ended.result()}")
+            if not link.settled:
+                self._flaps += 1
+                hint = "after a moment; does another client use the same client id (BRIDGE_MQTT__CLIENT_ID)?"
+                raise Unavailable(f"{self.address}: {link.ended.result()} {hint}")
+            self._flaps, self._told = 0, ""
         await self.connect()
 
     async def _open(self, manner: Manner) -> Link:
@@ -168,37 +151,21 @@ class Broker:
         try:
             link.start()
             async with asyncio.timeout(self._timeout):
-                self._judge(await link.answer, link)
+                judge(self._dialler.address, await link.answer, link)
         except TimeoutError:
             link.hang_up("no answer")  # a broker may wait for the rest of a CONNECT it takes for an older one
-            raise _NoMqtt5(str(self._dialler.no_answer())) from None
+            raise NoMqtt5(str(self._dialler.no_answer())) from None
         except BaseException:
             link.hang_up("given up")
             raise
         link.subscribe(self._subscriptions)
         return link
 
-    def _judge(self, reason: ReasonCode | None, link: Link) -> None:
-        where = self.address
-        if reason is None:
-            raise self._speechless(link.ended.result())
-        if reason == "Unsupported protocol version":
-            raise _NoMqtt5(f"{where}: the broker speaks neither MQTT 5 nor 3.1.1")
-        if reason == "QoS not supported":
-            raise _NoQos(f"{where}: the broker refuses a last will of any QoS")
-        if reason.value in REFUSALS:
-            raise Rejected(f"{where}: {REFUSALS[reason.value]}")
-        if reason.is_failure:
-            raise Unavailable(f"{where}: the broker says: {reason}")
-        if not link.limits.retain:
-            raise Rejected(f"{where}: {REFUSALS[0x9A]}")
-
-    def _speechless(self, text: str) -> Unavailable | Rejected:
-        """It closed without an answer: what brokers do that do not know MQTT 5, and others."""
-        if "alert" in text.lower():
-            problem = f"the broker refuses our TLS ({text}): it may want BRIDGE_MQTT__CERT_FILE"
-            return Rejected(f"{self.address}: {problem}")
-        return _NoMqtt5(f"{self.address}: no MQTT answer ({text}): is it an MQTT port, and does it want TLS?")
+    def _pause(self, state: RetryCallState) -> float:
+        """A wrong password does not become right by asking often, and some brokers ban who asks often."""
+        if state.outcome is not None and isinstance(state.outcome.exception(), Rejected):
+            return wait_random_exponential(multiplier=60, min=60, max=300)(state)
+        return wait_random_exponential(multiplier=2 ** min(self._flaps, 6), min=1, max=60)(state)
 
     def _tell(self, state: RetryCallState) -> None:
         """Say it aloud once, not each time."""
@@ -206,10 +173,3 @@ class Broker:
         level = logging.DEBUG if text == self._told else logging.WARNING
         _log.log(level, "%s; trying again in %.0f s", text, state.upcoming_sleep)
         self._told = text
-
-
-def _pause(state: RetryCallState) -> float:
-    """A wrong password does not become right by asking often, and some brokers ban who asks often."""
-    if state.outcome is not None and isinstance(state.outcome.exception(), Rejected):
-        return wait_random_exponential(multiplier=60, min=60, max=300)(state)
-    return wait_random_exponential(multiplier=1, min=1, max=60)(state)

@@ -23,6 +23,8 @@ TRANSPORTS: dict[str, Literal["tcp", "websockets", "unix"]] = {
     "wss": "websockets",
     "unix": "unix",
 }
+WRONG_NAME = {62, 64}
+"""OpenSSL's codes for another host name, another address."""
 ADDRESSES = 3
 """A name may have several addresses; each may take the whole timeout."""
 
@@ -47,6 +49,10 @@ class Address:
     port: int
     path: str
 
+    @property
+    def tls(self) -> bool:
+        return self.scheme in {"mqtts", "wss"}
+
     @classmethod
     def of(cls, text: str) -> Self:
         url = urlsplit(text)
@@ -59,6 +65,27 @@ class Address:
             return f"unix://{self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
+
+
+def _plain(error: ssl.SSLError) -> str:
+    """OpenSSL's reason without its source files."""
+    return (error.reason or "unknown reason").replace("_", " ").lower()
+
+
+def refused_tls(where: Address, reason: str) -> Rejected:
+    """The broker does not like our side of TLS, mostly because it wants to see a certificate."""
+    return Rejected(f"{where}: the broker refuses our TLS ({reason}): it may want BRIDGE_MQTT__CERT_FILE")
+
+
+def _tls_problem(where: Address, error: ssl.SSLError) -> BridgeError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        problem = f"the broker's certificate is not trusted: {error.verify_message.rstrip('.')}"
+        if error.verify_code in WRONG_NAME:
+            return Rejected(f"{where}: {problem}; name the broker in BRIDGE_MQTT__URL as its certificate does")
+        return Rejected(f"{where}: {problem}; set BRIDGE_MQTT__CA_FILE to the certificate of its CA")
+    if "ALERT" in (error.reason or ""):
+        return refused_tls(where, _plain(error))
+    return Unavailable(f"{where}: no TLS connection: {_plain(error)}; does the broker speak TLS at this port?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +144,7 @@ class Dialler:
         """Runs in a thread. An error is returned: raised, its traceback would keep a half-open socket."""
         address = self.address
         try:
-            if address.scheme in {"mqtts", "wss"}:
+            if address.tls:
                 client.tls_set_context(_tls(self.settings))
             client.connect(address.host, address.port, self.keepalive)
         except Rejected as error:
@@ -129,11 +156,8 @@ class Dialler:
     def _explain(self, error: OSError | ValueError) -> BridgeError:
         where = self.address
         match error:
-            case ssl.SSLCertVerificationError():
-                problem = f"the broker's certificate is not trusted: {error.verify_message}"
-                return Rejected(f"{where}: {problem}; set BRIDGE_MQTT__CA_FILE, and name the host as it does")
             case ssl.SSLError():
-                problem = f"no TLS connection: {error.reason or error.strerror}"
+                return _tls_problem(where, error)
             case gaierror():
                 problem = f"the name {where.host} can't be resolved"
             case TimeoutError():
@@ -199,6 +223,8 @@ def _tls(settings: MqttSettings) -> ssl.SSLContext:
             setting = "BRIDGE_MQTT__CERT_FILE, BRIDGE_MQTT__KEY_FILE"
             # without a password OpenSSL would ask at the terminal
             context.load_cert_chain(settings.cert_file, settings.key_file, password="")
+    except ssl.SSLError as error:
+        raise Rejected(f"{setting}: not usable as PEM files: {_plain(error)}") from None
     except OSError as error:
-        raise Rejected(f"{setting}: {error.strerror or 'not a usable PEM file'}") from None
+        raise Rejected(f"{setting}: {error.strerror}") from None
     return context

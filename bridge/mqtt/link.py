@@ -58,6 +58,20 @@ class Limits:
             retain=bool(getattr(properties, "RetainAvailable", True)),
         )
 
+    def check(self, message: Message, qos: int, properties: Properties | None) -> None:
+        """Only MQTT 5 knows a limit of the size.
+
+        Raises:
+            MessageRefused: the broker would close the connection over it.
+        """
+        if self.packet_size is None:
+            return
+        size = _packet_size(message, qos, properties)
+        if size > self.packet_size:
+            raise MessageRefused(
+                f"{message.topic}: {size} bytes, but the broker takes no more than {self.packet_size}"
+            )
+
 
 class Link:
     """`answer` is the broker's CONNACK, `None` if it closed without; `ended` tells why in plain words."""
@@ -100,7 +114,7 @@ class Link:
     async def send(self, message: Message) -> bool:
         qos = min(message.qos, self.limits.qos)
         properties = self._properties(message)
-        self._check_size(message, qos, properties)
+        self.limits.check(message, qos, properties)
         while self.alive and self._full(qos):
             await self._news()
         return self.alive and self._publish(message, qos, properties)
@@ -126,12 +140,6 @@ class Link:
     def _properties(self, message: Message) -> Properties | None:
         mqtt5 = self._client.protocol == MQTTProtocolVersion.MQTTv5
         return _content_type(message.content_type) if mqtt5 and message.content_type else None
-
-    def _check_size(self, message: Message, qos: int, properties: Properties | None) -> None:
-        limit = self.limits.packet_size
-        size = _packet_size(message, qos, properties) if limit is not None else 0
-        if limit is not None and size > limit:
-            raise MessageRefused(f"{message.topic}: {size} bytes, but the broker takes no more than {limit}")
 
     def _publish(self, message: Message, qos: int, properties: Properties | None) -> bool:
         try:
@@ -232,7 +240,7 @@ def _content_type(value: str) -> Properties:
 
 
 def _packet_size(message: Message, qos: int, properties: Properties | None) -> int:
-    """Of the whole PUBLISH packet of MQTT 5, the only one that knows a limit."""
+    """Of the whole PUBLISH packet in MQTT 5."""
     packed = cast("bytes", properties.pack()) if properties is not None else b"\0"  # type: ignore[no-untyped-call]
     mid = 2 if qos else 0
     rest = 2 + len(message.topic.encode()) + mid + len(packed) + len(message.payload.encode())

@@ -25,6 +25,8 @@ from bridge.topics import Names, bridge_info, online
 __all__ = ["Bridge", "make_poller", "names_of", "periods"]
 
 LOG = logging.getLogger(__name__)
+FAREWELL = 3.0
+"""Seconds that the last messages may take."""
 FAULT_FIRST, FAULT_LAST = 10, 900
 """Seconds until a poller that met a fault of ours starts again."""
 
@@ -81,16 +83,20 @@ def make_poller(
 
 
 class Bridge:
-    """All of it. `run` ends only when it is cancelled, and says goodbye to the broker then."""
+    """All of it. `run` ends only when it is cancelled, and says goodbye to the broker then.
+
+    With `leave_nothing` it takes back all that it has published, as a demo should.
+    """
 
     def __init__(
         self,
         settings: Settings,
         *,
         on_sent: Callable[[Message], None] | None = None,
+        leave_nothing: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._now = settings, now
+        self._settings, self._now, self._leave_nothing = settings, now, leave_nothing
         self._names = names_of(settings)
         self._store = Store(settings.state_dir)
         self._started = datetime.fromtimestamp(int(now()), UTC)
@@ -116,13 +122,22 @@ class Bridge:
                 )
                 stack.push_async_callback(poller.aclose)
                 self._pollers.append(poller)
-            stack.push_async_callback(self._broker.close, self._last)
+            stack.push_async_callback(self._leave)
             self._sender.put(online(self._last.topic, is_online=True))
             self._inform()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._sender.run(), name="sender")
                 for poller in self._pollers:
                     tasks.create_task(_supervised(poller), name=f"poller {poller.host}")
+
+    async def _leave(self) -> None:
+        """What no will can say: nothing is polled any more."""
+        for poller in self._pollers:
+            poller.leave()
+        if self._leave_nothing:
+            self._sender.clear()
+        await self._sender.finish(FAREWELL)
+        await self._broker.close(None if self._leave_nothing else self._last)
 
     def _inform(self) -> None:
         serials = [poller.serial for poller in self._pollers]

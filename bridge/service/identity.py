@@ -3,6 +3,7 @@
 import logging
 from contextlib import suppress
 from dataclasses import asdict, replace
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -70,6 +71,16 @@ class Identity:
             state = self._store.load(self.facts.serial)
             self._store.save(self.facts.serial, state.changed(token=token.secret))
 
+    def published(self) -> object:
+        """What an earlier run has published of this gateway."""
+        return self._store.load(_tree_of(self.facts.serial)).extra
+
+    def keep_published(self, what: dict[str, Any]) -> None:
+        """In a file of its own: it is large, and changes seldom."""
+        state = self._store.load(_tree_of(self.facts.serial))
+        if state.extra != what:
+            self._store.save(_tree_of(self.facts.serial), state.changed(extra=what))
+
     def repinned(self, facts: Facts, seen: str | None) -> bool:
         """Whether a changed key may be trusted: a nightly update can bring one together with the new firmware.
 
@@ -101,3 +112,7 @@ class Identity:
         with suppress(ValidationError):
             return METERS.validate_python(self._store.load(facts.serial).extra.get("meters"))
         return None
+
+
+def _tree_of(serial: str) -> str:
+    return f"{serial}-tree"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from bridge import discovery
 from bridge.endpoints import ENDPOINTS, Parsed
@@ -37,6 +38,9 @@ class Mirror:
         order = [*(endpoint.source for endpoint in ENDPOINTS), SOURCE]
         self._tree = Tree(style.names, serial, order, style.payload)
         self._announced: tuple[int, Facts] | None = None
+        self._discovered: set[str] = set()
+        self._cleared: set[str] = set()
+        """Sources that the gateway does not have: their topics were cleared once."""
         self._diagnosed: tuple[tuple[object, ...], float] | None = None
 
     def show(self, source: str, parsed: Parsed, when: float) -> None:
@@ -50,10 +54,12 @@ class Mirror:
         for name, source in self._sources.items():
             fresh = source.online(now)
             topic = names.availability(self._serial, name)
-            if fresh is None:
-                self._publish(Message(topic, "", qos=1, rank=Rank.AVAILABILITY))
-            else:
+            if fresh is not None:
+                self._cleared.discard(name)
                 self._publish(online(topic, fresh and is_online))
+            elif name not in self._cleared:
+                self._cleared.add(name)
+                self._publish(Message(topic, "", qos=1, rank=Rank.AVAILABILITY))
 
     def diagnose(self, diagnostics: Diagnostics, now: float, when: float) -> None:
         """What the bridge knows of the gateway: what a person must know at once, the rest each minute."""
@@ -63,17 +69,32 @@ class Mirror:
         self._diagnosed = (urgent, now)
         self._update(SOURCE, list(diagnostics.readings()), when)
 
-    def announce(self, facts: Facts) -> None:
-        """Discovery, where there is something new to announce."""
+    def restore(self, kept: object) -> bool:
+        """Take over what an earlier run has published. False where there is nothing."""
+        kept = kept if isinstance(kept, dict) else {}
+        self._discovered = {topic for topic in kept.get("discovered") or () if isinstance(topic, str)}
+        return self._tree.restore(kept.get("rows"))
+
+    def dump(self) -> dict[str, Any]:
+        """What has been published, for the store."""
+        return {"rows": self._tree.dump(), "discovered": sorted(self._discovered)}
+
+    def announce(self, facts: Facts) -> bool:
+        """Discovery, where there is something new to announce. True where there was."""
         style = self._style
-        if style.announcement is None:
-            return
         version = (self._tree.version, replace(facts, clock_offset=0.0))
         if version == self._announced:
-            return
+            return False
         self._announced = version
-        about = discovery.Gateway(facts, style.url, style.site, style.suffix)
-        self._send(discovery.announce(style.announcement, about, self._tree.rows()))
+        messages: list[Message] = []
+        if style.announcement is not None:
+            about = discovery.Gateway(facts, style.url, style.site, style.suffix)
+            messages += discovery.announce(style.announcement, about, self._tree.rows(), self._tree.gone())
+        topics = {message.topic for message in messages}
+        self._send(Message(topic, "", qos=1, rank=Rank.DISCOVERY) for topic in self._discovered - topics)
+        self._send(messages)
+        self._discovered = topics
+        return True
 
     def _update(self, source: str, readings: Sequence[Reading], when: float) -> None:
         self._send(self._tree.update(source, readings, datetime.fromtimestamp(when, UTC)))

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from bridge.config import GatewaySettings
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint, Parsed
 from bridge.gateway import CloudRejected, Gateway, KeyChanged, Token, TokenRejected
-from bridge.model import Answer, BadAnswer, BridgeError, Rejected, Request, Unavailable, Unsupported
+from bridge.model import Answer, BadAnswer, BridgeError, Rejected, Request, Unsupported
 from bridge.service.diagnostics import Diagnostics
 from bridge.service.health import NEVER, Health
 from bridge.service.identity import Identity
@@ -55,6 +55,7 @@ class Poller:
         self._health = Health(wanted, self._time(), self._log)
         self._diagnostics = Diagnostics()
         self._mirror: Mirror | None = None
+        self._restored = False
         self._problem: str | None = None
         self._refusals = 0
         self._streamed = NEVER
@@ -69,6 +70,11 @@ class Poller:
 
     def keep_token(self, token: Token) -> None:
         self._identity.keep_token(token)
+
+    def leave(self) -> None:
+        """Nobody polls any more: nothing is fresh."""
+        if serial := self._identity.serial:
+            (self._mirror or self._make_mirror(serial)).health(self._time(), is_online=False)
 
     async def aclose(self) -> None:
         await self._gateway.aclose()
@@ -151,6 +157,7 @@ class Poller:
         self._identity.recognise(parsed.facts)
         if self._mirror is None:
             self._mirror = self._make_mirror(parsed.facts.serial)
+            self._restored = self._mirror.restore(self._identity.published())
             self._log.info("gateway %s, firmware %s", parsed.facts.serial, parsed.facts.firmware)
             self._identified()
         elif before.firmware != parsed.facts.firmware:
@@ -194,7 +201,7 @@ class Poller:
 
     async def _bad(self, source: str, error: BridgeError) -> None:
         if isinstance(error, KeyChanged) and await self._repinned():
-            error = Unavailable("the gateway has a new TLS key")
+            return  # with the next tick it answers again
         if isinstance(error, Unsupported):
             self._missing(source, error)
         elif isinstance(error, TokenRejected | CloudRejected | KeyChanged) or self._is_other(source, error):
@@ -229,6 +236,7 @@ class Poller:
         if facts is None or not self._identity.repinned(facts, seen):
             return False
         self._log.warning("the gateway's TLS key changed with its firmware %s: pinned anew", facts.firmware)
+        self._schedule.advance(INFO, self._time())
         return True
 
     # What subscribers are told
@@ -249,8 +257,8 @@ class Poller:
         mirror = self._mirror or self._make_mirror(serial)
         mirror.health(now, is_online=self._health.online(now))
         mirror.diagnose(self._diagnosed(), now, self._now())
-        if self._mirror and self._health.tried:
-            mirror.announce(self._identity.facts)
+        if self._mirror and (self._health.tried or self._restored) and mirror.announce(self._identity.facts):
+            self._identity.keep_published(mirror.dump())
 
     def _diagnosed(self) -> Diagnostics:
         tokens, known = self._gateway.tokens, self._diagnostics

@@ -79,5 +79,5 @@ class Schedule:
     def restart(self, now: float, *, without: str) -> None:
         """All sources are due, as at the start, but the one that has just been asked."""
         self._first = [source for source in self._ticks if source != without]
-        for tick in self._ticks.values():
-            tick.due = now
+        for source in self._first:
+            self._ticks[source].due = now

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from bridge.model import Message
@@ -48,6 +49,16 @@ class Sender:
             self._again()
             reason = await self._serve()
             LOG.warning("the connection to the broker ended: %s", reason)
+
+    def clear(self) -> None:
+        """Take everything back."""
+        self._outbox.clear()
+
+    async def finish(self, seconds: float) -> None:
+        """Send what is left, if the broker takes it in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._flush()
 
     def _again(self) -> None:
         self._outbox.forget()

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import uvicorn
 from cryptography import x509
@@ -20,7 +21,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from bridge.simulator.app import Simulator
 from bridge.simulator.exchange import ABORT, Receive, Scope, Send
 
 LIFE = dt.timedelta(days=3650)
@@ -29,6 +29,15 @@ KEEP_ALIVE = 3600
 
 Certificate = tuple[bytes, bytes]
 """A certificate and its private key, both PEM."""
+
+
+class App(Protocol):
+    """An ASGI application that answers for the gateway of this serial number."""
+
+    @property
+    def serial(self) -> str: ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 def self_signed(serial: str) -> Certificate:
@@ -54,7 +63,7 @@ def self_signed(serial: str) -> Certificate:
 
 @asynccontextmanager
 async def serve(
-    app: Simulator,
+    app: App,
     *,
     tls: bool,
     host: str = "127.0.0.1",
@@ -81,7 +90,7 @@ async def serve(
 
 @contextmanager
 def serve_in_thread(
-    app: Simulator, *, tls: bool, port: int = 0, certificate: Certificate | None = None
+    app: App, *, tls: bool, port: int = 0, certificate: Certificate | None = None
 ) -> Iterator[str]:
     """As `serve`, for programs without a loop."""
     serving: Future[tuple[str, Callable[[], object]]] = Future()
@@ -112,7 +121,7 @@ def _fail(serving: "Future[tuple[str, Callable[[], object]]]", running: "Future[
 class _Server(uvicorn.Server):
     """uvicorn without signals, logs and patience."""
 
-    def __init__(self, app: Simulator, context: ssl.SSLContext | None) -> None:
+    def __init__(self, app: App, context: ssl.SSLContext | None) -> None:
         config = uvicorn.Config(
             self._with_abort(app),
             http="h11",
@@ -155,7 +164,7 @@ class _Server(uvicorn.Server):
             task.cancel()
         await running
 
-    def _with_abort(self, app: Simulator) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    def _with_abort(self, app: App) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """Gives the application a way to cut the connection that a request came on."""
 
         async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,0 +1,282 @@
+# ruff: noqa: INP001 (a folder of documents is no package)
+"""The generated parts of the documents: `.venv/bin/python docs/generate.py` writes them anew.
+
+Each stands between `<!-- begin NAME: docs/generate.py -->` and `<!-- end NAME -->`; tests/test_docs.py compares.
+"""
+
+import ast
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from values import Row, rows, sources
+
+from bridge.config import CONFIG_VARIABLE, PREFIX, PollSettings, Settings
+from bridge.discovery import METERS
+from bridge.endpoints import BY_SOURCE, ENDPOINTS
+from bridge.model import Platform, Quantity
+from bridge.topics import Names
+
+ROOT = Path(__file__).resolve().parent.parent
+T = TypeVar("T")
+
+
+# Tables
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    body = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in body)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|") or " "
+
+
+def code(items: Iterable[str]) -> str:
+    return ", ".join(f"`{item}`" for item in items)
+
+
+def topic_tree() -> str:
+    """The shapes of all topics."""
+    names, own, serial = Names(), Names(instance="<instance>"), "<gateway>"
+    shapes = (
+        (f"{names.bridge}/state", "online | offline: the bridge; the last will"),
+        (f"{names.bridge}/info", "JSON: version, start, gateways"),
+        (names.state(serial), "online | offline: the gateway answers"),
+        (names.availability(serial, "<source>"), "online | offline: the data of this source is fresh"),
+        (names.device(serial, "<device>"), "JSON: all values of one device at one instant"),
+        (names.device(serial, "<device>/<name>"), "one value"),
+        (names.device(serial, "<device>/<phase>/<name>"), "one value of one phase: l1, l2, l3"),
+    )
+    room = max(len(topic) for topic, _ in shapes) + 3
+    tree = "\n".join(f"{topic:{room}}{text}" for topic, text in shapes)
+    instance = f"With `{PREFIX}INSTANCE` set, the first two are `{own.bridge}/state` and `/info`."
+    return f"```text\n{tree}\n```\n\n{instance}"
+
+
+def device_table() -> str:
+    """Each device of the tree with its values, those that are equal in one line."""
+    merged: dict[tuple[str, ...], list[str]] = {}
+    for device in dict.fromkeys(device for row in rows() for device in row.devices):
+        mine = [row for row in rows() if device in row.devices]
+        whole = code(_once(row.name for row in mine if row.whole))
+        phases = code(_once(row.name for row in mine if row.phases))
+        merged.setdefault((whole, phases, code(_once(row.source for row in mine))), []).append(device)
+    lines = ([code(devices), *cells] for cells, devices in merged.items())
+    return table(("device", "values", "values of each phase, where there are several", "source"), lines)
+
+
+def _once(items: Iterable[T]) -> Iterable[T]:
+    return dict.fromkeys(items)
+
+
+def source_table() -> str:
+    """Where the values come from, and how often."""
+    profiles = get_args(PollSettings.model_fields["profile"].annotation)
+    lines = (
+        [f"`{e.source}`", f"`{e.path}`", *(_period(e.period(profile)) for profile in profiles)]
+        for e in sorted(ENDPOINTS, key=lambda e: e.appendix)
+    )
+    return table(("source", "endpoint", *(f"`{profile}`" for profile in profiles)), lines)
+
+
+def _period(seconds: float) -> str:
+    for size, unit in (3600, "h"), (60, "min"):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"
+
+
+def topic_tables() -> str:
+    """All values, a table for each source."""
+    head = ("device", "name", "unit", "field", "meaning", "entity")
+    parts = []
+    for source in sources():
+        path = f"`{BY_SOURCE[source].path}`" if source in BY_SOURCE else "what the bridge itself knows"
+        lines = [_topic_line(row) for row in rows() if row.source == source]
+        parts.append(f"### {source}\n\n{path}\n\n{table(head, lines)}")
+    return "\n\n".join(parts)
+
+
+def _topic_line(row: Row) -> Sequence[str]:
+    levels = {(True, False): "", (False, True): " (phases)", (True, True): " (and phases)"}[row.whole, row.phases]
+    name = f"`{row.name}`{levels}"
+    return [code(row.devices), name, _unit(row.quantity), code(row.wires), row.meaning, _entity(row)]
+
+
+def _unit(quantity: Quantity) -> str:
+    if quantity.platform is Platform.BINARY_SENSOR:
+        return "ON, OFF"
+    if quantity.numeric:
+        return quantity.unit or "number"
+    return "time" if quantity.device_class == "timestamp" else "text"
+
+
+def _entity(row: Row) -> str:
+    if row.document_only:
+        return "none: document only"
+    shown = {
+        (True, True): "yes",
+        (True, False): "yes" if not row.phases else "yes, not of phases",
+        (False, True): "yes, of phases",
+    }
+    return shown.get((row.whole_enabled, row.phases_enabled), "disabled")
+
+
+def quantity_table() -> str:
+    """What Home Assistant is told of the numbers, and when a new value is worth a message."""
+    quantities = _once(row.quantity for row in rows() if row.quantity.numeric and row.quantity.unit)
+    return table(
+        ("unit", "device class", "state class", "decimals shown", "dead band"),
+        (
+            [q.unit or "", q.device_class or "", q.state_class or "", str(q.precision), f"{q.deadband:g}"]
+            for q in sorted(quantities, key=lambda q: (q.unit or "", q.state_class or ""))
+        ),
+    )
+
+
+def roles() -> str:
+    return table(("role", "device in Home Assistant"), ([f"`{role}`", name] for role, name in METERS.items()))
+
+
+# Settings
+
+
+def settings_table() -> str:
+    lines = [*_settings(Settings, PREFIX), [f"`{CONFIG_VARIABLE}`", "", "path of a TOML file with settings"]]
+    return table(("setting", "default", "meaning"), lines)
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[Sequence[str]]:
+    for key, info in model.model_fields.items():
+        name = f"{prefix}{key.upper()}"
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            text = (section.__doc__ or "").splitlines()[0]
+            yield [f"`{name}`", "", f"**{text.rstrip('.')}**; this name takes the whole section as JSON"]
+            yield from _settings(section, f"{name}__")
+        else:
+            yield [f"`{name}`", _default(model, key, info), _meaning(info)]
+
+
+def _default(model: type[BaseModel], key: str, info: FieldInfo) -> str:
+    if model is PollSettings and key in BY_SOURCE:
+        return "by profile"
+    value = None if info.default_factory else info.default
+    return f"`{value}`" if value not in (None, ()) else ""
+
+
+def _meaning(info: FieldInfo) -> str:
+    text = info.description or ""
+    missing = [choice for choice in _choices(info.annotation) if choice not in text and choice != info.default]
+    return f"{text}; also {code(missing)}" if missing else text
+
+
+def _choices(annotation: Any) -> Sequence[str]:
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+# Architecture
+
+
+def layers() -> Sequence[Sequence[str]]:
+    """Each layer's modules, the highest first, as import-linter is told."""
+    return [[name.strip() for name in line.split("|")] for line in _contracts()[0]["layers"]]
+
+
+def _contracts() -> Sequence[Mapping[str, Any]]:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    contracts: Sequence[Mapping[str, Any]] = tools["importlinter"]["contracts"]
+    return contracts
+
+
+def layer_table() -> str:
+    """What each module does, and which others it may import."""
+    lines = []
+    for place, names in enumerate(layers()):
+        below = [name for layer in layers()[place + 1 :] for name in layer]
+        lines += [[f"`{name}`", _first_sentence(_file(name)), _may(name, below), _pure(name)] for name in names]
+    foreign = code(_once(module for contract in _contracts()[1:] for module in _foreign(contract)))
+    shown = table(("module", "what it does", "may import", "pure"), lines)
+    return f"{shown}\n\nPure modules may not import {foreign}."
+
+
+def _may(name: str, below: Sequence[str]) -> str:
+    """The first contract says what lies below; the others take away from it."""
+    banned = {
+        module.removeprefix("bridge.") for contract in _about(name) for module in contract["forbidden_modules"]
+    }
+    if not below:
+        return "nothing"
+    return code(module for module in below if module not in banned) if banned & set(below) else "all below"
+
+
+def _about(name: str) -> Iterator[Mapping[str, Any]]:
+    return (contract for contract in _contracts()[1:] if f"bridge.{name}" in contract["source_modules"])
+
+
+def _foreign(contract: Mapping[str, Any]) -> Sequence[str]:
+    return [module for module in contract["forbidden_modules"] if not module.startswith("bridge.")]
+
+
+def _pure(name: str) -> str:
+    return "yes" if any(_foreign(contract) for contract in _about(name)) else ""
+
+
+def _file(name: str) -> Path:
+    folder = ROOT / "bridge" / name
+    return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+
+
+def _first_sentence(path: Path) -> str:
+    text = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
+    return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0].rstrip(".")
+
+
+def part_table() -> str:
+    """The modules of the packages."""
+    folders = [ROOT / "bridge" / name for layer in layers() for name in layer]
+    files = (path for folder in folders for path in sorted(folder.glob("*.py")) if path.name != "__init__.py")
+    return table(
+        ("module", "what it does"),
+        ([f"`{path.parent.name}/{path.stem}`", _first_sentence(path)] for path in files),
+    )
+
+
+# Documents
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "topic-tree": topic_tree,
+    "devices": device_table,
+    "sources": source_table,
+    "settings": settings_table,
+    "topics": topic_tables,
+    "quantities": quantity_table,
+    "roles": roles,
+    "layers": layer_table,
+    "parts": part_table,
+}
+BLOCK = re.compile(r"(<!-- begin ([a-z-]+): docs/generate\.py -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+
+
+def documents() -> Sequence[Path]:
+    return sorted((*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
+
+
+def renewed(text: str) -> str:
+    """A document with its generated parts as they should be."""
+    return BLOCK.sub(lambda block: f"{block[1]}\n{PARTS[block[2]]()}\n\n{block[3]}", text)
+
+
+def main() -> None:
+    for path in documents():
+        path.write_text(renewed(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

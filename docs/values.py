@@ -1,0 +1,154 @@
+# ruff: noqa: INP001 (a folder of documents is no package)
+"""Every value of the tree, found by reading the simulated homes' answers as the bridge does.
+
+So nothing is listed twice; only the meanings are written by hand, in meanings.toml.
+"""
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
+
+from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
+from bridge.model import Facts, Quantity, Reading
+from bridge.records import Record
+from bridge.service.diagnostics import ROWS, SOURCE
+from bridge.simulator import HOMES, Simulator
+from bridge.simulator.exchange import Ask
+
+NOON = 1_750_500_000.0
+BY_ID = {
+    "meter": "<role>",
+    "inverter": "<serial>",
+    "battery": "<serial>",
+    "controller": "<serial>",
+    "device": "<serial>",
+}
+FREE = ("live/connection", "live/tasks", "live/counters")
+"""Devices whose values are the gateway's own affair."""
+UNSEEN = {
+    "device_list": b'{"devices": [{"serial_number": "1", "device_type": 14, "com_interface": 3, '
+    b'"com_interface_str": "PLC", "status": "connected"}]}',
+}
+"""What no simulated home answers, but real gateways do."""
+
+
+@dataclass(slots=True)
+class Row:
+    """A value of one source, and the devices that have it: as a `whole`, of each of several `phases`, or both."""
+
+    source: str
+    name: str
+    quantity: Quantity
+    devices: list[str] = field(default_factory=list)
+    wires: list[str] = field(default_factory=list)
+    whole: bool = False
+    phases: bool = False
+    whole_enabled: bool = False
+    phases_enabled: bool = False
+    document_only: bool = False
+
+    def add(self, reading: Reading, *, several: bool) -> None:
+        """`several` tells whether the reading's device has phases of its own; the whole is that phase if not."""
+        measurement = reading.measurement
+        self.document_only |= measurement.document_only
+        for known, new in (self.devices, [place(reading.device)]), (self.wires, wires().get(id(measurement), ())):
+            known.extend(item for item in new if item not in known)
+        if reading.phase is not None:
+            self.phases, self.phases_enabled = True, measurement.enabled_phases
+        elif several or not self.phases:
+            self.whole_enabled = measurement.enabled
+            self.whole |= several
+
+    @property
+    def meaning(self) -> str:
+        known = meanings()[self.source]
+        return known.get(f"{self.devices[0]}/{self.name}") or known[self.name]
+
+
+# What there is
+
+
+@cache
+def meanings() -> Mapping[str, Mapping[str, str]]:
+    return tomllib.loads(Path(__file__).with_name("meanings.toml").read_text())
+
+
+def records(kind: type[Record] = Record) -> Iterator[type[Record]]:
+    for record in kind.__subclasses__():
+        yield record
+        yield from records(record)
+
+
+@cache
+def wires() -> Mapping[int, Sequence[str]]:
+    """The gateway's own names of each measurement, by the measurement's identity."""
+    return {
+        id(measurement): _aliases(record.model_fields[name])
+        for record in records()
+        for name, measurement in record.table.items()
+    }
+
+
+def _aliases(info: FieldInfo) -> Sequence[str]:
+    alias = info.validation_alias
+    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []
+
+
+def answers(home: str) -> Iterator[tuple[Endpoint, bytes]]:
+    """What the gateway of a simulated home says, source by source."""
+    simulator = Simulator(home, clock=lambda: NOON)
+    headers = {"authorization": f"Bearer {simulator.token()}"}
+    for endpoint in ENDPOINTS:
+        reply = simulator.gateway.answer(Ask("GET", endpoint.path, {}, headers))
+        if reply.status == 200:  # noqa: PLR2004 - OK
+            yield endpoint, reply.body
+
+
+def readings(given: Iterable[tuple[Endpoint, bytes]]) -> Iterator[tuple[str, Reading]]:
+    """What becomes of the answers, with the source of each reading."""
+    facts = Facts("")
+    for endpoint, body in given:
+        parsed = endpoint.split(body, facts, NOON)
+        facts = parsed.facts or facts
+        yield from ((endpoint.source, reading) for reading in parsed.readings)
+
+
+def _seen() -> Iterator[list[tuple[str, Reading]]]:
+    for home in HOMES:
+        yield list(readings(answers(home)))
+    yield list(readings((BY_SOURCE[source], body) for source, body in UNSEEN.items()))
+    yield [(SOURCE, Reading("gateway", None, row, None)) for row in ROWS]
+
+
+@cache
+def rows() -> Sequence[Row]:
+    """Every value that there is, source by source in the order of the brief, the bridge's own last."""
+    found: dict[tuple[str, ...], Row] = {}
+    for home in _seen():
+        phased = {(source, place(reading.device)) for source, reading in home if reading.phase}
+        for source, reading in home:
+            key = _key(source, reading)
+            row = found.setdefault(key, Row(source, key[-1], reading.quantity))
+            row.add(reading, several=(source, place(reading.device)) in phased)
+    for row in found.values():
+        row.whole |= not row.phases
+    return sorted(found.values(), key=lambda row: sources().index(row.source))
+
+
+def _key(source: str, reading: Reading) -> tuple[str, ...]:
+    """Devices of one source share a row where they share a name; those of `FREE` have one row for all names."""
+    return (source, reading.device, "<key>") if reading.device in FREE else (source, reading.name)
+
+
+def sources() -> Sequence[str]:
+    return [*(endpoint.source for endpoint in sorted(ENDPOINTS, key=lambda e: e.appendix)), SOURCE]
+
+
+def place(device: str) -> str:
+    kind = device.partition("/")[0]
+    return f"{kind}/{BY_ID[kind]}" if kind in BY_ID else device

@@ -1,0 +1,68 @@
+"""What holds for every test: nothing of this machine gets in, and no warning goes unnoticed."""
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from running import HastyLoop
+
+OURS = ("BRIDGE_", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "XDG_STATE_HOME")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden with what is published now")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "expects_log(*patterns): log records at WARNING or above that must come; any other one fails the test",
+    )
+    config.addinivalue_line("markers", "hasty: in a loop that shortens idle waits (tests/running.py)")
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"hasty": HastyLoop} if item.get_closest_marker("hasty") else {"usual": asyncio.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def _untouched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Settings, secrets, proxies and a stray .env of this machine must not matter."""
+    for name in os.environ:
+        if name.upper().startswith(OURS) or name.lower() in PROXIES:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+class Recorder(logging.Handler):
+    """Keeps what is worth a person's attention."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.levelname} {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def warned(request: pytest.FixtureRequest) -> Iterator[Sequence[str]]:
+    """The lines at WARNING or above so far. Those that no `expects_log` announced fail the test."""
+    root, recorder = logging.getLogger(), Recorder()
+    handlers, level = list(root.handlers), root.level
+    root.addHandler(recorder)
+    yield recorder.lines
+    root.removeHandler(recorder)
+    root.handlers[:], _ = handlers, root.setLevel(level)
+    patterns = [text for marker in request.node.iter_markers("expects_log") for text in marker.args]
+    surprises = [line for line in recorder.lines if not any(re.search(text, line) for text in patterns)]
+    missed = [text for text in patterns if not any(re.search(text, line) for line in recorder.lines)]
+    assert not surprises, "logged, but not expected"
+    assert not missed, "expected, but not logged"

@@ -1,0 +1,132 @@
+"""A bridge that runs for a test, a loop whose idle time runs faster, and how tests wait."""
+
+import asyncio
+import json
+import re
+import selectors
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bridge.config import Settings
+from bridge.service import Bridge
+from brokers import Watcher
+
+SPEED = 20.0
+"""How much sooner an idle wait is over: half a minute of patience takes one and a half seconds."""
+PATIENCE = 60.0
+LOOK = 0.03
+PHASES = ("l1", "l2", "l3")
+
+
+async def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    """Wait until something has come true. The deadline, in real seconds, is there for failures only."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"did not come true within {seconds} s")
+        await asyncio.sleep(LOOK * SPEED)
+
+
+class _Impatient(selectors.DefaultSelector):
+    """Waits for sockets as ever, for timers only a part of the time."""
+
+    skipped = 0.0
+    """seconds that were not waited for"""
+
+    def select(self, timeout: float | None = None) -> Any:
+        started = time.monotonic()
+        found = super().select(timeout / SPEED if timeout else timeout)
+        waited = time.monotonic() - started
+        rest = waited * (SPEED - 1)
+        self.skipped += rest if timeout is None else min(rest, max(0.0, timeout - waited))
+        return found
+
+
+class HastyLoop(asyncio.SelectorEventLoop):
+    """A loop whose time runs faster while nothing happens.
+
+    Work takes as long as it takes, so that a slow machine trips no timeout. Whatever waits for something that is
+    not in this loop (a broker, another program) has the less time.
+    """
+
+    def __init__(self) -> None:
+        self._impatient = _Impatient()
+        super().__init__(self._impatient)
+
+    def time(self) -> float:
+        return super().time() + self._impatient.skipped
+
+
+class Clock:
+    """A simulator's time: it stands still until it is moved. It begins now, since tokens must be valid now."""
+
+    def __init__(self) -> None:
+        self.now = float(int(time.time()))
+
+    def __call__(self) -> float:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@asynccontextmanager
+async def running(settings: Settings, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
+    """The service, stopped as a signal does."""
+    task = asyncio.create_task(Bridge(settings, **options).run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def settings(folder: Path, broker: str, **sections: Any) -> Settings:
+    """Settings of a test: what is not named has its default."""
+    return Settings(mqtt={"url": broker} | sections.pop("mqtt", {}), state_dir=folder / "state", **sections)
+
+
+def tree(watcher: Watcher) -> dict[str, str]:
+    """What the broker holds, as far as a subscriber can know."""
+    return {topic: payload for topic, payload in watcher.newest.items() if payload}
+
+
+def flat(document: dict[str, Any]) -> dict[str, str]:
+    """The value topics that say the same as a document, below its device."""
+    phases = {name: document[name] for name in PHASES if isinstance(document.get(name), dict)}
+    plain = {name: value for name, value in document.items() if not isinstance(value, dict) and name != "timestamp"}
+    found = {name.replace("timestamp_2", "timestamp"): spelt(value) for name, value in plain.items()}
+    return found | {f"{phase}/{name}": spelt(value) for phase, own in phases.items() for name, value in own.items()}
+
+
+def spelt(value: object) -> str:
+    """A JSON value as MQTT.md spells it in a value topic."""
+    if value is None or isinstance(value, bool):
+        return {None: "None", True: "ON", False: "OFF"}[value]
+    return str(value)
+
+
+def disagreements(seen: Mapping[str, str], serial: str) -> list[str]:
+    """Value topics that say something else than their device's document, and those that discovery misses."""
+    below = f"enphase/{serial}/"
+    documents = {
+        topic: json.loads(text) for topic, text in seen.items() if topic.startswith(below) and text[0] == "{"
+    }
+    told = {f"{device}/{name}": text for device, body in documents.items() for name, text in flat(body).items()}
+    values = {topic: text for topic, text in seen.items() if topic.startswith(below) and topic not in documents}
+    values = {
+        topic: text for topic, text in values.items() if not re.search(r"^[^/]+/\w+/(state$|availability/)", topic)
+    }
+    announced = [json.loads(text) for topic, text in seen.items() if topic.startswith("homeassistant/device/")]
+    wanted = {entity["state_topic"] for body in announced for entity in body["components"].values()}
+    return sorted({topic for topic, _ in told.items() ^ values.items()} | (wanted - seen.keys()))
+
+
+def settled(watcher: Watcher, serial: str) -> bool:
+    """Whether the first round is over: everything is announced, and every topic is there."""
+    seen = tree(watcher)
+    return f"homeassistant/device/iqgateway_{serial}_gateway/config" in seen and not disagreements(seen, serial)

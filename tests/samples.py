@@ -1,0 +1,270 @@
+"""What several tests build on: homes, answers, and what they become as topics."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from bridge.endpoints import BY_SOURCE, ENDPOINTS, Parsed
+from bridge.model import Facts, Message, MeterFacts, Reading
+from bridge.quirks import repaired
+from bridge.topics import Names, Tree
+
+SERIAL = "122125067699"
+PREFIX = f"enphase/{SERIAL}/"
+NOW = 1_763_800_000.0
+ORDER = (*(endpoint.source for endpoint in ENDPOINTS), "bridge")
+EIDS = {
+    "production": 704643328,
+    "net-consumption": 704643584,
+    "total-consumption": 704643584,
+    "storage": 704643840,
+    "backfeed": 704644352,
+    "load": 704644608,
+    "evse": 704644864,
+    "pv3p": 704645120,
+}
+MODES = {1: "three", 2: "split", 3: "three"}
+"""`phaseMode` of usual homes by `phaseCount`: one phase of a three-phase grid is the normal European home."""
+
+
+def meter(role: str, count: int = 3, *, enabled: bool = True, mode: str | None = None) -> MeterFacts:
+    return MeterFacts(EIDS[role], role, enabled, count, mode or MODES[count])
+
+
+def home(
+    count: int = 3, roles: Sequence[str] = ("production", "net-consumption"), mode: str | None = None
+) -> Facts:
+    """A gateway whose meters are known."""
+    return Facts(SERIAL, "D8.3.5169", "800-00654-r06", 0.0, tuple(meter(role, count, mode=mode) for role in roles))
+
+
+THREE, SPLIT, SINGLE = home(3), home(2), home(1)
+NO_METERS = Facts(SERIAL, "D8.3.5169", meters=())
+UNKNOWN = Facts(SERIAL, "D8.3.5169")
+"""A gateway of whose meters nothing is known yet."""
+
+
+def body(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def parse(source: str, answer: object, facts: Facts = THREE, now: float = NOW) -> Parsed:
+    """One answer, given as bytes or as what its JSON holds."""
+    return BY_SOURCE[source].split(answer if isinstance(answer, bytes) else body(answer), facts, now)
+
+
+def tree(payload: str = "both") -> Tree:
+    return Tree(Names(), SERIAL, ORDER, payload)
+
+
+def publish(source: str, readings: Sequence[Reading], into: Tree | None = None) -> list[Message]:
+    return list((into or tree()).update(source, repaired(source, readings), datetime.fromtimestamp(NOW, UTC)))
+
+
+def values_of(messages: Iterable[Message]) -> dict[str, str]:
+    """Payloads of the value topics, below `enphase/<serial>/`. No topic may come twice."""
+    found: dict[str, str] = {}
+    for message in messages:
+        if message.content_type is None:
+            assert message.topic not in found
+            found[message.topic.removeprefix(PREFIX)] = message.payload
+    return found
+
+
+def documents_of(messages: Iterable[Message]) -> dict[str, dict[str, Any]]:
+    """The JSON documents, below `enphase/<serial>/`."""
+    found = [message for message in messages if message.content_type == "application/json"]
+    assert len({message.topic for message in found}) == len(found)
+    return {message.topic.removeprefix(PREFIX): json.loads(message.payload) for message in found}
+
+
+def spoken(value: object) -> str:
+    """A value of a document as a value topic would have it, said anew and without the code under test."""
+    if isinstance(value, bool):
+        return "ON" if value else "OFF"
+    return value if isinstance(value, str) else str(value)
+
+
+def flat(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What the documents hold, as topics. Their own time stamp and what has no topic are left out."""
+    found = {}
+    for device, document in documents.items():
+        for key, value in document.items():
+            if key in {"l1", "l2", "l3"}:
+                found |= {f"{device}/{key}/{name}": spoken(item) for name, item in value.items()}
+            elif key == "timestamp_2":
+                found[f"{device}/timestamp"] = spoken(value)
+            elif key not in {"timestamp", "packages"}:
+                found[f"{device}/{key}"] = spoken(value)
+    return found
+
+
+def values(source: str, answer: object, facts: Facts = THREE, now: float = NOW) -> dict[str, str]:
+    """What an answer becomes. The documents must say the same."""
+    messages = publish(source, parse(source, answer, facts, now).readings)
+    found = values_of(messages)
+    assert flat(documents_of(messages)) == found
+    return found
+
+
+def at(value: object, path: str) -> Any:
+    """The part of an answer that a dotted path leads to."""
+    for step in path.split("."):
+        value = value[int(step)] if isinstance(value, list) else value[step]  # type: ignore[index]
+    return value
+
+
+def changed(answer: object, path: str, change: Callable[[Any], object]) -> Any:
+    """A copy of an answer, with the part that a dotted path leads to changed."""
+    copy = json.loads(json.dumps(answer))
+    parent, _, last = path.rpartition(".")
+    place = at(copy, parent) if parent else copy
+    key = int(last) if isinstance(place, list) else last
+    place[key] = change(place[key])
+    return copy
+
+
+def without(answer: object, path: str) -> Any:
+    """A copy of an answer that lacks a part."""
+    copy = json.loads(json.dumps(answer))
+    parent, _, last = path.rpartition(".")
+    place = at(copy, parent) if parent else copy
+    del place[int(last) if isinstance(place, list) else last]
+    return copy
+
+
+def known(facts: Facts, **options: Any) -> Facts:
+    return replace(facts, **options)
+
+
+# Answers in which every number is another one
+
+QUANTITIES = {
+    "actEnergyDlvd": 100_000.125,
+    "actEnergyRcvd": 200_000.25,
+    "apparentEnergy": 300_000.5,
+    "reactEnergyLagg": 400_000.75,
+    "reactEnergyLead": 500_000.375,
+    "instantaneousDemand": 1_000.5,
+    "activePower": 1_001.25,
+    "apparentPower": 2_002.5,
+    "reactivePower": 3_003.75,
+    "pwrFactor": 0.5,
+    "voltage": 230.125,
+    "current": 10.5,
+    "freq": 50.0625,
+}
+
+
+def numbers(step: float) -> dict[str, float]:
+    """Every quantity of a channel, all different from those of another step."""
+    return {name: value + step for name, value in QUANTITIES.items()}
+
+
+def reading(role: str, step: float = 0, **changes: object) -> dict[str, Any]:
+    """One meter's entry of `/ivp/meters/readings`: always three channels, used or not."""
+    eid = EIDS[role]
+    channels = [
+        {"eid": eid + 1073741841 + place, "timestamp": int(NOW) - 10 - place, **numbers(step + (place + 1) / 8)}
+        for place in range(3)
+    ]
+    return {"eid": eid, "timestamp": int(NOW) - 5, **numbers(step), "channels": channels, **changes}
+
+
+def entry(role: str, count: int = 3, **changes: object) -> dict[str, Any]:
+    """One meter's entry of `/ivp/meters`."""
+    return {
+        "eid": EIDS[role],
+        "state": "enabled",
+        "measurementType": role,
+        "phaseMode": MODES[count],
+        "phaseCount": count,
+        "meteringStatus": "normal",
+        "statusFlags": [],
+        **changes,
+    }
+
+
+def flow(step: int) -> dict[str, int]:
+    """One flow of `/ivp/livedata/status`, all of its phases included."""
+    return {
+        "agg_p_mw": 1_000_001 + step,
+        "agg_s_mva": 2_000_002 + step,
+        **{f"agg_p_ph_{letter}_mw": 3_000_003 + step + place for place, letter in enumerate("abc")},
+        **{f"agg_s_ph_{letter}_mva": 4_000_004 + step + place for place, letter in enumerate("abc")},
+    }
+
+
+FLOWS = ("pv", "storage", "grid", "load", "generator")
+
+
+def live(stream: object = "enabled", **meters: object) -> dict[str, Any]:
+    flows = {name: flow(100_000 * place) for place, name in enumerate(FLOWS)}
+    return {"connection": {"sc_stream": stream}, "meters": {"last_update": 1654221647, **flows, **meters}}
+
+
+def answers(count: int = 3, inverters: int = 20, batteries: int = 2) -> dict[str, Any]:
+    """What all endpoints of a home answer."""
+    roles = ("production", "net-consumption")
+    device = f"<sn>{SERIAL}</sn><pn>800-00654-r06</pn><software>D8.3.5169</software>"
+    info = f"<time>{int(NOW)}</time><device>{device}</device>"
+    sums = {"wattHoursToday": 1, "wattHoursSevenDays": 2, "wattHoursLifetime": 3, "wattsNow": 4}
+    figures = {"actPower": 5.5, "rmsVoltage": 230.5, "rmsCurrent": 1.5, "whDlvdCum": 6.5, "whRcvdCum": 7.5}
+    units = range(1, inverters + 1)
+    return {
+        "info": f"<envoy_info>{info}<package name='app'><version>7</version></package></envoy_info>".encode(),
+        "meters": [entry(role, count) for role in roles],
+        "livedata": {
+            **live(soc=97, phase_count=count, main_relay_state=1, backup_bat_mode=1),
+            "tasks": {"task_id": 1, "timestamp": 1654219883},
+            "counters": {"rest_Status": 579, "rest_status": 580},
+        },
+        "readings": [reading(role, place) for place, role in enumerate(roles)],
+        "grid": [
+            {"channels": [{"phase": f"L{phase}", "activePower": phase, "voltage": 230} for phase in (1, 2, 3)]}
+        ],
+        "consumption": [
+            {"reportType": kind, "createdAt": int(NOW), "cumulative": figures, "lines": [figures] * count}
+            for kind in ("net-consumption", "total-consumption")
+        ],
+        "production": sums,
+        "energy": {"production": {"pcu": sums, "eim": sums}, "consumption": {"eim": sums}},
+        "inverters": [
+            {
+                "serialNumber": f"4822{unit:08d}",
+                "lastReportDate": int(NOW) - unit,
+                "devType": 1,
+                "lastReportWatts": 100 + unit,
+                "maxReportWatts": 300 + unit,
+            }
+            for unit in units
+        ],
+        "device_list": {
+            "usb": {"ck2_bridge": "connected", "auto_scan": False},
+            "devices": [
+                *(
+                    {
+                        "serial_number": f"4923{unit:08d}",
+                        "device_type": 13,
+                        "status": "Connected",
+                        "dev_info": {"capacity": 4960, "DER_Index": unit},
+                    }
+                    for unit in range(1, batteries + 1)
+                ),
+                {"serial_number": "482303009999", "device_type": 17, "status": "Connected"},
+                {"serial_number": "122302001234", "device_type": 22, "status": "Connected"},
+            ],
+        },
+    }
+
+
+def feed(into: Tree, given: Mapping[str, Any], facts: Facts = UNKNOWN) -> tuple[Facts, list[Message]]:
+    """All answers of a gateway, in the order of the table. What they taught, and all that was published."""
+    messages: list[Message] = []
+    for source in (source for source in ORDER if source in given):
+        parsed = parse(source, given[source], facts)
+        facts = parsed.facts or facts
+        messages += publish(source, parsed.readings, into)
+    return facts, messages

@@ -1,0 +1,623 @@
+"""Home Assistant's discovery: exactly the contract, since one wrong key costs a whole device."""
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from samples import NOW, SERIAL, THREE, answers, feed, home, known, meter, publish, tree
+from strict import check
+
+from bridge import __version__
+from bridge.discovery import Device as Announced
+from bridge.discovery import Gateway, Settings, announce, device_name, entity_name
+from bridge.model import Facts, Measurement, Phase
+from bridge.records import CHARGE, CONNECTIVITY, ENERGY, POWER, TEXT, measurement
+from bridge.service.diagnostics import SOURCE, Diagnostics
+from bridge.topics import Names, Row
+
+ID = f"iqgateway_{SERIAL}"
+URL = "https://envoy.local"
+BATTERY, INVERTER = "492300000001", "482200000001"
+BRIDGE = "enphase/bridge/state"
+
+
+def gateway(facts: Facts = THREE, **options: Any) -> Gateway:
+    return Gateway(facts, URL, **options)
+
+
+def house(count: int = 3, *, batteries: int = 2, inverters: int = 20) -> tuple[Facts, list[Row]]:
+    """The rows of a home, the bridge's own diagnostics included."""
+    into = tree()
+    facts, _ = feed(into, answers(count, inverters, batteries))
+    known_ = Diagnostics(None, None, "owner", "ab:cd", None, 0.25, 3)
+    publish(SOURCE, list(known_.readings()), into)
+    return facts, list(into.rows())
+
+
+def announced(
+    rows: Iterable[Row], about: Gateway | None = None, form: str = "device", names: Names | None = None
+) -> dict[str, dict[str, Any]]:
+    """The devices that are announced, by what follows the gateway's id."""
+    settings = Settings(names or Names(), form=form)
+    messages = list(announce(settings, about or gateway(), rows))
+    check(messages)
+    bodies = ((message.topic.split("/")[2], json.loads(message.payload)) for message in messages)
+    return {name.removeprefix(f"{ID}_"): body for name, body in bodies}
+
+
+def row(
+    device: str, name: str = "power", source: str = "readings", phase: Phase | None = None, **options: Any
+) -> Row:
+    quantity = options.pop("quantity", POWER)
+    return Row(device, phase, measurement(name, quantity, **options), source)
+
+
+@pytest.fixture(scope="module")
+def devices() -> dict[str, dict[str, Any]]:
+    """A three-phase home with 20 inverters and two batteries."""
+    facts, rows = house()
+    return announced(rows, gateway(facts))
+
+
+# Devices
+
+
+def test_which_devices_there_are(devices: dict[str, dict[str, Any]]) -> None:
+    """One for each serial number, and one for each group."""
+    assert next(iter(devices)) == "gateway"
+    assert sorted(devices) == sorted(
+        [
+            *("gateway", "meter_production", "meter_net-consumption", "energy", "live", "report"),
+            *(f"inverter_4822{unit:08d}" for unit in range(1, 21)),
+            *("battery_492300000001", "battery_492300000002", "controller_482303009999", "device_122302001234"),
+        ]
+    )
+
+
+def test_the_gateway(devices: dict[str, dict[str, Any]]) -> None:
+    assert devices["gateway"]["device"] == {
+        "identifiers": [f"{ID}_gateway"],
+        "name": "IQ Gateway",
+        "manufacturer": "Enphase",
+        "model": "IQ Gateway",
+        "model_id": "800-00654-r06",
+        "sw_version": "D8.3.5169",
+        "serial_number": SERIAL,
+        "configuration_url": URL,
+    }
+    assert devices["gateway"]["origin"]["name"] == "iqgateway2mqtt"
+    assert devices["gateway"]["origin"]["sw_version"] == __version__
+
+
+def test_a_gateway_of_which_little_is_known() -> None:
+    about = announced([], gateway(Facts(SERIAL)))
+    assert list(about) == ["gateway"]
+    assert not {"sw_version", "model_id"} & about["gateway"]["device"].keys()
+    assert list(about["gateway"]["components"]) == ["state"]
+
+
+def test_all_others_refer_to_the_gateway(devices: dict[str, dict[str, Any]]) -> None:
+    for name, body in devices.items():
+        assert body["device"].get("via_device") == (None if name == "gateway" else f"{ID}_gateway")
+        assert ("configuration_url" in body["device"]) is (name == "gateway")
+
+
+@pytest.mark.parametrize(
+    ("name", "about"),
+    [
+        ("meter_production", {"name": "Production meter", "model": "Current transformer"}),
+        ("meter_net-consumption", {"name": "Net consumption meter", "model": "Current transformer"}),
+        (
+            f"inverter_{INVERTER}",
+            {"name": f"Inverter {INVERTER}", "model": "Microinverter", "serial_number": INVERTER},
+        ),
+        (f"battery_{BATTERY}", {"name": f"Battery {BATTERY}", "model": "IQ Battery", "serial_number": BATTERY}),
+        (
+            "controller_482303009999",
+            {"name": "Controller 482303009999", "model": "IQ System Controller", "serial_number": "482303009999"},
+        ),
+        (
+            "device_122302001234",
+            {"name": "Device 122302001234", "model": "Device", "serial_number": "122302001234"},
+        ),
+        ("energy", {"name": "Energy counters", "model": "Energy counters"}),
+        ("live", {"name": "Live data", "model": "Live data"}),
+        ("report", {"name": "Meter reports", "model": "Meter reports"}),
+    ],
+)
+def test_about_a_device(devices: dict[str, dict[str, Any]], name: str, about: dict[str, str]) -> None:
+    rest = {"identifiers": [f"{ID}_{name}"], "manufacturer": "Enphase", "via_device": f"{ID}_gateway"}
+    assert devices[name]["device"] == about | rest
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("meter/total-consumption", "Total consumption meter"),
+        ("meter/storage", "Storage meter"),
+        ("meter/evse", "EV charger meter"),
+        ("meter/pv3p", "Third-party PV meter"),
+        ("meter/heat-pump", "Heat pump meter"),
+        ("meter/production-2", "Production 2 meter"),
+        ("site", "Enphase"),
+    ],
+)
+def test_names_of_devices(device: str, name: str) -> None:
+    assert device_name(gateway(), Announced(device, ())) == name
+
+
+def test_several_gateways_are_told_apart() -> None:
+    """Those that have no serial number in their name get the gateway's digits or its name."""
+    rows = [row("site/solar", source="site"), row("meter/load"), row("inverter/7", source="inverters")]
+    rows += [
+        row("live/pv", source="livedata"),
+        row("energy/production", source="energy"),
+        row("report/grid", source="grid"),
+    ]
+    first, second = (
+        {name: body["device"]["name"] for name, body in announced(rows, about).items()}
+        for about in (gateway(), gateway(site="Enphase 7699", suffix="7699"))
+    )
+
+    assert first == {
+        "gateway": "IQ Gateway",
+        "site": "Enphase",
+        "meter_load": "Load meter",
+        "inverter_7": "Inverter 7",
+        "live": "Live data",
+        "energy": "Energy counters",
+        "report": "Meter reports",
+    }
+    assert second == {
+        "gateway": "IQ Gateway 7699",
+        "site": "Enphase 7699",
+        "meter_load": "Load meter 7699",
+        "inverter_7": "Inverter 7",
+        "live": "Live data 7699",
+        "energy": "Energy counters 7699",
+        "report": "Meter reports 7699",
+    }
+
+
+def test_two_gateways_share_no_identity() -> None:
+    facts, rows = house(inverters=0, batteries=0)
+    rows = [item for item in rows if item.device.partition("/")[0] not in {"controller", "device"}]
+    other = known(facts, serial="122125067700")
+    one = check(announce(Settings(Names()), gateway(facts), rows))
+    two = check(announce(Settings(Names()), gateway(other, site="Cabin", suffix="Cabin"), rows))
+
+    assert len(one) == len(two) == len(rows) + 1
+    assert not one.keys() & two.keys()
+    for key in ("state_topic", "default_entity_id"):
+        assert not {item[key] for item in one.values()} & {item[key] for item in two.values()}
+
+
+def test_disabled_meters_are_not_announced() -> None:
+    facts = known(THREE, meters=(meter("production"), meter("load", enabled=False)))
+    rows = [row("meter/load", "eid", "meters"), row("meter/production", "eid", "meters"), row("meter/load")]
+    assert list(announced(rows, gateway(facts))) == ["gateway", "meter_production"]
+
+
+def test_a_device_that_two_endpoints_name_is_one() -> None:
+    rows = [row("inverter/7", "power", "inverters"), row("inverter/7", "status", "device_list", quantity=TEXT)]
+    assert list(announced(rows)["inverter_7"]["components"]) == ["power", "status"]
+
+
+# Availability
+
+
+@pytest.mark.parametrize(
+    ("name", "topic"),
+    [
+        ("gateway", None),
+        ("meter_production", "availability/readings"),
+        (f"battery_{BATTERY}", "availability/device_list"),
+        (f"inverter_{INVERTER}", "availability/inverters"),
+        ("device_122302001234", "availability/device_list"),
+        ("live", "availability/livedata"),
+        ("energy", "state"),
+        ("report", "state"),
+    ],
+)
+def test_availability(devices: dict[str, dict[str, Any]], name: str, topic: str | None) -> None:
+    """The gateway's own device is wanted most when the gateway is down."""
+    expected = [BRIDGE, *([f"enphase/{SERIAL}/{topic}"] if topic else [])]
+    assert [item["topic"] for item in devices[name]["availability"]] == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "topic"),
+    [
+        ([row("site/solar", source="site")], "availability/site"),
+        ([row("energy/production", source="production")], "availability/production"),
+        ([row("report/grid", source="grid")], "availability/grid"),
+        ([row("inverter/7", source="inverters"), row("inverter/7", "status", "device_list")], "state"),
+        ([row("inverter/7", "status", "device_list")], "availability/device_list"),
+        ([row("meter/load", "eid", "meters"), row("meter/load")], "availability/readings"),
+        ([row("meter/load", "eid", "meters")], "availability/meters"),
+    ],
+)
+def test_availability_goes_by_the_sources(rows: list[Row], topic: str) -> None:
+    """A meter that is not read must not wait for a topic that nobody publishes."""
+    _, body = announced(rows).values()
+    assert [item["topic"] for item in body["availability"]] == [BRIDGE, f"enphase/{SERIAL}/{topic}"]
+
+
+def test_an_instance_has_its_own_state() -> None:
+    body = announced([row("meter/load")], names=Names("solar", "attic"))["meter_load"]
+    assert [item["topic"] for item in body["availability"]] == [
+        "solar/bridge/attic/state",
+        f"solar/{SERIAL}/availability/readings",
+    ]
+    assert body["components"]["power"]["state_topic"] == f"solar/{SERIAL}/meter/load/power"
+
+
+# Entities
+
+
+def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, dict[str, Any]]) -> None:
+    assert devices["gateway"]["components"]["state"] == {
+        "platform": "binary_sensor",
+        "name": "Connection",
+        "unique_id": f"{ID}_gateway_state",
+        "default_entity_id": "binary_sensor.iq_gateway_connection",
+        "state_topic": f"enphase/{SERIAL}/state",
+        "payload_on": "online",
+        "payload_off": "offline",
+        "device_class": "connectivity",
+        "entity_category": "diagnostic",
+    }
+
+
+@pytest.mark.parametrize(
+    ("device", "key", "entity"),
+    [
+        (
+            f"inverter_{INVERTER}",
+            "power",
+            {
+                "platform": "sensor",
+                "name": "Power",
+                "unique_id": f"{ID}_inverter_{INVERTER}_power",
+                "default_entity_id": f"sensor.inverter_{INVERTER}_power",
+                "state_topic": f"enphase/{SERIAL}/inverter/{INVERTER}/power",
+                "device_class": "power",
+                "unit_of_measurement": "W",
+                "state_class": "measurement",
+                "suggested_display_precision": 0,
+            },
+        ),
+        (
+            "meter_net-consumption",
+            "l2_voltage",
+            {
+                "platform": "sensor",
+                "name": "L2 voltage",
+                "unique_id": f"{ID}_meter_net-consumption_l2_voltage",
+                "default_entity_id": "sensor.net_consumption_meter_l2_voltage",
+                "state_topic": f"enphase/{SERIAL}/meter/net-consumption/l2/voltage",
+                "device_class": "voltage",
+                "unit_of_measurement": "V",
+                "state_class": "measurement",
+                "suggested_display_precision": 1,
+            },
+        ),
+        (
+            "meter_production",
+            "reactive_energy_lagging",
+            {
+                "platform": "sensor",
+                "name": "Reactive energy lagging",
+                "unique_id": f"{ID}_meter_production_reactive_energy_lagging",
+                "default_entity_id": "sensor.production_meter_reactive_energy_lagging",
+                "state_topic": f"enphase/{SERIAL}/meter/production/reactive_energy_lagging",
+                "unit_of_measurement": "varh",
+                "state_class": "total_increasing",
+                "suggested_display_precision": 0,
+                "enabled_by_default": False,
+            },
+        ),
+        (
+            "energy",
+            "production_pcu_energy_7d",
+            {
+                "platform": "sensor",
+                "name": "Microinverters energy last seven days",
+                "unique_id": f"{ID}_energy_production-pcu_energy_7d",
+                "default_entity_id": "sensor.energy_counters_microinverters_energy_last_seven_days",
+                "state_topic": f"enphase/{SERIAL}/energy/production-pcu/energy_7d",
+                "device_class": "energy",
+                "unit_of_measurement": "Wh",
+                "suggested_display_precision": 0,
+                "enabled_by_default": False,
+            },
+        ),
+        (
+            "report",
+            "net_consumption_energy_received",
+            {
+                "platform": "sensor",
+                "name": "Net consumption energy exported",
+                "unique_id": f"{ID}_report_net-consumption_energy_received",
+                "default_entity_id": "sensor.meter_reports_net_consumption_energy_exported",
+                "state_topic": f"enphase/{SERIAL}/report/net-consumption/energy_received",
+                "device_class": "energy",
+                "unit_of_measurement": "Wh",
+                "state_class": "total",
+                "suggested_display_precision": 0,
+                "enabled_by_default": False,
+            },
+        ),
+        (
+            "live",
+            "system_measured_at",
+            {
+                "platform": "sensor",
+                "name": "System measured at",
+                "unique_id": f"{ID}_live_system_measured_at",
+                "default_entity_id": "sensor.live_data_system_measured_at",
+                "state_topic": f"enphase/{SERIAL}/live/system/measured_at",
+                "device_class": "timestamp",
+                "entity_category": "diagnostic",
+                "enabled_by_default": False,
+            },
+        ),
+        (
+            "meter_production",
+            "enabled",
+            {
+                "platform": "binary_sensor",
+                "name": "Enabled",
+                "unique_id": f"{ID}_meter_production_enabled",
+                "default_entity_id": "binary_sensor.production_meter_enabled",
+                "state_topic": f"enphase/{SERIAL}/meter/production/enabled",
+                "entity_category": "diagnostic",
+                "enabled_by_default": False,
+            },
+        ),
+        (
+            "gateway",
+            "failures",
+            {
+                "platform": "sensor",
+                "name": "Failures",
+                "unique_id": f"{ID}_gateway_failures",
+                "default_entity_id": "sensor.iq_gateway_failures",
+                "state_topic": f"enphase/{SERIAL}/gateway/failures",
+                "state_class": "total_increasing",
+                "suggested_display_precision": 0,
+                "entity_category": "diagnostic",
+                "enabled_by_default": False,
+            },
+        ),
+    ],
+)
+def test_an_entity(devices: dict[str, dict[str, Any]], device: str, key: str, entity: dict[str, Any]) -> None:
+    assert devices[device]["components"][key] == entity
+
+
+def test_names_of_a_three_phase_meter(devices: dict[str, dict[str, Any]]) -> None:
+    """In people's words, without the device's name."""
+    phase = [
+        *(
+            "Power",
+            "Instantaneous demand",
+            "Apparent power",
+            "Reactive power",
+            "Power factor",
+            "Voltage",
+            "Current",
+        ),
+        *("Frequency", "Energy imported", "Energy exported", "Apparent energy", "Reactive energy lagging"),
+        *("Reactive energy leading", "Measured at"),
+    ]
+    whole = [name for name in phase if name not in {"Power factor", "Current"}]
+    own = ["Meter id", "Enabled", "Metering status", "Status flags", "Phase mode", "Phase count"]
+    lines = [f"L{line} {name.lower()}" for line in (1, 2, 3) for name in ["Channel id", *phase]]
+
+    names = [item["name"] for item in devices["meter_net-consumption"]["components"].values()]
+    assert sorted(names) == sorted([*own, *whole, *lines])
+    assert len(names) == 63
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "phase", "expected"),
+    [
+        ("meter/production", "energy_delivered", None, "Energy produced"),
+        ("meter/production", "energy_received", None, "Energy consumed"),
+        ("meter/net-consumption", "energy_delivered", Phase.L1, "L1 energy imported"),
+        ("meter/storage", "energy_delivered", None, "Energy discharged"),
+        ("meter/storage", "energy_received", None, "Energy charged"),
+        ("meter/total-consumption", "energy_delivered", None, "Energy consumed"),
+        ("meter/total-consumption", "energy_received", None, "Energy returned"),
+        ("meter/load", "energy_delivered", None, "Energy delivered"),
+        ("report/total-consumption", "energy_delivered", Phase.L3, "Total consumption L3 energy consumed"),
+        ("report/grid", "power", Phase.L2, "Grid L2 power"),
+        ("live/pv", "power", None, "PV power"),
+        ("live/pv", "apparent_power", Phase.L1, "PV L1 apparent power"),
+        ("live/storage", "soc", None, "Storage soc"),
+        ("site/solar", "power", None, "Solar power"),
+        ("energy/production-eim", "power", None, "Production meter power"),
+        ("energy/production", "power", None, "Production power"),
+        ("inverter/7", "max_power", None, "Max power"),
+        ("gateway", "token_expires", None, "Token expires"),
+    ],
+)
+def test_names_of_entities(device: str, name: str, phase: Phase | None, expected: str) -> None:
+    assert entity_name(row(device, name, phase=phase)) == expected
+
+
+def test_labels_speak_for_themselves() -> None:
+    about = row("gateway", "euaid", label="EUA id"), row("live/storage", "encharge_soc", label="IQ Battery charge")
+    assert [entity_name(item) for item in about] == ["EUA id", "Storage IQ Battery charge"]
+
+
+def test_what_the_energy_dashboard_needs_of_the_site() -> None:
+    rows = [
+        row("site/solar", "power", "site", enabled=True),
+        row("site/solar", "energy_lifetime", "site", quantity=ENERGY, label="Energy produced", enabled=True),
+        row("site/grid", "energy_imported", "site", quantity=ENERGY, enabled=True),
+        row("site/battery", "soc", "site", quantity=CHARGE, label="Charge", enabled=True),
+        row("site/grid", "connected", "site", quantity=CONNECTIVITY),
+    ]
+    site = announced(rows)["site"]["components"]
+
+    assert {key: (item["default_entity_id"], item["name"]) for key, item in site.items()} == {
+        "solar_power": ("sensor.enphase_solar_power", "Solar power"),
+        "solar_energy_lifetime": ("sensor.enphase_solar_energy_produced", "Solar energy produced"),
+        "grid_energy_imported": ("sensor.enphase_grid_energy_imported", "Grid energy imported"),
+        "battery_soc": ("sensor.enphase_battery_charge", "Battery charge"),
+        "grid_connected": ("binary_sensor.enphase_grid_connected", "Grid connected"),
+    }
+    assert site["solar_energy_lifetime"]["state_class"] == "total_increasing"
+    assert site["grid_connected"]["device_class"] == "connectivity"
+    assert site["battery_soc"]["unit_of_measurement"] == "%"
+
+
+# Enabled by default
+
+
+def shown(given: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """What Home Assistant shows unasked, by device."""
+    found = {
+        name: [key for key, item in body["components"].items() if "enabled_by_default" not in item]
+        for name, body in given.items()
+    }
+    return {name: keys for name, keys in found.items() if keys}
+
+
+LINES = [f"l{line}_{name}" for line in (1, 2, 3) for name in ("current", "power", "voltage")]
+METER = ["energy_delivered", "energy_received", *LINES, "metering_status", "power"]
+
+
+def test_enabled_by_default_in_a_three_phase_home(devices: dict[str, dict[str, Any]]) -> None:
+    """With the site's 17 these are about 70."""
+    found = shown(devices)
+    assert {name: sorted(keys) for name, keys in found.items()} == {
+        "gateway": ["firmware", "inverters_reporting", "problem", "state"],
+        "meter_production": METER,
+        "meter_net-consumption": METER,
+        **{f"inverter_4822{unit:08d}": ["power"] for unit in range(1, 21)},
+        "battery_492300000001": ["status"],
+        "battery_492300000002": ["status"],
+    }
+    assert sum(map(len, found.values())) == 52
+
+
+def test_the_token_is_shown_where_there_is_one() -> None:
+    into = tree()
+    publish(SOURCE, list(Diagnostics(token_expires=datetime.fromtimestamp(NOW, UTC)).readings()), into)
+    assert shown(announced(into.rows())) == {"gateway": ["state", "problem", "token_expires"]}
+
+
+def test_a_device_with_one_phase_shows_what_a_phase_would() -> None:
+    facts, rows = house(1, batteries=0, inverters=0)
+    found = shown(announced(rows, gateway(facts)))
+    assert sorted(found["meter_production"]) == [
+        *("current", "energy_delivered", "energy_received", "metering_status", "power", "voltage"),
+    ]
+
+
+def test_groups_show_nothing_unasked(devices: dict[str, dict[str, Any]]) -> None:
+    assert not {"live", "energy", "report"} & shown(devices).keys()
+    assert all(len(devices[name]["components"]) > 10 for name in ("live", "energy", "report"))
+
+
+# The other form, and what holds for both
+
+
+def test_component_form_says_the_same_of_each_entity() -> None:
+    """For openHAB up to 5.1 and Home Assistant before 2024.11: one message for each entity."""
+    facts, rows = house(inverters=2)
+    device, component = (
+        check(announce(Settings(Names(), form=form), gateway(facts), rows)) for form in ("device", "component")
+    )
+    assert device == component
+    assert len(device) == len(rows) + 1
+
+
+def test_component_form_announces_the_gateway_first() -> None:
+    facts, rows = house(inverters=1)
+    messages = list(announce(Settings(Names(), form="component"), gateway(facts), rows))
+    assert messages[0].topic == f"homeassistant/binary_sensor/{ID}_gateway_state/config"
+    body = json.loads(messages[0].payload)
+    assert set(body) == {
+        *("device", "origin", "availability", "availability_mode", "qos", "name", "unique_id", "state_topic"),
+        *("default_entity_id", "payload_on", "payload_off", "device_class", "entity_category"),
+    }
+    first = [json.loads(message.payload)["device"]["name"] for message in messages]
+    assert first.index("Production meter") > max(place for place, name in enumerate(first) if name == "IQ Gateway")
+
+
+@pytest.mark.parametrize("form", ["device", "component"])
+def test_another_prefix(form: str) -> None:
+    settings = Settings(Names(), "hass/discovery", form)
+    assert len(check(announce(settings, gateway(), [row("meter/load")]), "hass/discovery")) == 2
+
+
+@pytest.mark.parametrize("form", ["device", "component"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_entity_has_a_value_topic(count: int, form: str) -> None:
+    """And what was published has an entity, unless it is no entity."""
+    into = tree()
+    facts, messages = feed(into, answers(count, inverters=3))
+    entities = check(announce(Settings(Names(), form=form), gateway(facts), into.rows()))
+
+    topics = {message.topic for message in messages if message.content_type is None}
+    assert {item["state_topic"] for item in entities.values()} - topics == {f"enphase/{SERIAL}/state"}
+    assert topics <= {item["state_topic"] for item in entities.values()}
+
+
+def test_the_same_rows_make_the_same_messages() -> None:
+    facts, rows = house(inverters=2)
+    one, two = (list(announce(Settings(Names()), gateway(facts), rows)) for _ in range(2))
+    assert one == two
+
+
+def test_rows_of_the_bridge_itself() -> None:
+    rows: list[Measurement] = [
+        item.measurement for item in house(inverters=0, batteries=0)[1] if item.source == SOURCE
+    ]
+    assert [item.name for item in rows] == ["problem", "token_role", "certificate", "answer_time", "failures"]
+    assert home(3) == THREE
+
+
+# What is gone
+
+
+def test_an_entity_that_is_gone_is_taken_back() -> None:
+    """Home Assistant wants its platform alone, once, before it is left out."""
+    rows = [row("meter/load"), row("live/pv", source="livedata")]
+    gone = [
+        row("meter/load", "voltage", phase=Phase.L2),
+        row("live/net-x", "on", "livedata", quantity=CONNECTIVITY),
+        row("inverter/7", source="inverters"),
+    ]
+    messages = list(announce(Settings(Names()), gateway(), rows, gone))
+    bodies = {
+        message.topic.split("/")[2].removeprefix(f"{ID}_"): json.loads(message.payload) for message in messages
+    }
+
+    check(messages)
+    assert bodies.keys() == {"gateway", "meter_load", "live"}
+    assert bodies["meter_load"]["components"]["l2_voltage"] == {"platform": "sensor"}
+    assert bodies["live"]["components"]["net_x_on"] == {"platform": "binary_sensor"}
+    assert {*bodies["meter_load"]["components"]} == {"power", "l2_voltage"}
+
+
+def test_what_is_gone_in_component_form_is_left_out() -> None:
+    """Its own topic is cleared instead."""
+    messages = list(
+        announce(Settings(Names(), form="component"), gateway(), [row("meter/load")], [row("meter/load", "x")])
+    )
+    assert len(check(messages)) == 2
+
+
+def test_what_is_there_is_not_taken_back() -> None:
+    both = [row("meter/load")]
+    assert check(announce(Settings(Names()), gateway(), both, both)).keys() == {
+        f"{ID}_gateway_state",
+        f"{ID}_meter_load_power",
+    }

@@ -1,0 +1,128 @@
+"""What has been published is remembered: over restarts, and until it has been gone for a week."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from houses import house
+from running import running, until
+
+from bridge import discovery
+from bridge.model import Facts, Message, Phase, Reading
+from bridge.records import POWER, measurement
+from bridge.topics import Names, Tree
+
+START = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
+OWN_POWER = measurement("power", POWER)
+HIGHEST = measurement("max_power", POWER)
+
+
+def reading(device: str, value: float, row: object = OWN_POWER, phase: Phase | None = None) -> Reading:
+    assert row in (OWN_POWER, HIGHEST)
+    return Reading(device, phase, row, value)  # type: ignore[arg-type]
+
+
+def cleared(messages: list[Message]) -> list[str]:
+    return sorted(message.topic for message in messages if not message.payload)
+
+
+def told(tree: Tree, readings: list[Reading], days: float) -> list[Message]:
+    return list(tree.update("inverters", readings, START + timedelta(days=days)))
+
+
+def test_a_device_is_gone_after_a_week_without_it() -> None:
+    tree = Tree(Names(), "7", ["inverters"])
+    both = [reading("inverter/11", 1), reading("inverter/12", 2)]
+    assert cleared(told(tree, both, 0)) == []
+    assert cleared(told(tree, both[:1], 1)) == []
+    assert cleared(told(tree, [], 9)) == []  # an empty answer says nothing
+    assert [row.device for row in tree.rows()] == ["inverter/11", "inverter/12"]
+    assert cleared(told(tree, both[:1], 8.1)) == ["enphase/7/inverter/12", "enphase/7/inverter/12/power"]
+    assert [row.device for row in tree.rows()] == ["inverter/11"]
+
+
+def test_a_device_that_comes_back_starts_its_week_anew() -> None:
+    tree = Tree(Names(), "7", ["inverters"])
+    both = [reading("inverter/11", 1), reading("inverter/12", 2)]
+    for day, readings in ((0, both), (1, both[:1]), (6, both), (7, both[:1]), (13, both[:1])):
+        assert cleared(told(tree, readings, day)) == []
+    assert cleared(told(tree, both[:1], 14)) == ["enphase/7/inverter/12", "enphase/7/inverter/12/power"]
+
+
+def test_a_value_that_is_gone_takes_its_entity_along_but_not_its_device() -> None:
+    tree = Tree(Names(), "7", ["inverters"])
+    whole = [reading("inverter/11", 1), reading("inverter/11", 9, HIGHEST)]
+    told(tree, whole, 0)
+    told(tree, whole[:1], 1)
+    assert cleared(told(tree, whole[:1], 9)) == ["enphase/7/inverter/11/max_power"]
+    about = discovery.Gateway(Facts("7"), "https://envoy.local")
+    messages = discovery.announce(discovery.Settings(Names()), about, tree.rows(), tree.gone())
+    found = {message.topic: json.loads(message.payload) for message in messages}
+    components = found["homeassistant/device/iqgateway_7_inverter_11/config"]["components"]
+    assert components["max_power"] == {"platform": "sensor"}
+    assert components["power"]["unique_id"] == "iqgateway_7_inverter_11_power"
+
+
+def test_rows_survive_a_restart() -> None:
+    tree = Tree(Names(), "7", ["inverters", "readings"])
+    told(tree, [reading("inverter/11", 1), reading("meter/production", 3, phase=Phase.L2)], 0)
+    kept = json.loads(json.dumps(tree.dump()))
+    again = Tree(Names(), "7", ["inverters", "readings"])
+    assert again.restore(kept)
+    assert list(again.rows()) == list(tree.rows())
+
+
+@pytest.mark.parametrize("kept", [None, {}, [1], [{"device": "x"}], "rows", [{"device": 1, "phase": "l9"}]])
+def test_damaged_rows_are_no_rows(kept: object) -> None:
+    tree = Tree(Names(), "7", ["inverters"])
+    assert not tree.restore(kept)
+    assert list(tree.rows()) == []
+
+
+@pytest.mark.expects_log("inverters: ")
+async def test_a_source_that_fails_at_a_restart_costs_no_entity(tmp_path: Path) -> None:
+    """A retained message without them would make Home Assistant forget them."""
+    async with house(tmp_path) as home:
+        async with running(home.settings()):
+            await home.settled()
+        before = {topic: text for topic, text in home.seen.items() if topic.startswith("homeassistant/")}
+        home.simulator.faults.add("/api/v1/production/inverters", "html")
+        home.watcher.newest.clear()
+        async with running(home.settings()):
+            await until(lambda: home.topic("meter/production/power") is not None)
+            await until(lambda: home.availability.get("device_list") == "online")
+            after = {topic: text for topic, text in home.seen.items() if topic.startswith("homeassistant/")}
+    assert after.keys() == before.keys()
+    assert all(json.loads(after[t])["components"] == json.loads(before[t])["components"] for t in before)
+
+
+async def test_what_was_announced_stays_for_a_week(tmp_path: Path) -> None:
+    """A meter that was disabled while the bridge was stopped."""
+    config = "homeassistant/device/iqgateway_{}_meter_storage/config"
+    async with house(tmp_path) as home:
+        async with running(home.settings()):
+            await home.settled()
+        assert config.format(home.serial) in home.seen
+        meters = tuple(meter for meter in home.simulator.home.meters if meter.role != "storage")
+        home.simulator.become(meters=meters)
+        async with running(home.settings()):
+            await until(lambda: home.availability.get("device_list") == "online")
+        assert config.format(home.serial) in home.seen  # for a week, since it may come back
+
+
+async def test_a_clean_stop_says_that_nothing_is_fresh(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        async with running(home.settings()):
+            await home.settled()
+            assert home.topic("state") == "online"
+        await until(lambda: home.seen.get("enphase/bridge/state") == "offline")
+        assert home.topic("state") == "offline"
+        assert set(home.availability.values()) == {"offline"}
+
+
+async def test_a_demo_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        async with running(home.settings(), leave_nothing=True):
+            await home.settled()
+        await until(lambda: not home.seen)

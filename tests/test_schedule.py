@@ -1,0 +1,248 @@
+"""When to ask for what: in order at first, the urgent before the slow ever after, and no source left out."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.endpoints import ENDPOINTS
+from bridge.service.schedule import HEAD_START, Schedule
+
+TABLE = {endpoint.source: (endpoint.normal, endpoint.urgency) for endpoint in ENDPOINTS}
+START = 1000.0
+
+
+def after_first_round(periods: dict[str, tuple[float, int]], now: float = START) -> Schedule:
+    schedule = Schedule(periods, now)
+    while (source := schedule.next(now)) is not None:
+        schedule.asked(source, now)
+    return schedule
+
+
+def run(schedule: Schedule, seconds: float, takes: float = 0.1, now: float = START) -> list[tuple[float, str]]:
+    """Who is asked when, if each answer takes so long."""
+    asked: list[tuple[float, str]] = []
+    end = now + seconds
+    while now < end:
+        source = schedule.next(now)
+        if source is None:
+            now += max(schedule.delay(now), 1e-6)
+            continue
+        asked.append((now, source))
+        now += takes
+        schedule.asked(source, now)
+    return asked
+
+
+# The first round
+
+
+def test_the_first_round_goes_through_all_in_the_order_of_the_table() -> None:
+    schedule, order = Schedule(TABLE, START), []
+    while schedule.delay(START) == 0:
+        order.append(schedule.next(START))
+        schedule.asked(order[-1] or "", START)
+    assert order == [endpoint.source for endpoint in ENDPOINTS]
+    assert order[:2] == ["info", "meters"]
+    assert schedule.next(START) is None
+
+
+def test_the_first_round_goes_on_while_urgent_ones_are_due_again() -> None:
+    """Answers may take so long that live data is due before the first round is over."""
+    schedule = Schedule(TABLE, START)
+    order = [source for _, source in run(schedule, 60, takes=6.0)]
+    assert order[:10] == [endpoint.source for endpoint in ENDPOINTS]
+
+
+def test_a_period_of_zero_turns_a_source_off() -> None:
+    schedule = Schedule({"a": (0, 0), "b": (10, 1)}, START)
+    assert schedule.sources == ("b",)
+    assert schedule.next(START) == "b"
+    assert (schedule.period("b"), schedule.fastest) == (10, 10)
+
+
+def test_nothing_to_ask() -> None:
+    schedule = Schedule({}, START)
+    assert schedule.next(START) is None
+    assert schedule.fastest == 0
+    assert schedule.delay(START) > 0
+
+
+# Ticks
+
+
+def test_ticks_keep_their_time() -> None:
+    """The time that answers take does not add up."""
+    schedule = after_first_round({"a": (10, 0)})
+    for tick in range(1, 50):
+        now = START + 10 * tick
+        assert schedule.next(now - 0.01) is None
+        assert schedule.delay(now - 0.01) == pytest.approx(0.01)
+        assert schedule.next(now) == "a"
+        schedule.asked("a", now + 3)
+
+
+@pytest.mark.parametrize(("late", "due"), [(0, 10), (9.9, 10), (10, 20), (25, 30), (1000.5, 1010)])
+def test_missed_ticks_are_skipped(late: float, due: float) -> None:
+    """After a hang of minutes a source is asked once, not once for each missed tick."""
+    schedule = after_first_round({"a": (10, 0)})
+    schedule.asked("a", START + 10 + late)
+    assert schedule.next(START + 10 + due - 0.001) is None
+    assert schedule.next(START + 10 + due) == "a"
+
+
+def test_an_answer_before_its_time_does_not_move_the_ticks_twice() -> None:
+    schedule = after_first_round({"a": (10, 0)})
+    schedule.advance("a", START + 3)
+    assert schedule.next(START + 3) == "a"
+    schedule.asked("a", START + 3)
+    assert schedule.next(START + 12.9) is None
+    assert schedule.next(START + 13) == "a"
+
+
+def test_a_pause_delays_one_source_only() -> None:
+    schedule = after_first_round({"a": (10, 0), "b": (10, 0)})
+    schedule.asked("a", START + 10, pause=60)
+    assert schedule.next(START + 10) == "b"
+    schedule.asked("b", START + 10)
+    assert schedule.next(START + 69.9) == "b"
+    for _ in range(2):
+        schedule.asked("b", START + 69.9)
+    assert schedule.next(START + 70) in {"a", "b"}
+    schedule.asked("b", START + 70)
+    assert schedule.next(START + 70) == "a"
+
+
+def test_a_pause_shorter_than_the_period_changes_nothing() -> None:
+    schedule = after_first_round({"a": (10, 0)})
+    schedule.asked("a", START + 10, pause=3)
+    assert schedule.delay(START + 10) == 10
+
+
+# Urgency
+
+
+def test_the_urgent_one_goes_first() -> None:
+    schedule = after_first_round({"slow": (10, 4), "fast": (10, 0), "middle": (10, 1)})
+    order = []
+    for _ in range(3):
+        order.append(schedule.next(START + 10) or "")
+        schedule.asked(order[-1], START + 10)
+    assert order == ["fast", "middle", "slow"]
+
+
+def test_one_that_waits_long_enough_goes_before_an_urgent_one() -> None:
+    schedule = after_first_round({"slow": (10, 4), "fast": (1, 0)})
+    now = START + 10 + 4 * HEAD_START
+    for time in (now - 0.1, now + 0.1):
+        schedule.advance("fast", time)
+        assert schedule.next(time) == ("fast" if time < now else "slow")
+
+
+def test_a_gateway_that_is_too_slow_starves_no_source() -> None:
+    """Each answer takes longer than the fastest period: all slow sources still get their turn."""
+    asked = run(after_first_round(TABLE), 7200, takes=6.0)
+    counts = {source: sum(1 for _, name in asked if name == source) for source in TABLE}
+    assert counts["meters"] >= 1
+    assert counts["inverters"] >= 22
+    assert counts["production"] >= 110
+
+
+def test_a_usual_gateway_is_asked_as_often_as_wanted() -> None:
+    asked = run(after_first_round(TABLE), 3600, takes=0.2)
+    counts = {source: sum(1 for _, name in asked if name == source) for source in TABLE}
+    assert counts == {
+        "info": 0,
+        "meters": 0,
+        "livedata": 719,
+        "readings": 359,
+        "grid": 119,
+        "consumption": 59,
+        "production": 59,
+        "energy": 59,
+        "inverters": 11,
+        "device_list": 3,
+    }
+
+
+def test_live_data_is_hardly_ever_late() -> None:
+    asked = [time for time, source in run(after_first_round(TABLE), 3600, takes=0.2) if source == "livedata"]
+    assert max((time - START) % 5 for time in asked) <= 0.21
+
+
+# Holding
+
+
+def test_nothing_is_due_while_held() -> None:
+    schedule = Schedule({"a": (10, 0)}, START)
+    schedule.hold(START + 30)
+    assert schedule.next(START + 29.9) is None
+    assert (schedule.held(START + 29.9), schedule.held(START + 30)) == (True, False)
+    assert schedule.delay(START + 10) == 20
+    assert schedule.next(START + 30) == "a"
+
+
+def test_a_hold_ends_with_its_time_and_skips_what_it_missed() -> None:
+    schedule = after_first_round({"a": (10, 0)})
+    schedule.hold(START + 100)
+    assert schedule.delay(START + 5) == 95
+    assert schedule.next(START + 100) == "a"
+    schedule.asked("a", START + 101)
+    assert schedule.delay(START + 101) == 9
+
+
+# Starting anew
+
+
+def test_a_restart_asks_all_but_the_one_that_was_just_asked() -> None:
+    """It was `/info` that told that the gateway is back."""
+    schedule = after_first_round(TABLE)
+    now = START + 7200
+    schedule.asked("info", now)
+    schedule.restart(now, without="info")
+
+    order = []
+    while (source := schedule.next(now)) is not None:
+        order.append(source)
+        schedule.asked(source, now)
+    assert order == [endpoint.source for endpoint in ENDPOINTS][1:]
+    assert schedule.delay(now) == 5
+
+
+# Whatever happens
+
+PERIODS = st.dictionaries(
+    st.sampled_from("abcdef"),
+    st.tuples(st.floats(1, 1000), st.integers(0, 4)),
+    min_size=1,
+)
+
+
+@settings(max_examples=150)
+@given(PERIODS, st.lists(st.floats(0, 300), max_size=40), st.floats(0, 1e6))
+def test_one_that_was_asked_is_not_due_again_at_once(
+    periods: dict[str, tuple[float, int]], steps: list[float], now: float
+) -> None:
+    schedule = after_first_round(periods, now)
+    for step in steps:
+        now += step
+        source = schedule.next(now)
+        if source is None:
+            assert schedule.delay(now) > 0
+            now += schedule.delay(now)
+            source = schedule.next(now + 1e-9 * max(1.0, now))
+            assert source is not None
+        schedule.asked(source, now)
+        assert schedule.next(now) != source
+
+
+@settings(max_examples=60)
+@given(PERIODS, st.floats(0.01, 20))
+def test_no_source_starves(periods: dict[str, tuple[float, int]], takes: float) -> None:
+    """Between two turns of a source every other one has at most so many that its head start is used up."""
+    asked = run(after_first_round(periods), 4000, takes)
+    for source, (period, urgency) in periods.items():
+        times = [START, *(time for time, name in asked if name == source), START + 4000]
+        longest = max(later - earlier for earlier, later in pairwise(times))
+        assert longest <= 2 * period + urgency * HEAD_START + len(periods) * (takes + 4 * HEAD_START) + 2 * takes

@@ -1,0 +1,267 @@
+"""The whole service against a simulated home and a real broker: what a subscriber sees."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from bridge.simulator.gateway import INVERTERS, LIVEDATA, METERS, STREAM
+from bridge.simulator.livedata import STREAM as QUARTER
+from bridge.simulator.truth import Flow, Truth
+from brokers import Mosquitto, watching
+from houses import House, house, housed, publish
+from running import running, settings, tree, until
+
+pytestmark = pytest.mark.hasty
+
+SOURCES = "info device_list meters readings production energy inverters livedata consumption grid".split()
+PHASES = ("", "l1/", "l2/", "l3/")
+GATEWAY = (
+    "firmware serial_number part_number euaid sequence api_version metered web_tokens build_id build_time "
+    "release_version release_stage time comms_bridge auto_scan inverters_total inverters_reporting "
+    "problem token_expires token_role certificate last_answer answer_time failures"
+)
+METER = "eid enabled metering_status status_flags phase_mode phase_count"
+ENERGIES = "energy_delivered energy_received apparent_energy reactive_energy_lagging reactive_energy_leading"
+READING = f"power instantaneous_demand apparent_power reactive_power voltage frequency {ENERGIES}"
+STORED = "soc backup_soc encharge_soc acb_soc encharge_energy acb_energy backup_mode"
+COUNTER = "power energy_today energy_7d energy_lifetime"
+TREE = {
+    "gateway": GATEWAY,
+    "battery/492301002201": "type status connection interface capacity phase",
+    "battery/492301002214": "type status connection interface capacity phase",
+    "device/122301009007": "type status interface",
+    "meter/production": f"{METER} {READING} measured_at",
+    "meter/net-consumption": f"{METER} {READING} measured_at",
+    "meter/storage": f"{METER} {READING} measured_at",
+    "meter/load": METER,
+    **{
+        f"meter/{role}/l{n}": f"eid {READING} power_factor current measured_at"
+        for role in ("production", "net-consumption", "storage")
+        for n in (1, 2, 3)
+    },
+    **{f"energy/{name}": COUNTER for name in ("production", "production-pcu", "production-eim", "consumption-eim")},
+    "energy/production-rgm": COUNTER,
+    **{f"live/{name}": "power apparent_power" for name in ("pv", "grid", "load", "generator")},
+    **{
+        f"live/{name}/l{n}": "power apparent_power"
+        for name in ("pv", "storage", "grid", "load", "generator")
+        for n in (1, 2, 3)
+    },
+    "live/storage": f"power apparent_power {STORED}",
+    "live/system": "main_relay generator_relay split_phase phase_count stream measured_at",
+    **{f"report/{kind}": f"{READING} measured_at" for kind in ("net-consumption", "total-consumption")},
+    **{
+        f"report/{kind}/l{n}": f"{READING} power_factor current"
+        for kind in ("net-consumption", "total-consumption")
+        for n in (1, 2, 3)
+    },
+    "report/grid": "power reactive_power",
+    **{f"report/grid/l{n}": "power reactive_power voltage current frequency" for n in (1, 2, 3)},
+}
+"""The topic tree of a home with three phases and batteries, the inverters and the free objects of `live` aside."""
+INVERTER = "power max_power type last_report reporting"
+FREE = ("live/connection", "live/tasks", "live/counters")
+
+
+def values(seen: Mapping[str, str], serial: str) -> dict[str, str]:
+    """Value topics below the gateway."""
+    prefix = f"enphase/{serial}/"
+    own = {topic.removeprefix(prefix): text for topic, text in seen.items() if topic.startswith(prefix)}
+    return {topic: text for topic, text in own.items() if text[0] != "{"}
+
+
+def number(text: str) -> float:
+    value = float(text)
+    assert text == f"{value:.3f}".rstrip("0").rstrip(".")
+    return value
+
+
+async def test_every_topic_of_the_tree(tmp_path: Path) -> None:
+    """Neither more nor less than the contract names."""
+    async with house(tmp_path) as home, running(home.settings()):
+        await home.settled()
+        found = {topic for topic in values(home.seen, home.serial) if not topic.startswith(FREE)}
+        inverters = {f"inverter/{unit.serial}": INVERTER for unit in home.simulator.home.inverters}
+        wanted = {f"{device}/{name}" for device, names in (TREE | inverters).items() for name in names.split()}
+        wanted |= {"state", *(f"availability/{source}" for source in SOURCES)}
+        assert sorted(found) == sorted(wanted)
+        await until(lambda: set(home.availability.values()) == {"online"})
+        assert home.topic("state") == home.seen["enphase/bridge/state"] == "online"
+        assert json.loads(home.seen["enphase/bridge/info"])["gateways"] == [home.serial]
+
+
+def expected(truth: Truth) -> Iterator[tuple[str, float]]:
+    """What must stand below the gateway, from what is so in the house."""
+    for role in ("production", "net-consumption", "storage"):
+        meter = truth.meters[role]
+        yield from _metered(f"meter/{role}", meter.total)
+        for phase, flow in meter.phases.items():
+            yield from _metered(f"meter/{role}/{phase.value}", flow)
+    for name, flows in (("", truth.site), *((f"/{phase.value}", flows) for phase, flows in truth.phases.items())):
+        yield f"live/grid{name}/power", flows.grid.power
+        yield f"live/storage{name}/power", flows.battery.power
+        yield f"live/load{name}/power", flows.home.power
+        yield f"report/grid{name}/power", flows.grid.power
+        yield f"report/net-consumption{name}/power", flows.grid.power
+        yield f"report/total-consumption{name}/power", flows.home.power
+    for inverter in truth.inverters:
+        yield f"inverter/{inverter.serial}/power", inverter.reported
+        yield f"inverter/{inverter.serial}/max_power", inverter.peak
+    for battery in truth.batteries:
+        yield f"battery/{battery.serial}/capacity", battery.capacity
+    yield "live/storage/soc", round(truth.soc)
+    yield "energy/production/energy_today", truth.today
+
+
+def _metered(device: str, flow: Flow) -> Iterator[tuple[str, float]]:
+    yield f"{device}/power", flow.power
+    yield f"{device}/energy_delivered", flow.delivered
+    yield f"{device}/energy_received", flow.received
+
+
+async def test_values_are_those_of_the_house(tmp_path: Path) -> None:
+    async with house(tmp_path) as home, running(home.settings()):
+        await home.settled()
+        found = values(home.seen, home.serial)
+        wrong = {
+            topic: (found[topic], value)
+            for topic, value in expected(home.simulator.truth())
+            if abs(number(found[topic]) - value) > 1
+        }
+        assert not wrong
+        assert (found["gateway/inverters_total"], found["gateway/inverters_reporting"]) == ("21", "20")
+
+
+async def test_a_value_that_moves_is_followed(tmp_path: Path) -> None:
+    async with house(tmp_path) as home, running(home.settings()):
+        await home.settled()
+        before = home.topic("live/load/power")
+        home.clock.forward(3600)
+        truth = home.simulator.truth()
+        await until(lambda: abs(number(home.topic("live/load/power") or "0") - truth.site.home.power) <= 1)
+        assert home.topic("live/load/power") != before
+        produced = truth.meters["production"].total.delivered
+        await until(lambda: abs(number(home.topic("meter/production/energy_delivered") or "0") - produced) <= 1)
+
+
+async def test_the_live_stream_is_turned_on_and_stays_on(tmp_path: Path) -> None:
+    """The gateway turns it off after a quarter of an hour."""
+    async with house(tmp_path) as home, running(home.settings()):
+        for times in (1, 2):
+            await until(lambda times=times: home.simulator.count(STREAM) == times)
+            await until(lambda: home.topic("live/system/stream") == "enabled")
+            await until(lambda: home.availability.get("livedata") == "online")
+            load = home.simulator.truth().site.home.power
+            await until(lambda load=load: abs(number(home.topic("live/load/power") or "0") - load) <= 1)
+            home.clock.forward(QUARTER + 60)
+
+
+async def test_a_clean_stop_says_goodbye(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        async with running(home.settings()):
+            await home.settled()
+        await until(lambda: home.seen["enphase/bridge/state"] == "offline")
+        assert "Received DISCONNECT from iqgateway2mqtt-" in home.broker.log
+        said = [message.payload for message in home.watcher.seen if message.topic == "enphase/bridge/state"]
+        assert said == ["online", "offline"]
+
+
+async def test_birth_of_home_assistant_brings_everything_again(tmp_path: Path) -> None:
+    async with house(tmp_path) as home, running(home.settings()):
+        await home.settled()
+        first, all_topics = f"homeassistant/device/iqgateway_{home.serial}_gateway/config", home.seen.keys()
+        async with watching(home.broker.port, qos=0) as late:  # of different QoS, order is not kept
+            await until(lambda: tree(late).keys() >= all_topics)
+            known = len(late.seen)
+            await publish(home.broker, "homeassistant/status", "online")
+            await until(lambda: first in [message.topic for message in late.seen[known:]])
+            start = next(i for i, message in enumerate(late.seen) if i >= known and message.topic == first)
+            await until(lambda: {message.topic for message in late.seen[start:]} >= all_topics)
+            again = list(dict.fromkeys(message.topic for message in late.seen[start:]))
+        ranks = [_rank(topic) for topic in again]
+        assert ranks == sorted(ranks)
+
+
+def _rank(topic: str) -> int:
+    """Discovery, then availability, then values."""
+    if topic.startswith("homeassistant/"):
+        return 0
+    return 1 if topic.endswith("/state") or "/availability/" in topic else 2
+
+
+async def test_a_birth_message_that_was_retained_is_old_news(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        await publish(home.broker, "homeassistant/status", "online", "-r")
+        topic = f"enphase/{home.serial}/meter/production/eid"
+        async with running(home.settings()):
+            await home.settled()
+            await publish(home.broker, "homeassistant/status", "online")
+            await until(lambda: _times(home, topic) > 1)
+            assert _times(home, topic) == 2
+
+
+def _times(home: House, topic: str) -> int:
+    return [message.topic for message in home.watcher.seen].count(topic)
+
+
+async def test_an_endpoint_that_is_not_there_has_no_availability(tmp_path: Path) -> None:
+    """404 where there is no storage gear: it is neither online nor offline."""
+    async with house(tmp_path, "single-phase") as home, running(home.settings()):
+        await home.settled()
+        there = {source: "online" for source in SOURCES if source != "device_list"}
+        await until(lambda: home.availability == there)
+
+
+async def test_two_gateways_have_trees_of_their_own(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as broker:
+        async with (
+            housed(tmp_path, broker, "three-phase") as one,
+            housed(tmp_path, broker, "single-phase") as other,
+            watching(broker.port) as watcher,
+        ):
+            one.watcher = other.watcher = watcher
+            gateways = [{"host": home.url, "token": home.simulator.token()} for home in (one, other)]
+            async with running(settings(tmp_path, broker.url, gateways=gateways)):
+                await until(lambda: _names(one) and _names(other))
+                await until(lambda: one.availability.keys() == {*SOURCES} and other.topic("meter/production/power"))
+                assert json.loads(one.seen["enphase/bridge/info"])["gateways"] == sorted([one.serial, other.serial])
+                truths = {home.serial: home.simulator.truth().site.grid.power for home in (one, other)}
+                await until(lambda: other.topic("live/grid/power") is not None)
+                for home in (one, other):
+                    assert abs(number(home.topic("meter/net-consumption/power") or "0") - truths[home.serial]) <= 1
+                plain, suffixed = _names(one), _names(other)
+    assert {"IQ Gateway", "Production meter", "Meter reports"} <= plain
+    assert {"IQ Gateway 3333", "Production meter 3333", "Meter reports 3333"} <= suffixed
+    assert not plain & suffixed
+
+
+def _names(home: House) -> set[str]:
+    """What Home Assistant calls the gateway's devices."""
+    prefix = f"homeassistant/device/iqgateway_{home.serial}_"
+    found = {topic: json.loads(text) for topic, text in home.seen.items() if topic.startswith(prefix)}
+    return {body["device"]["name"] for body in found.values()} if f"{prefix}gateway/config" in found else set()
+
+
+async def test_an_old_gateway_over_plain_http_with_digest(tmp_path: Path) -> None:
+    """Firmware 3: no TLS, no token; the inverters ask for a password made of the serial number."""
+    async with house(tmp_path, "legacy") as home, running(home.settings()):
+        await home.settled()
+        assert home.availability == {source: "online" for source in ("info", "production", "inverters")}
+        truth = home.simulator.truth()
+        found = {unit.serial: home.topic(f"inverter/{unit.serial}/power") for unit in truth.inverters}
+        assert found == {unit.serial: str(unit.reported) for unit in truth.inverters}
+        assert home.topic("gateway/problem") == "none"
+        answers = {(seen.path, seen.status) for seen in home.simulator.requests}
+        assert {(METERS, 401), (INVERTERS, 200)} <= answers
+
+
+@pytest.mark.parametrize("home", ["split-phase", "single-phase", "no-cts", "large"])
+async def test_other_homes_come_up_whole(home: str, tmp_path: Path) -> None:
+    async with house(tmp_path, home) as built, running(built.settings()):
+        await built.settled()
+        await until(lambda: set(built.availability.values()) == {"online"})
+        assert built.topic("gateway/problem") == "none"
+        assert built.simulator.count(LIVEDATA) >= 1
+        assert tree(built.watcher)["enphase/bridge/state"] == "online"

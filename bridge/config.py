@@ -11,6 +11,7 @@ from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit, urlunsplit
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
@@ -43,6 +44,14 @@ NEVER_RETRIED = 0.0
 def _topic(value: str) -> str:
     if not re.fullmatch(r"[^\s/+#$\x00][^\s+#\x00]*(?<!/)", value) or "//" in value:
         raise ValueError("must be a topic without blanks, +, #, a leading $ or empty levels, such as enphase")
+    return value
+
+
+def _zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (KeyError, ValueError, OSError):  # unknown, or none are installed
+        raise ValueError("is no time zone known here, such as Europe/Berlin") from None
     return value
 
 
@@ -202,6 +211,8 @@ class PollSettings(Section):
 
     profile: Literal["gentle", "normal", "live"] = "normal"
     """sets all periods at once; `live` polls livedata every second"""
+    budget: Annotated[float, Field(ge=0.01, le=0.9)] | None = None
+    """share of the gateway's time that all requests together may take; default 0.25, `live` 0.6, `gentle` 0.1"""
     info: Annotated[Period, Field(ge=1)] | None = None
     """`/info`; it tells which gateway this is, so it can't be turned off"""
     device_list: Period | None = None
@@ -222,6 +233,13 @@ class PollSettings(Section):
     """`/ivp/meters/reports/consumption`"""
     grid: Period | None = None
     """`/ivp/meters/gridReading`"""
+
+
+class SiteSettings(Section):
+    """How the site's flows are made."""
+
+    netting: Literal["sum", "per_phase"] = "sum"
+    """how the utility counts: the net of all phases, or each phase for itself"""
 
 
 class LogSettings(Section):
@@ -265,7 +283,10 @@ class Settings(BaseSettings):
     mqtt: MqttSettings = MqttSettings()
     homeassistant: HomeAssistantSettings = HomeAssistantSettings()
     poll: PollSettings = PollSettings()
+    site: SiteSettings = SiteSettings()
     log: LogSettings = LogSettings()
+    timezone: Annotated[str, AfterValidator(_zone)] | None = None
+    """where the days of `energy_today` begin, such as `Europe/Berlin`; this machine's when absent"""
     instance: Name | None = None
     """name of this bridge where several share a broker"""
     state_dir: Path = Field(default_factory=_state_dir)

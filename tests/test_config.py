@@ -97,7 +97,7 @@ def test_nothing_needs_to_be_set() -> None:
         *("normal", None),
         *("INFO", "text"),
     )
-    assert found.instance is None
+    assert (found.instance, found.timezone, found.site.netting) == (None, None, "sum")
 
 
 def test_every_setting_says_what_it_is() -> None:
@@ -119,7 +119,7 @@ def test_the_names_of_the_contract() -> None:
             for name in ("URL", "USERNAME", "PASSWORD", "CA_FILE", "CERT_FILE", "KEY_FILE", "BASE_TOPIC")
         ),
         *(f"MQTT__{name}" for name in ("CLIENT_ID", "PROTOCOL", "PAYLOAD", "HEARTBEAT", "DEADBAND")),
-        *("HOMEASSISTANT__DISCOVERY", "HOMEASSISTANT__PREFIX"),
+        *("HOMEASSISTANT__DISCOVERY", "HOMEASSISTANT__PREFIX", "POLL__BUDGET", "TIMEZONE", "SITE__NETTING"),
         *(f"POLL__{endpoint.source.upper()}" for endpoint in ENDPOINTS),
     }
     assert {f"BRIDGE_{name}" for name in fixed} <= {*names()}
@@ -155,9 +155,12 @@ VALUES: dict[str, str] = {
     "HOMEASSISTANT__DISCOVERY": "component",
     "HOMEASSISTANT__PREFIX": "hass",
     "POLL__PROFILE": "live",
+    "POLL__BUDGET": "0.5",
     **{f"POLL__{endpoint.source.upper()}": f"{17 + place}.0" for place, endpoint in enumerate(ENDPOINTS)},
     "LOG__LEVEL": "DEBUG",
     "LOG__FORMAT": "json",
+    "SITE__NETTING": "per_phase",
+    "TIMEZONE": "Europe/Lisbon",
     "INSTANCE": "attic",
     "STATE_DIR": "state",
 }
@@ -186,7 +189,7 @@ def leaves(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
 
 def test_there_is_a_value_for_every_setting_that_others_do_not_have() -> None:
     mine = {*leaves()} - {"GATEWAYS"}
-    assert {*VALUES} <= mine
+    assert {*VALUES} == mine
     assert len({*VALUES.values()}) == len(VALUES)
     assert all(setting(load(), name) != value for name, value in VALUES.items())
 
@@ -374,6 +377,14 @@ WRONG = [
     ("POLL__READINGS", "inf"),
     ("POLL__READINGS", "604801"),
     ("POLL__INFO", "0"),
+    ("POLL__BUDGET", "0"),
+    ("POLL__BUDGET", "0.95"),
+    ("POLL__BUDGET", "nan"),
+    ("SITE__NETTING", "phases"),
+    ("TIMEZONE", "Europe/Atlantis"),
+    ("TIMEZONE", "../../etc/passwd"),
+    ("TIMEZONE", "/etc/localtime"),
+    ("TIMEZONE", "America"),
     ("LOG__LEVEL", "LOUD"),
     ("LOG__FORMAT", "xml"),
     ("INSTANCE", "Upper Case"),

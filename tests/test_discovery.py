@@ -580,7 +580,14 @@ def test_rows_of_the_bridge_itself() -> None:
     rows: list[Measurement] = [
         item.measurement for item in house(inverters=0, batteries=0)[1] if item.source == SOURCE
     ]
-    assert [item.name for item in rows] == ["problem", "token_role", "certificate", "answer_time", "failures"]
+    assert [item.name for item in rows] == [
+        "problem",
+        "token_role",
+        "certificate",
+        "counters_held",
+        "answer_time",
+        "failures",
+    ]
     assert home(3) == THREE
 
 

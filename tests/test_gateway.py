@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +424,7 @@ async def test_a_new_certificate_for_the_same_key_is_accepted(simulator: Witness
                 await gateway.fetch(INFO)
 
 
+@pytest.mark.expects_log("BRIDGE_GATEWAY__TLS is off")
 async def test_off_checks_nothing_and_is_warned_of(
     simulator: Witness, address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -679,7 +680,7 @@ async def test_states_of_the_account(
                 await gateway.fetch(METERS)
         assert gateway.tokens.problem == advice(error.value)
     assert simulator.count("/login/login.json") <= 2  # one attempt, perhaps with its one retry
-    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    assert "WARNING" not in [record.levelname for record in caplog.records]  # whoever asked tells it
 
 
 @pytest.mark.parametrize("fault", ["500", "html", "empty", "truncated"])
@@ -758,10 +759,11 @@ async def test_no_token_ever_goes_over_plain_http(simulator: Witness) -> None:
 )
 async def test_a_challenge_nobody_can_answer(challenge: str) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readuntil(b"\r\n\r\n"):
-            head = f"HTTP/1.1 401 No\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 0\r\n\r\n"
-            writer.write(head.encode())
-            await writer.drain()
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                head = f"HTTP/1.1 401 No\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 0\r\n\r\n"
+                writer.write(head.encode())
+                await writer.drain()
 
     async with listening(refuse) as port:
         own = GatewaySettings(host=f"http://127.0.0.1:{port}")

@@ -15,12 +15,12 @@ from running import running, settings, tree, until
 
 pytestmark = pytest.mark.hasty
 
-SOURCES = "info device_list meters readings production energy inverters livedata consumption grid".split()
+SOURCES = "info device_list meters readings production energy inverters livedata consumption grid site".split()
 PHASES = ("", "l1/", "l2/", "l3/")
 GATEWAY = (
     "firmware serial_number part_number euaid sequence api_version metered web_tokens build_id build_time "
     "release_version release_stage time comms_bridge auto_scan inverters_total inverters_reporting "
-    "problem token_expires token_role certificate last_answer answer_time failures"
+    "problem token_expires token_role certificate last_answer answer_time failures counters_held"
 )
 METER = "eid enabled metering_status status_flags phase_mode phase_count"
 ENERGIES = "energy_delivered energy_received apparent_energy reactive_energy_lagging reactive_energy_leading"
@@ -57,6 +57,10 @@ TREE = {
         for kind in ("net-consumption", "total-consumption")
         for n in (1, 2, 3)
     },
+    "site/solar": "power source estimated energy_lifetime energy_today",
+    "site/grid": "power source estimated energy_imported energy_exported energy_since connected",
+    "site/battery": "power source estimated energy_charged energy_discharged soc energy_stored capacity",
+    "site/home": "power source estimated energy_lifetime energy_today energy_since",
     "report/grid": "power reactive_power",
     **{f"report/grid/l{n}": "power reactive_power voltage current frequency" for n in (1, 2, 3)},
 }
@@ -248,7 +252,7 @@ async def test_an_old_gateway_over_plain_http_with_digest(tmp_path: Path) -> Non
     """Firmware 3: no TLS, no token; the inverters ask for a password made of the serial number."""
     async with house(tmp_path, "legacy") as home, running(home.settings()):
         await home.settled()
-        assert home.availability == {source: "online" for source in ("info", "production", "inverters")}
+        assert home.availability == {source: "online" for source in ("info", "production", "inverters", "site")}
         truth = home.simulator.truth()
         found = {unit.serial: home.topic(f"inverter/{unit.serial}/power") for unit in truth.inverters}
         assert found == {unit.serial: str(unit.reported) for unit in truth.inverters}

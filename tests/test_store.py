@@ -95,6 +95,7 @@ def test_no_serial_leads_out_of_the_folder(tmp_path: Path, serial: str) -> None:
         b"[" * 100_000,
     ],
 )
+@pytest.mark.expects_log("can't be understood")
 def test_what_can_not_be_understood_is_kept_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
@@ -113,6 +114,7 @@ def test_fields_of_later_releases_do_no_harm(tmp_path: Path) -> None:
     assert Store(tmp_path).load(SERIAL).firmware == "D8"
 
 
+@pytest.mark.expects_log("can't be written")
 def test_a_full_disk_leaves_the_old_file_and_the_new_state_in_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +144,7 @@ def _full(_: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.expects_log("can't be written")
 def test_a_folder_that_can_not_be_made_is_no_reason_to_stop(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,6 +156,7 @@ def test_a_folder_that_can_not_be_made_is_no_reason_to_stop(
     assert len([text for text in warnings(caplog) if "can't be written" in text]) == 1
 
 
+@pytest.mark.expects_log("can't be read")
 def test_an_unreadable_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file_of(tmp_path).mkdir()
     assert Store(tmp_path).load(SERIAL) == GatewayState()
@@ -189,6 +193,7 @@ def test_client_suffix_is_made_once(tmp_path: Path) -> None:
     assert Store(tmp_path / "other").client_suffix() != suffix
 
 
+@pytest.mark.expects_log("can't be (read|written)")
 def test_client_suffix_stays_the_same_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     store = Store(tmp_path / "file")

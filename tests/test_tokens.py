@@ -520,6 +520,7 @@ async def test_the_old_token_serves_while_the_new_one_is_fetched(httpx_mock: HTT
 @pytest.mark.parametrize(
     "bad", [jwt(aud=OTHER), jwt(exp=NOW - 1), "nonsense", jwt()[:-200], json.dumps({"message": "no"})]
 )
+@pytest.mark.expects_log("no new token")
 async def test_a_new_token_is_checked_before_it_replaces_the_old(
     httpx_mock: HTTPXMock, desk: Desk, bad: str
 ) -> None:
@@ -535,6 +536,7 @@ async def test_a_new_token_is_checked_before_it_replaces_the_old(
     assert "serves until" in advice(source.problem)
 
 
+@pytest.mark.expects_log("no new token")
 async def test_a_cloud_that_is_down_is_asked_ever_more_seldom(
     httpx_mock: HTTPXMock, desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -665,6 +667,7 @@ async def test_a_new_token_that_the_gateway_refuses_is_not_fetched_for_ever(
     assert source.problem is None
 
 
+@pytest.mark.expects_log("no new token")
 async def test_the_old_token_serves_where_the_new_one_is_refused(httpx_mock: HTTPXMock, desk: Desk) -> None:
     login(httpx_mock)
     tokens(httpx_mock, text=jwt(jti="new"))

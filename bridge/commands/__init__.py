@@ -2,11 +2,13 @@
 
 import argparse
 import importlib
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from bridge import __version__
-from bridge.commands.codes import CONFIGURATION
+from bridge.commands.codes import CONFIGURATION, STOPPED
 from bridge.config import load
 from bridge.model import BadSetting
 from bridge.simulator import HOMES
@@ -26,9 +28,11 @@ def parser() -> argparse.ArgumentParser:
     commands = main.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("run", help="the service: poll the gateway and publish until stopped")
     commands.add_parser("once", help="poll once and print what would be published")
+    _add_inspections(commands)
     demo = commands.add_parser("demo", help="a simulated home, a broker and the bridge; nothing to configure")
     demo.add_argument("--mqtt", metavar="URL", help="use this broker, such as mqtt://user:password@host:1883")
-    simulate = commands.add_parser("simulate", help="only the simulated gateway, on a port")
+    simulate = commands.add_parser("simulate", help="only the simulated gateway, or a captured one, on a port")
+    simulate.add_argument("capture", nargs="?", type=Path, metavar="CAPTURE", help="a capture to play back")
     simulate.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     simulate.add_argument("--port", type=int, default=8443, help="port to listen on (default %(default)s)")
     for command in (demo, simulate):
@@ -36,14 +40,31 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def _with_settings(module: str) -> int:
+def _add_inspections(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    check = commands.add_parser("check", help="tell step by step what works and what does not")
+    check.add_argument("--accept-key", action="store_true", help="trust the TLS key that the gateway shows now")
+    token = commands.add_parser("token", help="show the gateway's token, get one by the account, or paste one")
+    token.add_argument("action", choices=("show", "get", "paste"), help="paste reads it from standard input")
+    capture = commands.add_parser("capture", help="all answers of the gateway, redacted, in a zip for a bug report")
+    capture.add_argument("--output", metavar="FILE", help="the zip to write")
+    for command in (check, token, capture):
+        command.add_argument("--gateway", metavar="HOST", help="which gateway, where several are configured")
+
+
+def _with_settings(module: str, options: Mapping[str, object]) -> int:
     """The part of a command is imported only when it is called: a Pi in service needs no simulator."""
     try:
         settings = load()
-        return int(importlib.import_module(f"bridge.commands.{module}").run(settings))
+        return int(importlib.import_module(f"bridge.commands.{module}").run(settings, **options))
     except BadSetting as problem:
         print(f"iqgateway2mqtt: {problem}", file=sys.stderr)
         return CONFIGURATION
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return STOPPED
+    except BrokenPipeError:  # whoever reads our lines has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STOPPED
 
 
 def _with_extra(work: Callable[[], int]) -> int:
@@ -65,7 +86,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _simulate(arguments: argparse.Namespace) -> int:
     from bridge.commands import simulate  # noqa: PLC0415 - needs the demo extra
 
-    return simulate.run(arguments.home, arguments.host, arguments.port)
+    return simulate.run(arguments.home, arguments.host, arguments.port, arguments.capture)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,4 +98,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case "simulate":
             return _with_extra(lambda: _simulate(given))
         case command:
-            return _with_settings(command)
+            return _with_settings(command, {k: v for k, v in vars(given).items() if k != "command"})

@@ -3,3 +3,5 @@
 UNAVAILABLE = 69
 REFUSED = 77
 CONFIGURATION = 78
+STOPPED = 130
+"""As shells have it for Ctrl-C."""

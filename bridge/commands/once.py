@@ -31,8 +31,8 @@ def run(settings: Settings) -> int:
     for topic in sorted(tree):
         if tree[topic].payload:
             print(topic, tree[topic].payload)
-    for error in errors:
-        print(f"iqgateway2mqtt: {error}", file=sys.stderr)
+    for text in dict.fromkeys(map(str, errors)):
+        print(f"iqgateway2mqtt: {text}", file=sys.stderr)
     failures = [error for error in errors if not isinstance(error, Unsupported)]
     if any(isinstance(error, Rejected) for error in failures):
         return REFUSED

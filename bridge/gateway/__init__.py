@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pydantic import SecretStr
 
 from bridge.config import CloudSettings, GatewaySettings
-from bridge.gateway.client import Gateway, Limits
+from bridge.gateway.client import Exchange, Gateway, Limits
 from bridge.gateway.cloud import Cloud, CloudLimits
 from bridge.gateway.errors import (
     Blocked,
@@ -56,6 +56,7 @@ __all__ = [
     "CloudRejected",
     "CloudUnavailable",
     "EndpointRefused",
+    "Exchange",
     "Gateway",
     "KeyChanged",
     "Limits",

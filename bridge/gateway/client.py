@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +42,17 @@ class Limits:
     retry_wait: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What came back from the gateway, whatever its status. `elapsed` is in seconds."""
+
+    path: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    elapsed: float
+
+
 class Gateway:
     """One gateway. Call `identify` with the serial of `/info` before anything else is fetched."""
 
@@ -63,6 +74,7 @@ class Gateway:
         self._monotonic = monotonic
         self._legacy = LegacyAuth() if self._url.startswith("http://") else None
         self._auth = self._legacy or TokenAuth(tokens)
+        self._listener: Callable[[Exchange], None] | None = None
         self._pin = tls.KeyPin(settings.tls, pin)
         self._client = self._connect(self._pin)
         self._turn = asyncio.Lock()
@@ -100,6 +112,10 @@ class Gateway:
         self.tokens.identify(serial)
         if self._legacy:
             self._legacy.identify(serial)
+
+    def listen(self, listener: Callable[[Exchange], None]) -> None:
+        """Tell of whatever comes back from now on, refusals and token checks included: a capture wants them."""
+        self._listener = listener
 
     async def fetch(self, request: Request, *, deadline: float | None = None) -> Answer:
         """The body of a 2xx answer.
@@ -163,10 +179,18 @@ class Gateway:
         client = _client(self._url, pin, self._limits)
         client.cookies = cookies or httpx.Cookies()
         client.event_hooks["request"].append(self._count)
+        client.event_hooks["response"].append(self._overhear)
         return client
 
     async def _count(self, _: httpx.Request) -> None:
         self.requests += 1
+
+    async def _overhear(self, response: httpx.Response) -> None:
+        if self._listener is None:
+            return
+        body = await response.aread()
+        path, seconds = response.request.url.raw_path.decode(), response.elapsed.total_seconds()
+        self._listener(Exchange(path, response.status_code, response.headers, body, seconds))
 
 
 def _client(url: str, pin: tls.KeyPin, limits: Limits) -> httpx.AsyncClient:

@@ -112,6 +112,7 @@ class Renewal:
         if isinstance(error, CloudRejected):
             self._pause.at_least(error.pause)
         repeated = self.trouble is not None and str(error) == str(self.trouble)
-        LOG.log(logging.DEBUG if repeated else logging.WARNING, "no new token: %s", error)
+        told = repeated or self._shelf.best() is None  # then it is raised, and told by whoever wanted the token
+        LOG.log(logging.DEBUG if told else logging.WARNING, "no new token: %s", error)
         error.__context__ = None  # it holds the request, and that holds the password
         self.trouble = error.with_traceback(None)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
 
@@ -16,8 +17,9 @@ from bridge.gateway import open_gateway
 from bridge.model import Message
 from bridge.mqtt import Broker
 from bridge.outbox import Outbox
+from bridge.service.memory import retained
 from bridge.service.mirror import Publish, Style
-from bridge.service.poller import Poller
+from bridge.service.poller import Plan, Poller, Seeds, no_seeds
 from bridge.service.sender import Sender
 from bridge.store import Store
 from bridge.topics import Names, bridge_info, online
@@ -25,6 +27,10 @@ from bridge.topics import Names, bridge_info, online
 __all__ = ["Bridge", "make_poller", "names_of", "periods"]
 
 LOG = logging.getLogger(__name__)
+SITE_PERIODS = {"gentle": 15.0, "normal": 5.0, "live": 1.0}
+"""Seconds between answers that the site's powers come from."""
+BUDGETS = {"gentle": 0.1, "normal": 0.25, "live": 0.6}
+"""Share of a gateway's time that we may take."""
 FAREWELL = 3.0
 """Seconds that the last messages may take."""
 FAULT_FIRST, FAULT_LAST = 10, 900
@@ -35,6 +41,19 @@ def periods(settings: PollSettings) -> Mapping[str, float]:
     """Seconds between polls of each source."""
     given = {endpoint.source: getattr(settings, endpoint.source) for endpoint in ENDPOINTS}
     return {e.source: e.period(settings.profile) if (own := given[e.source]) is None else own for e in ENDPOINTS}
+
+
+def plan_of(settings: Settings) -> Plan:
+    """What the settings say about polling and counting."""
+    poll = settings.poll
+    said = poll.readings is not None or poll.livedata is not None
+    return Plan(
+        periods(poll),
+        None if said else SITE_PERIODS[poll.profile],
+        BUDGETS[poll.profile] if poll.budget is None else poll.budget,
+        settings.site.netting == "sum",
+        ZoneInfo(settings.timezone) if settings.timezone else None,
+    )
 
 
 def names_of(settings: Settings) -> Names:
@@ -63,6 +82,7 @@ def make_poller(
     publish: Publish,
     *,
     identified: Callable[[], None] = lambda: None,
+    seeds: Seeds = no_seeds,
     now: Callable[[], float] = time.time,
 ) -> Poller:
     """A poller with its gateway, and what the store knows of it."""
@@ -77,7 +97,7 @@ def make_poller(
     )
     style = _style(settings, gateway, first=gateway is settings.all_gateways[0])
     poller = Poller(
-        gateway, edge, store, publish, style, periods=periods(settings.poll), identified=identified, now=now
+        gateway, edge, store, publish, style, plan=plan_of(settings), identified=identified, seeds=seeds, now=now
     )
     return poller
 
@@ -101,11 +121,11 @@ class Bridge:
         self._store = Store(settings.state_dir)
         self._started = datetime.fromtimestamp(int(now()), UTC)
         self._last = online(f"{self._names.bridge}/state", is_online=False)
-        client_id = settings.mqtt.client_id or f"iqgateway2mqtt-{self._store.client_suffix()}"
+        self._broker_id = settings.mqtt.client_id or f"iqgateway2mqtt-{self._store.client_suffix()}"
         self._birth = f"{settings.homeassistant.prefix}/status"
         self._broker = Broker(
             settings.mqtt,
-            client_id=client_id,
+            client_id=self._broker_id,
             will=self._last,
             on_message=self._received,
             subscriptions=[] if settings.homeassistant.discovery == "off" else [self._birth],
@@ -118,7 +138,13 @@ class Bridge:
         async with AsyncExitStack() as stack:
             for gateway in self._settings.all_gateways:
                 poller = make_poller(
-                    self._settings, gateway, self._store, self._sender.put, identified=self._inform, now=self._now
+                    self._settings,
+                    gateway,
+                    self._store,
+                    self._sender.put,
+                    identified=self._inform,
+                    seeds=self._seeds,
+                    now=self._now,
                 )
                 stack.push_async_callback(poller.aclose)
                 self._pollers.append(poller)
@@ -129,6 +155,9 @@ class Bridge:
                 tasks.create_task(self._sender.run(), name="sender")
                 for poller in self._pollers:
                     tasks.create_task(_supervised(poller), name=f"poller {poller.host}")
+
+    async def _seeds(self, serial: str) -> Mapping[str, float]:
+        return await retained(self._settings.mqtt, f"{self._broker_id}-memory", f"{self._names.base}/{serial}")
 
     async def _leave(self) -> None:
         """What no will can say: nothing is polled any more."""

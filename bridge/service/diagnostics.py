@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from bridge.model import Measurement, Quantity, Reading, Scalar
-from bridge.records import DURATION, TEXT, TIME, measurement
+from bridge.records import COUNT, DURATION, TEXT, TIME, measurement
 
 SOURCE = "bridge"
 ONCE_A_MINUTE = 60.0
@@ -18,9 +18,10 @@ TOKEN_ROLE = measurement("token_role", TEXT, diagnostic=True)
 CERTIFICATE = measurement("certificate", TEXT, diagnostic=True)
 LAST_ANSWER = measurement("last_answer", TIME, diagnostic=True, interval=ONCE_A_MINUTE)
 ANSWER_TIME = measurement("answer_time", DURATION, diagnostic=True, interval=ONCE_A_MINUTE)
+COUNTERS_HELD = measurement("counters_held", COUNT, diagnostic=True)
 FAILED = measurement("failures", FAILURES, diagnostic=True, interval=ONCE_A_MINUTE)
 
-ROWS = (PROBLEM, TOKEN_EXPIRES, TOKEN_ROLE, CERTIFICATE, LAST_ANSWER, ANSWER_TIME, FAILED)
+ROWS = (PROBLEM, TOKEN_EXPIRES, TOKEN_ROLE, CERTIFICATE, COUNTERS_HELD, LAST_ANSWER, ANSWER_TIME, FAILED)
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class Diagnostics:
     last_answer: datetime | None = None
     answer_time: float | None = None
     failures: int = 0
+    counters_held: int = 0
 
     def readings(self) -> Iterator[Reading]:
         yield _reading(PROBLEM, (self.problem or "none")[:MAX_TEXT])
@@ -44,6 +46,7 @@ class Diagnostics:
             (TOKEN_EXPIRES, self.token_expires),
             (TOKEN_ROLE, self.token_role),
             (CERTIFICATE, self.certificate),
+            (COUNTERS_HELD, self.counters_held),
             (LAST_ANSWER, self.last_answer),
             (ANSWER_TIME, self.answer_time),
             (FAILED, self.failures),
@@ -53,7 +56,7 @@ class Diagnostics:
     @property
     def urgent(self) -> tuple[object, ...]:
         """What is told at once; the rest may wait a minute."""
-        return self.problem, self.token_expires, self.token_role, self.certificate
+        return self.problem, self.token_expires, self.token_role, self.certificate, self.counters_held
 
 
 def _reading(row: Measurement, value: Scalar) -> Reading:

@@ -24,9 +24,14 @@ class Health:
         """failed requests since the start"""
         self.last_error: BridgeError | None = None
         self._log = log
-        self._patience = max(STALE_SECONDS, STALE_PERIODS * min(periods.values()))
         self._succeeded, self._since = NEVER, now
         self._in_a_row = 0
+
+    @property
+    def _patience(self) -> float:
+        """Seconds without any success after which the gateway is gone."""
+        there = [source.period for source in self.sources.values() if source.state is not State.ABSENT]
+        return max(STALE_SECONDS, STALE_PERIODS * min(there, default=0.0))
 
     @property
     def tried(self) -> bool:

@@ -1,6 +1,7 @@
 """Which gateway this is: its serial number, its TLS key, and what earlier runs knew of it."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -81,6 +82,14 @@ class Identity:
         if state.extra != what:
             self._store.save(_tree_of(self.facts.serial), state.changed(extra=what))
 
+    def counted(self) -> Mapping[str, Any]:
+        """Counters of an earlier run."""
+        return self._store.load(_counters_of(self.facts.serial)).extra
+
+    def keep_counted(self, what: dict[str, Any]) -> None:
+        state = self._store.load(_counters_of(self.facts.serial))
+        self._store.save(_counters_of(self.facts.serial), state.changed(extra=what))
+
     def repinned(self, facts: Facts, seen: str | None) -> bool:
         """Whether a changed key may be trusted: a nightly update can bring one together with the new firmware.
 
@@ -112,6 +121,10 @@ class Identity:
         with suppress(ValidationError):
             return METERS.validate_python(self._store.load(facts.serial).extra.get("meters"))
         return None
+
+
+def _counters_of(serial: str) -> str:
+    return f"{serial}-counters"
 
 
 def _tree_of(serial: str) -> str:

@@ -6,14 +6,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bridge import discovery
-from bridge.endpoints import ENDPOINTS, Parsed
+from bridge.endpoints import ENDPOINTS
 from bridge.model import Facts, Message, Rank, Reading
-from bridge.quirks import repaired
+from bridge.service.counting import Counted
 from bridge.service.diagnostics import SOURCE, Diagnostics
 from bridge.service.sources import Source
 from bridge.topics import Names, Tree, online
 
 Publish = Callable[[Message], None]
+SITE = "site"
 DIAGNOSTICS_INTERVAL = 60.0
 """Seconds between publications of the diagnostics that change with every answer."""
 
@@ -35,22 +36,33 @@ class Mirror:
 
     def __init__(self, serial: str, style: Style, sources: Mapping[str, Source], publish: Publish) -> None:
         self._serial, self._style, self._sources, self._publish = serial, style, sources, publish
-        order = [*(endpoint.source for endpoint in ENDPOINTS), SOURCE]
+        order = [*(endpoint.source for endpoint in ENDPOINTS), SITE, SOURCE]
         self._tree = Tree(style.names, serial, order, style.payload)
         self._announced: tuple[int, Facts] | None = None
         self._discovered: set[str] = set()
+        self._has_site = False
         self._cleared: set[str] = set()
         """Sources that the gateway does not have: their topics were cleared once."""
         self._diagnosed: tuple[tuple[object, ...], float] | None = None
 
-    def show(self, source: str, parsed: Parsed, when: float) -> None:
-        """The values of a good answer that came at `when` (seconds since 1970)."""
-        self._update(source, repaired(source, parsed.readings), when)
+    def show(self, source: str, counted: Counted, when: float) -> None:
+        """The values of a good answer that came at `when` (seconds since 1970), and the site as it is since."""
+        self._update(source, counted.readings, when)
+        if counted.site:
+            self._has_site = True
+            self._update(SITE, counted.site, when)
 
-    def health(self, now: float, *, is_online: bool) -> None:
-        """State of the gateway and of its sources; no source is fresh where the gateway is gone."""
+    def health(self, now: float, *, is_online: bool, powered_by: str | None = None) -> None:
+        """State of the gateway and of its sources; no source is fresh where the gateway is gone.
+
+        The site is as fresh as the source that its powers come from.
+        """
         names = self._style.names
         self._publish(online(names.state(self._serial), is_online))
+        if self._has_site:
+            power = self._sources.get(powered_by or "")
+            fresh = power is not None and bool(power.online(now))
+            self._publish(online(names.availability(self._serial, SITE), fresh and is_online))
         for name, source in self._sources.items():
             fresh = source.online(now)
             topic = names.availability(self._serial, name)

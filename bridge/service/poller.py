@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, tzinfo
 
 from bridge.config import GatewaySettings
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint, Parsed
 from bridge.gateway import CloudRejected, Gateway, KeyChanged, Token, TokenRejected
 from bridge.model import Answer, BadAnswer, BridgeError, Rejected, Request, Unsupported
+from bridge.service.budget import Budget
+from bridge.service.counting import Counting
 from bridge.service.diagnostics import Diagnostics
 from bridge.service.health import NEVER, Health
 from bridge.service.identity import Identity
@@ -19,6 +21,9 @@ from bridge.store import Store
 
 LOG = logging.getLogger(__name__)
 INFO, METERS = "info", "meters"
+QUICK = frozenset({"readings", "livedata"})
+SAVE = 300.0
+"""Seconds between two saves of the counters: a memory card must last for years."""
 PROBE = 10.0
 """Seconds between looks at a gateway that does not answer: only at `/info`, since that costs it the least."""
 REFUSED_FIRST, REFUSED_LAST = 30.0, 900.0
@@ -28,6 +33,28 @@ STREAM_PAUSE = 60.0
 """Least seconds between two requests to turn the live stream on."""
 SHORTEST_WATCH = 0.5
 """Least seconds between two looks at what has become stale."""
+
+
+Seeds = Callable[[str], Awaitable[Mapping[str, float]]]
+"""Values of our own retained topics of a gateway, by topic below it."""
+
+
+async def no_seeds(_serial: str) -> Mapping[str, float]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked how often (seconds), how much of the gateway's time that may take, and how the site is counted.
+
+    `site_period` is how often the answer with the site's powers is wanted, `None` where the owner has said it.
+    """
+
+    periods: Mapping[str, float]
+    site_period: float | None = None
+    budget: float = 0.25
+    netted: bool = True
+    zone: tzinfo | None = None
 
 
 class Poller:
@@ -41,8 +68,9 @@ class Poller:
         publish: Publish,
         style: Callable[[str], Style],
         *,
-        periods: Mapping[str, float],
+        plan: Plan,
         identified: Callable[[], None] = lambda: None,
+        seeds: Seeds = no_seeds,
         now: Callable[[], float],
     ) -> None:
         self._settings, self._gateway = settings, gateway
@@ -50,9 +78,14 @@ class Poller:
         self._log = logging.LoggerAdapter(LOG, {"gateway": settings.host})
         self._time = asyncio.get_running_loop().time
         self._identity = Identity(settings, gateway, store)
-        self._schedule = Schedule({e.source: (periods[e.source], e.urgency) for e in ENDPOINTS}, self._time())
+        self._plan, self._seeds = plan, seeds
+        ticks = {e.source: (plan.periods[e.source], e.urgency) for e in ENDPOINTS}
+        self._schedule = Schedule(ticks, self._time())
+        self._budget = Budget(plan.budget, ticks)
         wanted = {source: self._schedule.period(source) for source in self._schedule.sources}
         self._health = Health(wanted, self._time(), self._log)
+        self._counting: Counting | None = None
+        self._counted_at = NEVER
         self._diagnostics = Diagnostics()
         self._mirror: Mirror | None = None
         self._restored = False
@@ -74,7 +107,13 @@ class Poller:
     def leave(self) -> None:
         """Nobody polls any more: nothing is fresh."""
         if serial := self._identity.serial:
-            (self._mirror or self._make_mirror(serial)).health(self._time(), is_online=False)
+            mirror = self._mirror or self._make_mirror(serial)
+            mirror.health(self._time(), is_online=False, powered_by=self._powered_by)
+        self.save()
+
+    @property
+    def _powered_by(self) -> str | None:
+        return self._counting.site.powered_by if self._counting else None
 
     async def aclose(self) -> None:
         await self._gateway.aclose()
@@ -122,10 +161,11 @@ class Poller:
 
     async def _ask(self, source: str) -> BridgeError | None:
         endpoint = BY_SOURCE[source]
+        started, before = self._time(), self._gateway.requests
         try:
             answer = await self._gateway.fetch(Request(endpoint.path), deadline=endpoint.timeout)
             parsed = self._understood(endpoint, answer)
-            self._learn(source, parsed)
+            await self._learn(source, parsed)
         except BridgeError as error:
             await self._bad(source, error)
             return error
@@ -134,7 +174,15 @@ class Poller:
             await self._follow(parsed.request)
             return None
         finally:
-            self._schedule.asked(source, self._time(), pause=self._health.sources[source].pause)
+            self._asked(source, self._time() - started, self._gateway.requests - before)
+
+    def _asked(self, source: str, seconds: float, requests: int) -> None:
+        """What this has cost the gateway is taken from what it will be asked."""
+        self._budget.spent(source, seconds)
+        stretch = self._budget.stretch(source)
+        health = self._health.sources[source]
+        health.period = self._schedule.period(source) * stretch
+        self._schedule.asked(source, self._time(), pause=health.pause, skip=max(0, requests - 1), stretch=stretch)
 
     def _understood(self, endpoint: Endpoint, answer: Answer) -> Parsed:
         try:
@@ -147,7 +195,7 @@ class Poller:
 
     # What an answer leads to
 
-    def _learn(self, source: str, parsed: Parsed) -> None:
+    async def _learn(self, source: str, parsed: Parsed) -> None:
         if parsed.facts is None:
             return
         before = self._identity.facts
@@ -160,6 +208,7 @@ class Poller:
             self._restored = self._mirror.restore(self._identity.published())
             self._log.info("gateway %s, firmware %s", parsed.facts.serial, parsed.facts.firmware)
             self._identified()
+            await self._open_counters(parsed.facts.serial)
         elif before.firmware != parsed.facts.firmware:
             self._log.info("firmware changed from %s to %s", before.firmware, parsed.facts.firmware)
             for absent in self._health.forget_absences():
@@ -173,8 +222,39 @@ class Poller:
         self._succeed(source)
         self._diagnostics.last_answer = datetime.fromtimestamp(self._now(), UTC)
         self._diagnostics.answer_time = round(answer.elapsed, 3)
-        if self._mirror:
-            self._mirror.show(source, parsed, self._now())
+        if self._mirror and self._counting:
+            self._show(self._mirror, self._counting, source, parsed)
+
+    def _show(self, mirror: Mirror, counting: Counting, source: str, parsed: Parsed) -> None:
+        facts, now = self._identity.facts, self._now()
+        counted = counting.count(source, parsed, facts, now=now, steady=self._time())
+        for event in counted.events:
+            self._log.log(logging.WARNING if event.warning else logging.INFO, "%s", event.text)
+        self._diagnostics.counters_held = counted.held
+        mirror.show(source, counted, now)
+        self._quicken(counting.site.powered_by)
+        if self._time() - self._counted_at >= SAVE:
+            self.save()
+
+    async def _open_counters(self, serial: str) -> None:
+        """From the state file, and from what our subscribers have: nothing is published before that is known."""
+        kept = self._identity.counted()
+        self._counting = Counting(netted=self._plan.netted, zone=self._plan.zone, kept=kept)
+        self._counting.seed(await self._seeds(serial))
+        self._counted_at = self._time()
+
+    def _quicken(self, source: str | None) -> None:
+        """The answer that the site's powers come from is wanted more often than it would be for itself."""
+        wanted = self._plan.site_period
+        if source in QUICK and wanted and self._schedule.period(source) > wanted:
+            self._schedule.change_period(source, wanted)
+            self._budget.change_period(source, wanted)
+
+    def save(self) -> None:
+        """Counters must outlive the process."""
+        self._counted_at = self._time()
+        if self._counting and self._identity.known:
+            self._identity.keep_counted(self._counting.dump())
 
     def _succeed(self, source: str) -> None:
         """`/info` needs no token, so it alone does not make a gateway one that can be used."""
@@ -255,7 +335,7 @@ class Poller:
         if serial is None:
             return
         mirror = self._mirror or self._make_mirror(serial)
-        mirror.health(now, is_online=self._health.online(now))
+        mirror.health(now, is_online=self._health.online(now), powered_by=self._powered_by)
         mirror.diagnose(self._diagnosed(), now, self._now())
         if self._mirror and (self._health.tried or self._restored) and mirror.announce(self._identity.facts):
             self._identity.keep_published(mirror.dump())

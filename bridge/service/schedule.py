@@ -68,13 +68,21 @@ class Schedule:
         """The source is due now."""
         self._ticks[source].due = now
 
-    def asked(self, source: str, now: float, *, pause: float = 0.0) -> None:
-        """The source was asked: its next tick is the first that lies ahead, `pause` seconds from now at least."""
+    def change_period(self, source: str, period: float) -> None:
+        """From its next tick on."""
+        self._ticks[source].period = period
+
+    def asked(self, source: str, now: float, *, pause: float = 0.0, skip: int = 0, stretch: float = 1.0) -> None:
+        """The source was asked: its next tick is the first that lies ahead, `pause` seconds from now at least.
+
+        `skip` ticks are used up already, by retries and token checks; `stretch` makes the period longer this once.
+        """
         if source in self._first:
             self._first.remove(source)
         tick = self._ticks[source]
-        missed = max(0, int((now - tick.due) // tick.period))
-        tick.due = max(tick.due + (missed + 1) * tick.period, now + pause)
+        period = tick.period * stretch
+        missed = max(0, int((now - tick.due) // period))
+        tick.due = max(tick.due + (missed + 1 + skip) * period, now + pause)
 
     def restart(self, now: float, *, without: str) -> None:
         """All sources are due, as at the start, but the one that has just been asked."""

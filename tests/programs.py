@@ -1,0 +1,57 @@
+"""The real program as a process of its own, and what it says."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from running import until
+
+BRIDGE = (sys.executable, "-m", "bridge")
+
+
+@dataclass
+class Program:
+    """A running program. `out` and `err` hold its lines so far."""
+
+    process: asyncio.subprocess.Process
+    out: list[str] = field(default_factory=list)
+    err: list[str] = field(default_factory=list)
+
+    async def stop(self, number: int = signal.SIGINT) -> int:
+        """As Ctrl-C or a service manager does; its exit code."""
+        self.process.send_signal(number)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        await until(lambda: self.process.returncode is not None)
+        return self.process.returncode or 0
+
+
+@asynccontextmanager
+async def started(*command: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Program]:
+    """It is killed at the end, if it still runs."""
+    pipe = asyncio.subprocess.PIPE
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, limit=2**24
+    )
+    program = Program(process)
+    readers = [_lines(process.stdout, program.out), _lines(process.stderr, program.err)]
+    reading = asyncio.gather(*readers)
+    try:
+        yield program
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await reading
+
+
+async def _lines(stream: asyncio.StreamReader | None, lines: list[str]) -> None:
+    assert stream is not None
+    async for line in stream:
+        lines.append(line.decode().rstrip("\n"))

@@ -1,0 +1,129 @@
+"""The demo and the simulated gateway as somebody meets them who has just cloned the project."""
+
+import asyncio
+import os
+import pty
+import re
+import shlex
+import signal
+import struct
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+
+from bridge.simulator import HOMES
+from brokers import Mosquitto, watching
+from programs import BRIDGE, Program, started
+from running import tree, until
+
+SERIAL = HOMES["three-phase"].serial
+LOOK_ON = re.compile(r"mosquitto_sub -h \S+ -p \d+ -t 'enphase/#' -v")
+PV = f"enphase/{SERIAL}/live/pv/power"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a program that leaves something behind would leave it."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    return temporary
+
+
+@asynccontextmanager
+async def demo(*options: str) -> AsyncIterator[tuple[Program, str]]:
+    """With the line that it says to look on with."""
+    async with started(*BRIDGE, "demo", *options) as program:
+        await until(lambda: any(LOOK_ON.search(line) for line in program.out))
+        yield program, next(found[0] for line in program.out if (found := LOOK_ON.search(line)))
+
+
+async def test_the_demo_needs_nothing(folder: Path) -> None:
+    """Its own broker, its own gateway; it shows what it publishes, and so does the line that it prints."""
+    async with demo() as (program, look_on):
+        await until(lambda: any(line.startswith(f"{PV} ") for line in program.out))
+        async with started(*shlex.split(look_on)) as onlooker:
+            await until(lambda: any(line.startswith(f"{PV} ") for line in onlooker.out))
+            await until(lambda: len({line.partition(" ")[0] for line in onlooker.out}) > 400)
+            moved = [line for line in onlooker.out if line.startswith(f"{PV} ")]
+            await until(lambda: any(line.startswith(f"{PV} ") and line not in moved for line in onlooker.out))
+            assert await program.stop() == 0
+        assert program.err == ["stopped"]
+    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+async def test_the_demo_with_a_broker_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    """Devices appear in somebody's Home Assistant, and are gone with the demo."""
+    with Mosquitto(folder.parent) as broker:
+        async with watching(broker.port) as watcher, demo("--mqtt", broker.url) as (program, look_on):
+            assert f"-p {broker.port} " in look_on
+            await until(lambda: tree(watcher).get("enphase/bridge/state") == "online")
+            await until(lambda: f"homeassistant/device/iqgateway_{SERIAL}_gateway/config" in tree(watcher))
+            await until(lambda: PV in tree(watcher))
+            assert await program.stop(signal.SIGTERM) == 0
+            await until(lambda: not tree(watcher))
+    assert list(folder.iterdir()) == []
+
+
+async def test_the_demo_in_a_terminal(folder: Path) -> None:
+    """A table that is drawn again and again; Ctrl-C gives the terminal back as it was."""
+    ours, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    before, screen = termios.tcgetattr(theirs), bytearray()
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        with suppress(OSError):  # its other end is closed
+            screen.extend(os.read(ours, 65536))
+
+    loop.add_reader(ours, read)
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    command = ("setsid", "--ctty", *BRIDGE, "demo")
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    try:
+        await until(lambda: screen.count(b"live/pv/power") > 2)
+        assert LOOK_ON.search(screen.decode(errors="replace"))
+        os.write(ours, b"\x03")
+        await until(lambda: process.returncode is not None)
+        assert process.returncode == 0
+        assert screen.rfind(b"\x1b[?25h") > screen.rfind(b"\x1b[?25l") > 0
+        assert b"Traceback" not in screen
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        loop.remove_reader(ours)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
+        os.close(theirs)
+    assert list(folder.iterdir()) == []
+
+
+def assignments(lines: list[str]) -> list[dict[str, str]]:
+    """Lines of `NAME=value`, as a shell reads them."""
+    words = [shlex.split(line) for line in lines if line.startswith("BRIDGE_")]
+    return [dict(word.split("=", 1) for word in line) for line in words]
+
+
+@pytest.mark.parametrize("home", ["three-phase", "legacy"])
+async def test_what_simulate_prints_is_all_that_once_needs(home: str, tmp_path: Path) -> None:
+    async with started(*BRIDGE, "simulate", "--home", home, "--port", "0") as gateway:
+        await until(lambda: any("Ctrl-C" in line for line in gateway.out))
+        lines = assignments(gateway.out)
+        ways = [[line for line in lines if "BRIDGE_GATEWAY__USERNAME" not in line]]
+        ways.append([line for line in lines if "BRIDGE_GATEWAY__TOKEN" not in line])
+        for number, way in enumerate(ways):
+            settings = {name: value for line in way for name, value in line.items()}
+            settings["BRIDGE_STATE_DIR"] = str(tmp_path / f"state-{number}")
+            async with started(*BRIDGE, "once", env=settings) as once:
+                assert await once.ended() == 0, once.err
+            assert f"enphase/{HOMES[home].serial}/energy/production/power" in {line.split()[0] for line in once.out}
+        assert await gateway.stop() == 0
+        assert gateway.err == []

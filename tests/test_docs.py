@@ -1,0 +1,310 @@
+"""What the documents say is so: their tables, settings, commands, topics, entities and links."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import pytest
+from paho.mqtt.client import topic_matches_sub
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+import generate  # noqa: E402 - it stands beside the documents
+import values  # noqa: E402
+
+from bridge import __version__, discovery  # noqa: E402
+from bridge.commands import codes, parser  # noqa: E402
+from bridge.config import CONFIG_VARIABLE, PREFIX, load, names  # noqa: E402
+from bridge.endpoints import ENDPOINTS  # noqa: E402
+from bridge.model import Facts, Message  # noqa: E402
+from bridge.service.diagnostics import ROWS, SOURCE, Diagnostics  # noqa: E402
+from bridge.simulator import HOMES  # noqa: E402
+from bridge.topics import Names, Tree, bridge_info, online  # noqa: E402
+
+DOCUMENTS = generate.documents()
+README = ROOT / "README.md"
+TOPICS = ROOT / "docs/topics.md"
+DEMO = "python3 -m venv .venv && .venv/bin/pip install -q '.[demo]' && .venv/bin/iqgateway2mqtt demo"
+TEST = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/pytest"
+ENDS = {"&&", "||", "|", ";", "…"}
+HOME = "three-phase"
+"""The home of the demo, which the documents speak of."""
+Assignments = dict[str, str]
+
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+
+
+def blocks(*languages: str) -> list[tuple[str, str]]:
+    """The fenced blocks of all documents, with a name to find each by."""
+    found = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [
+        (f"{path.name}:{text[: block.start()].count(chr(10)) + 1}", block[2])
+        for path in DOCUMENTS
+        for text in [path.read_text()]
+        for block in found.finditer(text)
+        if block[1] in languages
+    ]
+
+
+def settings_of(block: str) -> Assignments:
+    """The settings that a block of shell lines sets."""
+    words = shlex.split(block, comments=True)
+    return dict(word.split("=", 1) for word in words if re.match(rf"{PREFIX}\w+=", word))
+
+
+def commands() -> Iterator[list[str]]:
+    """The arguments of each command that a document shows."""
+    inline = (match for path in DOCUMENTS for match in re.findall(r"`(iqgateway2mqtt [^`]+)`", path.read_text()))
+    for line in (*(line for _, block in blocks("sh") for line in block.splitlines()), *inline):
+        words = shlex.split(line, comments=True)
+        for place, word in enumerate(words):
+            if word.endswith("iqgateway2mqtt"):
+                end = next((i for i in range(place, len(words)) if words[i] in ENDS), len(words))
+                yield words[place + 1 : end]
+
+
+COMMANDS = sorted({shlex.join(command) for command in commands() if command})
+SETTINGS = [(name, text) for name, text in blocks("sh") if settings_of(text)]
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """No settings but the test's own."""
+    for name in [name for name in os.environ if name.startswith((PREFIX, "CREDENTIALS_DIRECTORY"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return monkeypatch
+
+
+# The generated parts
+
+
+@each_document
+def test_generated_parts_are_what_the_generator_gives_now(path: Path) -> None:
+    text = path.read_text()
+    assert generate.renewed(text) == text, "run .venv/bin/python docs/generate.py"
+
+
+def test_every_part_stands_somewhere_and_every_mark_is_a_whole_block() -> None:
+    texts = [path.read_text() for path in DOCUMENTS]
+    found = [block[2] for text in texts for block in generate.BLOCK.finditer(text)]
+    assert set(found) == set(generate.PARTS)
+    assert len(found) == sum(text.count("<!-- ") for text in texts) / 2
+
+
+def test_every_value_has_a_meaning_and_no_meaning_is_left_over() -> None:
+    used = {(row.source, row.meaning) for row in values.rows()}
+    assert used == {(source, text) for source, known in values.meanings().items() for text in known.values()}
+
+
+def test_every_line_of_the_records_is_in_the_tables() -> None:
+    """What no simulated home shows would be missing."""
+    shown = {wire for row in values.rows() for wire in row.wires}
+    declared = {wire for wires in values.wires().values() for wire in wires}
+    assert shown == declared
+
+
+def test_every_diagnostic_is_in_the_tables() -> None:
+    shown = {row.name for row in values.rows() if row.source == SOURCE}
+    assert shown == {row.name for row in ROWS}
+
+
+def test_the_precedence_of_sources_is_that_of_the_table() -> None:
+    order = generate.code(endpoint.source for endpoint in ENDPOINTS)
+    assert order in " ".join(TOPICS.read_text().split())
+
+
+# Settings
+
+
+def test_every_setting_stands_in_the_readme() -> None:
+    table = generate.settings_table()
+    assert table in README.read_text()
+    assert [name for name in (*names(), CONFIG_VARIABLE) if f"| `{name}` |" not in table] == []
+
+
+@each_document
+def test_every_setting_that_is_named_exists(path: Path) -> None:
+    named = set(re.findall(rf"{PREFIX}[A-Z0-9_]+", path.read_text()))
+    assert named - {*names(), CONFIG_VARIABLE} == set()
+
+
+@pytest.mark.parametrize(("name", "block"), SETTINGS, ids=[name for name, _ in SETTINGS])
+def test_settings_of_a_shell_block_load(clean: pytest.MonkeyPatch, name: str, block: str) -> None:
+    for setting, value in settings_of(block).items():
+        clean.setenv(setting, value)
+    assert load().all_gateways, name
+
+
+def test_settings_of_a_dotenv_file_load(clean: pytest.MonkeyPatch) -> None:
+    block = next(text for name, text in SETTINGS if name.startswith("settings.md"))
+    Path(".env").write_text(block)
+    from_file = load()
+    Path(".env").unlink()
+    for setting, value in settings_of(block).items():
+        clean.setenv(setting, value)
+    assert from_file == load()
+
+
+@pytest.mark.parametrize("block", [text for _, text in blocks("toml")])
+def test_settings_of_a_toml_block_load(clean: pytest.MonkeyPatch, block: str) -> None:
+    Path("bridge.toml").write_text(block)
+    clean.setenv(CONFIG_VARIABLE, "bridge.toml")
+    assert load().all_gateways[0].host == "192.168.1.20"
+
+
+# Commands
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_that_are_shown_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = shlex.split(command)
+    if "--help" not in arguments:
+        assert parser().parse_args(arguments).command == arguments[0]
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args([arguments[0], "--help"])
+    assert ended.value.code == 0
+    assert arguments[0] in capsys.readouterr().out
+
+
+def test_every_command_is_shown() -> None:
+    helped = subprocess.run(
+        [sys.executable, "-m", "bridge", "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    known = re.search(r"^  command\n((?:    .*\n)+)", helped.stdout, re.MULTILINE)
+    assert known is not None
+    assert set(re.findall(r"^    (\w+)", known[1], re.MULTILINE)) == {command.split()[0] for command in COMMANDS}
+
+
+def test_every_home_of_the_simulator_is_named() -> None:
+    assert [home for home in HOMES if f"`{home}`" not in README.read_text()] == []
+
+
+def test_exit_codes_are_those_of_the_commands() -> None:
+    table = README.read_text().partition("## Exit codes")[2].partition("##")[0]
+    shown = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    assert shown == {0, 2, codes.UNAVAILABLE, codes.REFUSED, codes.CONFIGURATION}
+
+
+@pytest.mark.parametrize("command", [DEMO, TEST])
+def test_the_readme_has_the_demo_and_the_test_as_one_command_each(command: str) -> None:
+    lines = [line for _, block in blocks("sh") for line in block.splitlines()]
+    assert lines.count(command) == 1
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    """Either it has the line, or it takes it out of the README."""
+    script = (ROOT / ".ci/run").read_text()
+    assert TEST in script or "README.md" in script
+
+
+# Topics and entities
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the bridge publishes of the simulated home that the documents speak of."""
+
+    topics: frozenset[str]
+    discovery: frozenset[str]
+    entities: frozenset[str]
+    documents: tuple[frozenset[str], ...]
+
+
+@cache
+def home() -> Shown:
+    facts, when, sent = Facts(""), datetime.fromtimestamp(values.NOON, UTC), list[Message]()
+    tree = Tree(Names(), HOMES[HOME].serial, [*(endpoint.source for endpoint in ENDPOINTS), SOURCE])
+    for endpoint, body in values.answers(HOME):
+        parsed = endpoint.split(body, facts, values.NOON)
+        facts = parsed.facts or facts
+        sent += tree.update(endpoint.source, parsed.readings, when)
+        sent.append(online(tree.names.availability(facts.serial, endpoint.source), is_online=True))
+    sent += tree.update(SOURCE, list(Diagnostics().readings()), when)
+    sent.append(online(f"{tree.names.bridge}/state", is_online=True))
+    sent.append(online(tree.names.state(facts.serial), is_online=True))
+    sent.append(bridge_info(tree.names, __version__, when, [facts.serial]))
+    gateway = discovery.Gateway(facts, "https://envoy.local")
+    found = list(discovery.announce(discovery.Settings(tree.names), gateway, tree.rows()))
+    entities = [entity for message in found for entity in json.loads(message.payload)["components"].values()]
+    return Shown(
+        frozenset(message.topic for message in sent),
+        frozenset(message.topic for message in found),
+        frozenset(entity["default_entity_id"] for entity in entities),
+        tuple(frozenset(json.loads(message.payload)) for message in sent if message.content_type),
+    )
+
+
+@each_document
+def test_topics_that_are_shown_exist(path: Path) -> None:
+    named = set(re.findall(r"\benphase/(?:\d{12}|\+|bridge)/[\w/+#-]+", path.read_text()))
+    unknown = [
+        name
+        for name in named
+        if not any(topic_matches_sub(name, t) for t in home().topics) and "instance" not in name
+    ]
+    assert unknown == []
+
+
+@each_document
+def test_entities_that_are_shown_exist(path: Path) -> None:
+    named = set(re.findall(r"\b(?:binary_)?sensor\.[a-z0-9_]+", path.read_text()))
+    assert named - home().entities == set()
+
+
+def test_the_cleaning_up_finds_all_of_the_demo() -> None:
+    cleaning = TOPICS.read_text().partition("## Cleaning up")[2]
+    tree, announced, mark = re.findall(r"'(enphase/\S+)'|'(homeassistant/\S+)'|grep (\S+)", cleaning)
+    own = {topic for topic in home().topics if not topic.startswith("enphase/bridge/")}
+    assert all(topic_matches_sub(tree[0], topic) for topic in own)
+    assert all(topic_matches_sub(announced[1], topic) and mark[2] in topic for topic in home().discovery)
+
+
+@pytest.mark.parametrize("block", [text for _, text in blocks("json")])
+def test_json_blocks_are_a_flow_or_a_document_of_a_device(block: str) -> None:
+    shown = json.loads(block)
+    if isinstance(shown, list):
+        nodes = {node["id"] for node in shown}
+        wires = {end for node in shown for port in node.get("wires", ()) for end in port}
+        assert wires | {node["broker"] for node in shown if node["type"] == "mqtt in"} <= nodes
+    else:
+        assert shown.keys() in home().documents
+
+
+# Links and versions
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub makes of headings."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_document
+def test_internal_links_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def test_files_that_are_named_exist() -> None:
+    for path in DOCUMENTS:
+        for name in re.findall(r"`((?:docs|tests|bridge)/[\w/.]+\.\w+)`", path.read_text()):
+            assert (ROOT / name).is_file(), f"{path.name}: {name}"
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert re.search(rf"^## {re.escape(__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)

@@ -1,0 +1,384 @@
+"""The site's flows against what is true in a simulated home, and by the table of docs/numbers.md."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+
+from bridge.endpoints import BY_SOURCE, ENDPOINTS
+from bridge.model import Facts, MeterFacts, Reading
+from bridge.quirks import repaired
+from bridge.records import ENERGY, POWER, STORED, measurement
+from bridge.simulator import Simulator
+from bridge.site import Answer, Site
+
+NOW = 1_790_000_000.0
+MINUTE = 60.0
+Shown = Mapping[str, object]
+
+
+class Home:
+    """A simulated home that is read as the bridge reads it, without a socket."""
+
+    def __init__(self, name: str, *, start_hour: float, netted: bool = True) -> None:
+        self.now = NOW
+        self.simulator = Simulator(name, clock=lambda: self.now, start_hour=start_hour)
+        self.site = Site(netted=netted)
+        self.facts = Facts("")
+        self.shown: dict[str, object] = {}
+        self._client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.simulator),  # type: ignore[arg-type]
+            base_url="http://gateway",
+            headers={"Authorization": f"Bearer {self.simulator.token()}"},
+        )
+
+    async def read(self, *sources: str) -> None:
+        for source in sources:
+            endpoint = BY_SOURCE[source]
+            response = await self._client.get(endpoint.path)
+            if response.status_code == 200:
+                await self._take(source, response.content)
+            elif source == "meters":
+                self.facts = Facts(self.facts.serial, meters=())
+
+    async def _take(self, source: str, body: bytes) -> None:
+        parsed = BY_SOURCE[source].split(body, self.facts, self.now)
+        self.facts = parsed.facts or self.facts
+        if parsed.request:
+            await self._client.post(parsed.request.path, json=dict(parsed.request.json or {}))
+        day = datetime.fromtimestamp(self.now, UTC).strftime("%Y-%m-%d")
+        answer = Answer(source, repaired(source, parsed.readings), self.facts, self.now, day, parsed.fresh)
+        for reading in self.site.update(answer):
+            self.shown[f"{reading.device.removeprefix('site/')}/{reading.name}"] = reading.value
+
+    async def live(self, hours: float, *sources: str) -> None:
+        for _ in range(int(hours * 60)):
+            self.now += MINUTE
+            await self.read(*sources)
+
+    def __getitem__(self, name: str) -> float:
+        value = self.shown[name]
+        assert isinstance(value, int | float)
+        return float(value)
+
+
+async def settled(name: str, *, start_hour: float = 0.0) -> Home:
+    home = Home(name, start_hour=start_hour)
+    await home.read(*(endpoint.source for endpoint in ENDPOINTS), "livedata", "readings")
+    return home
+
+
+@pytest.mark.parametrize("name", ["three-phase", "single-phase"])
+async def test_powers_are_those_of_one_answer_and_add_up(name: str) -> None:
+    home = await settled(name, start_hour=9.0)
+    for _ in range(20):
+        home.now += 7.0
+        await home.read("readings")
+        true = home.simulator.truth().site
+        assert home["solar/power"] == pytest.approx(true.solar.power, abs=0.01)
+        assert home["grid/power"] == pytest.approx(true.grid.power, abs=0.01)
+        assert home["home/power"] == pytest.approx(true.home.power, abs=0.01)
+        flows = [home[f"{flow}/power"] for flow in ("solar", "grid", "battery") if f"{flow}/power" in home.shown]
+        assert sum(flows) == pytest.approx(home["home/power"], abs=1e-9)
+
+
+async def test_a_battery_without_a_meter_is_seen_in_live_data() -> None:
+    home = await settled("split-phase", start_hour=9.0)
+    assert home.shown["battery/source"] == "live/storage"
+    assert home.shown["battery/estimated"] is True
+    home.now += 5
+    await home.read("livedata")
+    true = home.simulator.truth()
+    assert home["battery/power"] == pytest.approx(true.site.battery.power, abs=0.01)
+    assert home["home/power"] == pytest.approx(true.site.home.power, abs=0.01)
+    assert home["battery/soc"] == pytest.approx(true.soc, abs=1)
+    assert home["battery/capacity"] == sum(battery.capacity for battery in true.batteries)
+
+
+@pytest.mark.parametrize("name", ["three-phase", "split-phase", "single-phase"])
+async def test_energies_of_a_day(name: str) -> None:
+    """Import and export as a netting utility meter counts them; integrated battery energy within 2 %."""
+    home = await settled(name)
+    before, shown = home.simulator.truth().site, dict(home.shown)
+    await home.live(24, "livedata", "readings")
+    after = home.simulator.truth().site
+
+    def grown(topic: str) -> float:
+        start = shown.get(topic, 0.0)
+        assert isinstance(start, int | float)
+        return home[topic] - start
+
+    assert grown("solar/energy_lifetime") == pytest.approx(after.solar.delivered - before.solar.delivered, abs=0.01)
+    # Within a minute a netting meter may count both ways; so the shorter the poll, the nearer.
+    imported = after.grid.delivered - before.grid.delivered
+    exported = after.grid.received - before.grid.received
+    assert grown("grid/energy_imported") == pytest.approx(imported, rel=0.01)
+    assert grown("grid/energy_exported") == pytest.approx(exported, rel=0.01)
+    assert home["grid/energy_imported"] - home["grid/energy_exported"] == pytest.approx(
+        imported - exported, abs=0.01
+    )
+    if name != "single-phase":
+        given = after.battery.delivered - before.battery.delivered
+        taken = after.battery.received - before.battery.received
+        assert given > 1000
+        assert taken > 1000
+        assert grown("battery/energy_discharged") == pytest.approx(given, rel=0.02)
+        assert grown("battery/energy_charged") == pytest.approx(taken, rel=0.02)
+    assert grown("home/energy_lifetime") == pytest.approx(after.home.delivered - before.home.delivered, rel=0.01)
+
+
+async def test_a_gateway_without_transformers_has_its_sun_from_the_inverters() -> None:
+    """`/api/v1/production` stalls there."""
+    home = await settled("no-cts", start_hour=10.0)
+    assert home.shown["solar/source"] == "energy/production-pcu"
+    assert home["solar/power"] == pytest.approx(home.simulator.truth().site.solar.power, rel=0.2, abs=5)
+    assert not any(name.startswith(("grid/", "home/", "battery/")) for name in home.shown)
+
+
+async def test_an_old_gateway_has_its_sun() -> None:
+    home = await settled("legacy", start_hour=10.0)
+    assert home.shown["solar/source"] == "energy/production"
+
+
+# By hand
+
+
+def meters(*roles: str, off: Sequence[str] = ()) -> Facts:
+    found = [MeterFacts(i, role, role not in off, 1, "three") for i, role in enumerate((*roles, *off), 1)]
+    return Facts("7", meters=tuple(found))
+
+
+def answer(facts: Facts, source: str, now: float = 0.0, *, fresh: bool = True, **values: float) -> Answer:
+    """Values by `kind__id__name`."""
+    quantity = {"power": POWER, "capacity": STORED, "energy": STORED}
+    readings = []
+    for key, value in values.items():
+        kind, device, name = key.split("__")
+        row = measurement(name, quantity.get(name, ENERGY))
+        readings.append(Reading(f"{kind}/{device.replace('_', '-')}", None, row, value))
+    return Answer(source, readings, facts, NOW + now, "2026-11-22", fresh)
+
+
+def powers(readings: Sequence[Reading]) -> dict[str, object]:
+    return {r.device.removeprefix("site/"): r.value for r in readings if r.name == "power"}
+
+
+def values(readings: Sequence[Reading]) -> dict[str, object]:
+    return {f"{r.device.removeprefix('site/')}/{r.name}": r.value for r in readings}
+
+
+def test_total_consumption_makes_the_grid() -> None:
+    facts = meters("production", "total-consumption")
+    shown = powers(
+        Site().update(
+            answer(facts, "readings", meter__production__power=3000, meter__total_consumption__power=1200)
+        )
+    )
+    assert shown == {"solar": 3000, "grid": -1800, "home": 1200}
+
+
+def test_a_storage_meter_is_the_battery() -> None:
+    facts = meters("production", "net-consumption", "storage")
+    given = answer(
+        facts,
+        "readings",
+        meter__production__power=2000,
+        meter__net_consumption__power=-500,
+        meter__storage__power=-900,
+    )
+    assert powers(Site().update(given)) == {"solar": 2000, "grid": -500, "battery": -900, "home": 600}
+
+
+def test_standby_at_night_is_consumption() -> None:
+    facts = meters("production", "net-consumption")
+    given = answer(facts, "readings", meter__production__power=-6, meter__net_consumption__power=206)
+    assert powers(Site().update(given)) == {"solar": 0, "grid": 206, "home": 206}
+
+
+@pytest.mark.parametrize("roles", [("production",), ("production", "load", "evse", "backfeed", "pv3p")])
+def test_production_alone_is_the_sun_alone(roles: tuple[str, ...]) -> None:
+    given = answer(meters(*roles), "readings", meter__production__power=700, meter__load__power=9)
+    assert powers(Site().update(given)) == {"solar": 700}
+
+
+def test_the_net_alone_is_the_grid_and_an_old_sun() -> None:
+    facts, site = meters("net-consumption"), Site()
+    site.update(
+        answer(facts, "energy", energy__production_pcu__power=800, energy__production_pcu__energy_lifetime=5)
+    )
+    shown = values(site.update(answer(facts, "readings", meter__net_consumption__power=-300)))
+    assert shown["grid/power"] == -300
+    assert shown["solar/energy_lifetime"] == 5
+    assert "home/power" not in shown
+
+
+def test_disabled_meters_are_no_meters() -> None:
+    facts = meters(off=("production", "net-consumption"))
+    site = Site()
+    assert powers(site.update(answer(facts, "readings", meter__production__power=700))) == {"solar": None}
+    assert powers(site.update(answer(facts, "energy", energy__production_pcu__power=650))) == {"solar": 650}
+
+
+def test_nothing_before_the_meters_are_known() -> None:
+    assert Site().update(answer(Facts("7"), "readings", meter__production__power=700)) == []
+
+
+def test_netting_counts_the_net_of_each_poll() -> None:
+    facts, site = meters("production", "net-consumption"), Site()
+    shown: dict[str, object] = {}
+    steps = [(100, 50), (130, 50), (130, 70), (140, 90)]
+    for now, (taken, given) in enumerate(steps):
+        reading = answer(
+            facts,
+            "readings",
+            now * 10.0,
+            meter__net_consumption__energy_delivered=taken,
+            meter__net_consumption__energy_received=given,
+            meter__production__energy_delivered=1000 + now * 40,
+        )
+        shown = values(site.update(reading))
+    assert (shown["grid/energy_imported"], shown["grid/energy_exported"]) == (30, 30)
+    assert shown["home/energy_lifetime"] == 120  # 3 x 40 of sun, 30 in, 30 out
+    assert shown["grid/energy_since"] == datetime.fromtimestamp(NOW, UTC)
+
+
+def test_per_phase_counters_are_the_meters_own() -> None:
+    facts, site = meters("production", "net-consumption"), Site(netted=False)
+    reading = answer(
+        facts,
+        "readings",
+        meter__net_consumption__energy_delivered=4000,
+        meter__net_consumption__energy_received=1500,
+    )
+    shown = values(site.update(reading))
+    assert (shown["grid/energy_imported"], shown["grid/energy_exported"]) == (4000, 1500)
+    assert "grid/energy_since" not in shown
+
+
+def test_an_impossible_home_is_held_and_then_unknown() -> None:
+    """A storage transformer that repeats the grid's leg made a home of -736 W."""
+    facts, site = meters("production", "net-consumption", "storage"), Site()
+
+    def read(storage: float) -> dict[str, object]:
+        return powers(
+            site.update(
+                answer(
+                    facts,
+                    "readings",
+                    meter__production__power=0,
+                    meter__net_consumption__power=100,
+                    meter__storage__power=storage,
+                )
+            )
+        )
+
+    good = {"solar": 0, "grid": 100, "battery": 50, "home": 150}
+    assert read(50) == good
+    assert read(-836) == good
+    assert read(-836) == good
+    assert read(-836) == {"solar": 0, "grid": 100, "battery": None, "home": None}
+    assert read(60) == {"solar": 0, "grid": 100, "battery": 60, "home": 160}
+
+
+def live(now: float, storage: float, *, fresh: bool = True, held: float = 4000) -> Answer:
+    facts = meters("production", "net-consumption")
+    return answer(
+        facts,
+        "livedata",
+        now,
+        fresh=fresh,
+        live__pv__power=1000 + now / 1000,
+        live__grid__power=20,
+        live__storage__power=storage,
+        live__load__power=1020 + storage,
+        live__storage__encharge_energy=held,
+    )
+
+
+def test_live_data_that_stand_still_leave_the_battery_unknown() -> None:
+    facts, site = meters("production", "net-consumption"), Site()
+    metered = {"meter__production__power": 990.0, "meter__net_consumption__power": 30.0}
+    shown = powers(site.update(live(0, 300)))
+    assert shown == {"solar": 1000, "grid": 20, "battery": 300, "home": 1320}
+    site.update(live(10, 300, fresh=False))
+    assert powers(site.update(answer(facts, "readings", 20, **metered)))["battery"] == 300
+    shown = powers(site.update(answer(facts, "readings", 40, **metered)))
+    assert shown == {"solar": 990, "grid": 30, "battery": None, "home": None}
+    assert powers(site.update(live(50, 310)))["battery"] == 310
+
+
+def test_a_gap_is_bridged_by_what_the_battery_holds() -> None:
+    site = Site()
+    site.update(live(0, 360))
+    shown = values(site.update(live(10, 360)))
+    assert shown["battery/energy_discharged"] == pytest.approx(1)
+    shown = values(site.update(live(3610, 360, held=3500)))
+    assert shown["battery/energy_discharged"] == pytest.approx(501)
+    assert shown["battery/energy_charged"] == 0
+
+
+def test_our_counters_survive_a_restart_and_catch_up() -> None:
+    facts = meters("production", "net-consumption")
+
+    def read(site: Site, now: float, taken: float) -> dict[str, object]:
+        return values(
+            site.update(
+                answer(
+                    facts,
+                    "readings",
+                    now,
+                    meter__net_consumption__energy_delivered=taken,
+                    meter__net_consumption__energy_received=0,
+                )
+            )
+        )
+
+    site = Site()
+    read(site, 0, 100)
+    assert read(site, 10, 110)["grid/energy_imported"] == 10
+    again = Site(kept=site.dump())
+    assert read(again, 5000, 150)["grid/energy_imported"] == 50
+    assert read(Site(kept={"energies": {"tallies": [1]}, "days": 3}), 0, 7)["grid/energy_imported"] == 0
+
+
+def test_subscribers_know_more_than_an_old_state() -> None:
+    """Killed after the last save: neither does a counter fall, nor is anything counted twice."""
+    facts = meters("net-consumption")
+
+    def read(site: Site, taken: float) -> object:
+        given = {"meter__net_consumption__energy_delivered": taken, "meter__net_consumption__energy_received": 0.0}
+        return values(site.update(answer(facts, "readings", **given)))["grid/energy_imported"]
+
+    site = Site()
+    read(site, 100)
+    kept = site.dump()
+    assert read(site, 140) == 40
+    again = Site(kept=kept)
+    again.seed({"site/grid/energy_imported": 40, "meter/net-consumption/energy_delivered": 140})
+    assert read(again, 150) == 50
+
+
+def test_today_begins_at_midnight() -> None:
+    facts, site = meters("production"), Site()
+
+    def read(day: str, lifetime: float) -> object:
+        reading = answer(facts, "readings", meter__production__energy_delivered=lifetime)
+        return values(site.update(Answer("readings", reading.readings, facts, NOW, day)))["solar/energy_today"]
+
+    assert read("2026-11-22", 1000) == 0
+    assert read("2026-11-22", 1400) == 400
+    assert read("2026-11-23", 1401) == 1
+    assert read("2026-11-23", 1900) == 500
+
+
+def test_another_source_goes_on_where_the_old_one_ended() -> None:
+    site = Site()
+
+    def lifetime(given: Answer) -> object:
+        return values(site.update(given))["solar/energy_lifetime"]
+
+    assert lifetime(answer(meters(), "production", energy__production__energy_lifetime=5000)) == 5000
+    facts = meters("production")
+    assert lifetime(answer(facts, "readings", meter__production__energy_delivered=300)) == 5000
+    assert lifetime(answer(facts, "readings", meter__production__energy_delivered=310)) == 5010

@@ -17,8 +17,10 @@ from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
 from bridge.model import Facts, Quantity, Reading
 from bridge.records import Record
 from bridge.service.diagnostics import ROWS, SOURCE
+from bridge.service.mirror import SITE
 from bridge.simulator import HOMES, Simulator
 from bridge.simulator.exchange import Ask
+from bridge.site import ROWS as FLOWS
 
 NOON = 1_750_500_000.0
 BY_ID = {
@@ -122,6 +124,7 @@ def _seen() -> Iterator[list[tuple[str, Reading]]]:
     for home in HOMES:
         yield list(readings(answers(home)))
     yield list(readings((BY_SOURCE[source], body) for source, body in UNSEEN.items()))
+    yield [(SITE, Reading(f"site/{flow}", None, row, None)) for flow, own in FLOWS.items() for row in own.values()]
     yield [(SOURCE, Reading("gateway", None, row, None)) for row in ROWS]
 
 
@@ -146,7 +149,7 @@ def _key(source: str, reading: Reading) -> tuple[str, ...]:
 
 
 def sources() -> Sequence[str]:
-    return [*(endpoint.source for endpoint in sorted(ENDPOINTS, key=lambda e: e.appendix)), SOURCE]
+    return [*(endpoint.source for endpoint in sorted(ENDPOINTS, key=lambda e: e.appendix)), SITE, SOURCE]
 
 
 def place(device: str) -> str:

@@ -206,6 +206,9 @@ def test_sources_of_one_device_make_one_document() -> None:
 def test_the_first_source_of_the_table_owns_a_value_that_two_give(order: Sequence[str]) -> None:
     """An inverter's `type` is the number that `inverters` tells, whoever answers first."""
     into, kinds = tree(), {"inverters": "1", "device_list": "microinverter"}
+    first = [update(into, source, read("inverter/7", TYPE_ROW, kinds[source])) for source in order]
+    documents = [documents_of(messages) for messages in first]
+    assert documents[order.index("inverters")]["inverter/7"]["type"] == "1"
     for _ in range(2):
         for source in order:
             update(into, source, read("inverter/7", TYPE_ROW, kinds[source]))

@@ -74,7 +74,7 @@ class System(Record):
         if meter := facts.consumption():
             return meter.phase_count
         own = int(self.phase_count) if isinstance(self.phase_count, int | float) else 0
-        return min(own, 3) or (SPLIT_PHASES if self.split_phase is True else 1)
+        return own or (SPLIT_PHASES if self.split_phase is True else 1)
 
 
 class Connection(Record):

@@ -61,8 +61,8 @@ class Mirror:
         self._publish(online(names.state(self._serial), is_online))
         if self._has_site:
             power = self._sources.get(powered_by or "")
-            fresh = power is not None and bool(power.online(now))
-            self._publish(online(names.availability(self._serial, SITE), fresh and is_online))
+            powered = power is not None and bool(power.online(now))
+            self._publish(online(names.availability(self._serial, SITE), powered and is_online))
         for name, source in self._sources.items():
             fresh = source.online(now)
             topic = names.availability(self._serial, name)

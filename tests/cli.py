@@ -12,9 +12,10 @@ import pytest
 
 from bridge import commands
 from bridge.simulator import PASSWORD, USER, Simulator
-from bridge.simulator.serve import App, Certificate, serve_in_thread
+from bridge.simulator.serve import App, serve_in_thread
 
 LINE = re.compile(r"  (ok|note|problem|) {0,9}(?<=.{11})(.{13}) (.*)")
+NOWHERE = "127.0.0.1:9"
 TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+")
 
 
@@ -97,12 +98,12 @@ def served(
     *,
     tls: bool = True,
     port: int = 0,
-    certificate: Certificate | None = None,
+    with_cloud: bool = False,
 ) -> Iterator[str]:
-    """A gateway, and the cloud behind it; the settings name both."""
+    """A gateway, and the cloud behind it where somebody may ask it; the settings name both."""
     with ExitStack() as stack:
-        address = stack.enter_context(serve_in_thread(app, tls=tls, port=port, certificate=certificate))
-        cloud = stack.enter_context(serve_in_thread(app, tls=False))
+        address = stack.enter_context(serve_in_thread(app, tls=tls, port=port))
+        cloud = stack.enter_context(serve_in_thread(app, tls=False)) if with_cloud else NOWHERE
         shell.set(
             gateway__host=f"{'https' if tls else 'http'}://{address}",
             cloud__login_url=f"http://{cloud}/login/login.json",
@@ -118,7 +119,7 @@ def home(
 ) -> Iterator[Simulator]:
     """A simulated home, with a token or an account that is good for it."""
     simulator = Simulator(name)
-    with served(shell, simulator, tls=simulator.home.secure):
+    with served(shell, simulator, tls=simulator.home.secure, with_cloud=account):
         if token and simulator.home.secure:
             shell.set(gateway__token=simulator.token())
         if account:

@@ -21,6 +21,10 @@ LOOK = 0.03
 PHASES = ("l1", "l2", "l3")
 SLOW = re.compile(r"/gateway/(last_answer|answer_time|failures)$")
 """Value topics that follow their document at most once a minute."""
+STATE = re.compile(r"^[^/]+/\w+/(state$|availability/)")
+DISCOVERY = "homeassistant/device/"
+TOGETHER = ("site", "energy", "live", "report")
+"""Kinds of which Home Assistant sees one device."""
 
 
 async def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
@@ -117,23 +121,26 @@ def spelt(value: object) -> str:
 
 
 def disagreements(seen: Mapping[str, str], serial: str) -> list[str]:
-    """Value topics that say something else than their device's document, and those that discovery misses."""
-    below = f"enphase/{serial}/"
-    documents = {
-        topic: json.loads(text) for topic, text in seen.items() if topic.startswith(below) and text[0] == "{"
-    }
+    """Value topics that say something else than their device's document, and what discovery misses."""
+    own = {topic: text for topic, text in seen.items() if topic.startswith(f"enphase/{serial}/")}
+    own = {topic: text for topic, text in own.items() if not STATE.search(topic)}
+    documents = {topic: json.loads(text) for topic, text in own.items() if text[0] == "{"}
     told = {f"{device}/{name}": text for device, body in documents.items() for name, text in flat(body).items()}
-    values = {topic: text for topic, text in seen.items() if topic.startswith(below) and topic not in documents}
-    values = {
-        topic: text for topic, text in values.items() if not re.search(r"^[^/]+/\w+/(state$|availability/)", topic)
-    }
-    announced = [json.loads(text) for topic, text in seen.items() if topic.startswith("homeassistant/device/")]
-    wanted = {entity["state_topic"] for body in announced for entity in body["components"].values()}
+    values = {topic: text for topic, text in own.items() if topic not in documents}
     odd = {topic for topic, _ in told.items() ^ values.items() if not SLOW.search(topic)}
+    announced = {topic: json.loads(text) for topic, text in seen.items() if topic.startswith(DISCOVERY)}
+    wanted = {entity["state_topic"] for body in announced.values() for entity in body["components"].values()}
+    wanted |= {_config(serial, device) for device, body in documents.items() if body.get("enabled") is not False}
     return sorted(odd | (wanted - seen.keys()))
+
+
+def _config(serial: str, topic: str) -> str:
+    """Where a device of the tree is announced; some are one device together."""
+    _, _, kind, *name = topic.split("/")
+    return f"{DISCOVERY}iqgateway_{serial}_{'_'.join([kind] if kind in TOGETHER else [kind, *name])}/config"
 
 
 def settled(watcher: Watcher, serial: str) -> bool:
     """Whether the first round is over: everything is announced, and every topic is there."""
     seen = tree(watcher)
-    return f"homeassistant/device/iqgateway_{serial}_gateway/config" in seen and not disagreements(seen, serial)
+    return f"{DISCOVERY}iqgateway_{serial}_gateway/config" in seen and not disagreements(seen, serial)

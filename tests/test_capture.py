@@ -1,6 +1,8 @@
 """`capture`: what it takes and what it leaves out, and that `simulate` plays it back as it was."""
 
+import errno
 import json
+import os
 import re
 import signal
 import zipfile
@@ -77,10 +79,29 @@ def test_the_file_has_a_name_of_its_own(shell: Shell) -> None:
     assert told.about("play it").text == f"iqgateway2mqtt simulate {file}"
 
 
-def test_a_folder_that_is_not_there(shell: Shell) -> None:
-    told = shell.run("capture", "--output", "nowhere/taken.zip")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("nowhere/taken.zip", "there is no such folder"), (f"{'x' * 300}.zip", "File name too long")],
+)
+def test_a_file_that_can_not_be(shell: Shell, name: str, says: str) -> None:
+    told = shell.run("capture", "--output", name)
     assert told.code == CONFIGURATION
-    assert "there is no such folder" in told.errors
+    assert says in told.errors
+
+
+def test_a_disk_that_takes_nothing(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def full(path: Path, *rest: int) -> int:
+        if Path(path).name == "taken.zip":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *rest)
+
+    with home(shell):
+        monkeypatch.setattr(os, "open", full)
+        told = taken(shell)
+    assert told.code == CONFIGURATION
+    assert told.errors == "iqgateway2mqtt: --output: taken.zip: No space left on device\n"
 
 
 @pytest.mark.parametrize("fault", ["hang", "reset", "huge", "404", "401", "403", "503", "html", "garbage", "empty"])
@@ -345,7 +366,7 @@ def test_an_account_serves_for_a_replay_too(shell: Shell) -> None:
         taken(shell)
     shell.unset("gateway__token")
     replay = Replay(Path("taken.zip"))
-    with served(shell, replay):
+    with served(shell, replay, with_cloud=True):
         shell.set(gateway__username="user@example.com", gateway__password=PASSWORD)
         assert shell.run("token", "get").code == 0
 

@@ -1,5 +1,6 @@
 """`check`, against everything that can be wrong with a gateway, its token, the cloud and the broker."""
 
+import errno
 import json
 import os
 import socket
@@ -256,6 +257,25 @@ def test_a_silent_address(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None
         told = shell.set(gateway__host=f"127.0.0.1:{listener.getsockname()[1]}").run("check")
     assert told.code == UNAVAILABLE
     assert "is the gateway on and in this network" in told.about("port").text
+
+
+def test_old_firmware_that_is_not_old(shell: Shell) -> None:
+    port = free_port()
+    told = shell.set(gateway__host=f"http://127.0.0.1:{port}").run("check")
+    assert told.code == UNAVAILABLE
+    assert told.about("port").text.endswith(
+        f"firmware from 7 on speaks TLS: set BRIDGE_GATEWAY__HOST=127.0.0.1:{port}"
+    )
+
+
+def test_a_gateway_that_is_in_another_network(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nowhere(*_: object) -> None:
+        raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+
+    monkeypatch.setattr(reach.asyncio, "open_connection", nowhere)
+    told = shell.set(gateway__host="192.0.2.1").run("check")
+    assert told.code == UNAVAILABLE
+    assert told.about("port").text.startswith("port 443: No route to host: is the gateway on and in this network")
 
 
 def test_tls_where_there_is_none(shell: Shell) -> None:
@@ -613,6 +633,13 @@ def test_access_rules(shell: Shell, tmp_path: Path, rule: str, protocol: str, wo
         told = shell.set(mqtt__url=broker.url, mqtt__protocol=protocol).run("check")
     assert told.code == (REFUSED if "problem" in words else 0)
     assert [told.about(step).word for step in ("publish", "discovery")] == words
+
+
+def test_a_broker_that_acknowledges_nothing(shell: Shell, tmp_path: Path) -> None:
+    with home(shell), Mosquitto(tmp_path, "max_qos 0") as broker:
+        told = shell.set(mqtt__url=broker.url).run("check")
+    assert told.code == 0
+    assert of_broker(told) == [*GOOD[:3], ("note", "discovery")]
 
 
 def test_without_discovery(shell: Shell) -> None:

@@ -587,6 +587,14 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.mqtt.url == "mqtt://broker"
 
 
+def test_a_refusal_by_pydantic_itself_does_not_show_the_value() -> None:
+    """Sections are also made by commands, not only by `load`."""
+    for make in (lambda: GatewaySettings(tls=SECRET), lambda: Settings(log={"level": SECRET})):
+        with pytest.raises(ValueError, match=r"tls|level") as caught:
+            make()
+        assert SECRET not in str(caught.value)
+
+
 def test_a_secret_of_several_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
     environment(monkeypatch, GATEWAYS=json.dumps([{"host": "a", "token": SECRET}, {"host": "b", "name": "Cabin"}]))
     found = load()

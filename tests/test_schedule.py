@@ -120,6 +120,37 @@ def test_a_pause_shorter_than_the_period_changes_nothing() -> None:
     assert schedule.delay(START + 10) == 10
 
 
+def test_retries_use_up_ticks() -> None:
+    schedule = after_first_round({"a": (10, 0)})
+    schedule.asked("a", START + 10.5, skip=2)
+    assert schedule.delay(START + 10.5) == 29.5
+
+
+def test_a_stretched_period_holds_for_one_tick() -> None:
+    schedule = after_first_round({"a": (10, 0)})
+    schedule.asked("a", START + 10, stretch=2.5)
+    assert schedule.delay(START + 10) == 25
+    schedule.asked("a", START + 35)
+    assert schedule.delay(START + 35) == 10
+
+
+def test_a_stretched_period_skips_missed_ticks_too() -> None:
+    schedule = after_first_round({"a": (10, 0)})
+    schedule.asked("a", START + 45, stretch=2)
+    assert schedule.delay(START + 45) == 5
+
+
+def test_a_new_period_holds_from_the_next_tick_on() -> None:
+    schedule = after_first_round({"a": (10, 0), "b": (60, 0)})
+    schedule.change_period("a", 100)
+    assert (schedule.period("a"), schedule.fastest) == (100, 60)
+    assert schedule.next(START + 10) == "a"
+    schedule.asked("a", START + 10)
+    assert schedule.delay(START + 60) == 0
+    schedule.asked("b", START + 60)
+    assert schedule.delay(START + 60) == 50
+
+
 # Urgency
 
 

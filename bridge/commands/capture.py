@@ -173,11 +173,16 @@ def _unusable(file: Path, reason: str) -> BadSetting:
 
 def _usable(output: str | None) -> Path | None:
     """Told before the gateway is asked for anything."""
-    file = Path(output) if output else None
-    if file is not None and file.exists():
-        raise _unusable(file, "exists already; name another file")
-    if file is not None and not file.parent.is_dir():
-        raise _unusable(file, "there is no such folder")
+    if output is None:
+        return None
+    file = Path(output)
+    try:
+        if file.exists():
+            raise _unusable(file, "exists already; name another file")
+        if not file.parent.is_dir():
+            raise _unusable(file, "there is no such folder")
+    except OSError as error:
+        raise _unusable(file, error.strerror or "can't be used") from None
     return file
 
 

@@ -144,9 +144,7 @@ class Trial:
         elif self._tells:
             self._report.ok("discovery", f"this user may write to {prefix}")
         else:
-            self._report.note(
-                "discovery", f"whether this user may write to {prefix} an MQTT 3.1.1 broker never says"
-            )
+            self._report.note("discovery", f"may this user write to {prefix}? A broker like this one never says")
         if complaint := self._complaints.about(self._birth):
             advice = "Home Assistant's restarts will not be noticed; allow this user to read it"
             self._report.note("discovery", f"{complaint}; {advice}")

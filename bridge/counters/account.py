@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 HOUR = 3_600.0
 SLACK = 1_000.0
@@ -19,7 +19,6 @@ MOST = 1e12
 """Wh that no counter reaches."""
 
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
-STRICT = ConfigDict(allow_inf_nan=False)
 
 
 class Cause(StrEnum):
@@ -73,8 +72,6 @@ class Held:
     `readings` counts those that advanced, `wraps` the steps of 2^32 J that explain it (negative: taken away).
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
     cause: Cause
     first: Number
     since: Number
@@ -111,8 +108,6 @@ class Account:
     first published.
     `signed` counters may fall, and are not guarded. `peak` is the highest power (W) that was read twice in a row.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     raw: Number | None = None
     offset: Number = 0.0

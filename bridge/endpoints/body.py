@@ -1,7 +1,7 @@
 """From an answer's bytes to records. Go by the bytes: the gateway's content types say nothing."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -102,12 +102,6 @@ def each(kind: type[R], body: bytes, problems: list[str]) -> list[R]:
     if given and not found:
         raise BadAnswer(f"the answer has none of the expected fields: {excerpt(body)}")
     return found
-
-
-def some(kind: type[R], given: object, problems: list[str]) -> Iterator[R]:
-    """The usable records of a list inside an answer."""
-    found = (kind.read(item, problems) for item in given) if isinstance(given, list) else ()
-    return (item for item in found if item is not None)
 
 
 def by_phase(kind: type[R], given: object, lines: Sequence[Phase], problems: list[str]) -> dict[Phase, R]:

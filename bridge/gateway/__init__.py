@@ -1,5 +1,6 @@
 """The edge towards a gateway and Enphase's cloud: bytes come in here, and nothing above knows of tokens or TLS."""
 
+import time
 from collections.abc import Callable
 
 from pydantic import SecretStr
@@ -32,15 +33,21 @@ def open_gateway(
     on_new_token: Callable[[Token], None] = lambda _: None,
     limits: Limits | None = None,
     cloud_limits: CloudLimits | None = None,
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> Gateway:
     """A gateway with its tokens, from the settings and what the store knows of it.
+
+    `clock` tells unix time, by which tokens expire; `monotonic` is what pauses are measured by.
 
     Raises:
         BadSetting: host or CA file can't be used.
     """
     account = _account(settings, cloud, cloud_limits)
-    tokens = TokenSource(settings, account, stored=stored_token, on_new_token=on_new_token)
-    return Gateway(settings, tokens, pin=pin, limits=limits)
+    tokens = TokenSource(
+        settings, account, stored=stored_token, on_new_token=on_new_token, clock=clock, monotonic=monotonic
+    )
+    return Gateway(settings, tokens, pin=pin, limits=limits, monotonic=monotonic)
 
 
 def _account(settings: GatewaySettings, cloud: CloudSettings, limits: CloudLimits | None) -> Cloud | None:

@@ -93,6 +93,8 @@ def make_poller(
         settings.cloud,
         pin=state.key_pin if state else None,
         stored_token=state.token if state else None,
+        clock=now,
+        monotonic=asyncio.get_running_loop().time,
         on_new_token=lambda token: poller.keep_token(token),  # noqa: PLW0108 - it does not exist yet
     )
     style = _style(settings, gateway, first=gateway is settings.all_gateways[0])

@@ -24,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "expects_log(*patterns): log records at WARNING or above that must come; any other one fails the test",
     )
+    config.addinivalue_line("markers", "may_log(*patterns): such records may come as well, or not")
     config.addinivalue_line("markers", "hasty: in a loop that shortens idle waits (tests/running.py)")
 
 
@@ -54,15 +55,19 @@ class Recorder(logging.Handler):
 
 @pytest.fixture(autouse=True)
 def warned(request: pytest.FixtureRequest) -> Iterator[Sequence[str]]:
-    """The lines at WARNING or above so far. Those that no `expects_log` announced fail the test."""
+    """The lines at WARNING or above so far. Those that no marker announced fail the test."""
     root, recorder = logging.getLogger(), Recorder()
     handlers, level = list(root.handlers), root.level
     root.addHandler(recorder)
     yield recorder.lines
     root.removeHandler(recorder)
     root.handlers[:], _ = handlers, root.setLevel(level)
-    patterns = [text for marker in request.node.iter_markers("expects_log") for text in marker.args]
-    surprises = [line for line in recorder.lines if not any(re.search(text, line) for text in patterns)]
-    missed = [text for text in patterns if not any(re.search(text, line) for line in recorder.lines)]
+    expected, tolerated = _patterns(request, "expects_log"), _patterns(request, "may_log")
+    surprises = [line for line in recorder.lines if not any(re.search(text, line) for text in expected + tolerated)]
+    missed = [text for text in expected if not any(re.search(text, line) for line in recorder.lines)]
     assert not surprises, "logged, but not expected"
     assert not missed, "expected, but not logged"
+
+
+def _patterns(request: pytest.FixtureRequest, marker: str) -> list[str]:
+    return [text for found in request.node.iter_markers(marker) for text in found.args]

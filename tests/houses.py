@@ -18,9 +18,9 @@ SUN_UP = 12.0
 class House:
     """A gateway that can be unplugged, at an address that stays. Its clock stands still until it is moved."""
 
-    def __init__(self, folder: Path, broker: Mosquitto, home: str = "three-phase") -> None:
+    def __init__(self, folder: Path, broker: Mosquitto, home: str, kind: type[Simulator] = Simulator) -> None:
         self.folder, self.broker, self.clock = folder, broker, Clock()
-        self.simulator = Simulator(home, clock=self.clock, start_hour=SUN_UP)
+        self.simulator = kind(home, clock=self.clock, start_hour=SUN_UP)
         self.secure = self.simulator.home.secure
         self.watcher = Watcher()
         self.cloud = ""
@@ -93,9 +93,11 @@ async def house(folder: Path, home: str = "three-phase") -> AsyncIterator[House]
 
 
 @asynccontextmanager
-async def housed(folder: Path, broker: Mosquitto, home: str) -> AsyncIterator[House]:
+async def housed(
+    folder: Path, broker: Mosquitto, home: str, kind: type[Simulator] = Simulator
+) -> AsyncIterator[House]:
     """A home at a broker that is there already; nobody watches yet."""
-    built = House(folder, broker, home)
+    built = House(folder, broker, home, kind)
     async with serve(built.simulator, tls=False) as built.cloud:
         await built.plug()
         try:

@@ -81,7 +81,10 @@ def test_once_with_one_endpoint_that_fails(simulator: Simulator, capsys: pytest.
 
 
 WRONG: Sequence[tuple[Set, str]] = (
-    ({"BRIDGE_GATEWAY__HOTS": "envoy.local"}, "BRIDGE_GATEWAY__HOTS: no such setting; did you mean BRIDGE_GATEWAY__HOST?"),
+    (
+        {"BRIDGE_GATEWAY__HOTS": "envoy.local"},
+        "BRIDGE_GATEWAY__HOTS: no such setting; did you mean BRIDGE_GATEWAY__HOST?",
+    ),
     ({"BRIDGE_MQTT__URL": "localhost"}, "BRIDGE_MQTT__URL: must look like mqtt://"),
     ({"BRIDGE_POLL__READINGS": "often"}, "BRIDGE_POLL__READINGS: "),
     ({"BRIDGE_GATEWAY__USERNAME": "me@example.com"}, "BRIDGE_GATEWAY: username and password go together"),
@@ -92,7 +95,9 @@ WRONG: Sequence[tuple[Set, str]] = (
 
 
 @pytest.mark.parametrize("command", ["run", "once"])
-@pytest.mark.parametrize(("wrong", "text"), WRONG, ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("wrong", "text"), WRONG, ids=lambda value: next(iter(value)) if isinstance(value, dict) else ""
+)
 def test_a_wrong_setting_is_one_line(
     command: str, wrong: Set, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,22 @@ def test_a_small_step_does_not_become_possible_by_waiting() -> None:
     assert counter.texts[1:] == [counter.last.text]
 
 
+def test_a_held_rise_is_no_more_possible_after_some_minutes_without_a_reading() -> None:
+    counter = Counter.known(1_000_000, Limits(cap=25_000))
+
+    counter.all([(10, 1_005_000), (500, 1_005_001), (1_000, 1_005_002)])
+
+    assert counter.last == Verdict(Kind.REBASED, 1_000_002, counter.last.text)
+
+
+def test_a_rise_is_proved_in_15_minutes_on_every_source() -> None:
+    counter = Counter.known(8_000_000, PCU)
+
+    counter.all([(60, 9_500_000), (510, 9_500_001), (960, 9_500_002)])
+
+    assert counter.last == Verdict(Kind.REBASED, 8_000_002, counter.last.text)
+
+
 def test_after_a_gap_a_held_rise_is_judged_anew() -> None:
     counter = Counter.known(1_000_000, Limits(cap=25_000))
     counter.read(10, 1_003_000)
@@ -457,6 +473,14 @@ def test_a_level_that_jumps_must_prove_itself_anew() -> None:
     assert counter.last.kind is Kind.HELD
 
     assert counter.read(1_700, 5e6 + 70) == PRODUCTION + 70
+
+
+def test_a_level_that_stood_still_may_not_jump() -> None:
+    counter = Counter.known(PRODUCTION, Limits(cap=25_000))
+
+    counter.all([(10, 3e6), (3_000, 3e6 + 50), (3_010, 3e6 + 15_000), (3_500, 3e6 + 15_001)])
+
+    assert counter.last.kind is Kind.HELD
 
 
 def test_what_a_new_level_counted_meanwhile_is_counted_as_far_as_it_is_possible() -> None:

@@ -394,6 +394,25 @@ def test_a_state_that_is_older_than_the_retained_value_publishes_no_fall() -> No
     ]
 
 
+def test_a_retained_value_that_is_newer_leaves_the_offset() -> None:
+    gateway = Gateway()
+    for value in (9e6, 3e6, 3e6 + 1, 3e6 + 2):
+        gateway.wait(450).guard(delivered(value))
+    gateway = gateway.restarted(gateway.wall + 600)
+    gateway.ledger.seed(KEY, 9e6 + 500, gateway.wall - 10)
+
+    assert gateway.values(delivered(3e6 + 499)) == [9e6 + 500]
+    assert gateway.wait(10).values(delivered(3e6 + 501)) == [9e6 + 501]
+
+
+def test_a_state_is_as_new_as_the_retained_value() -> None:
+    gateway = settled(delivered(1e6))
+    gateway = gateway.restarted(gateway.wall + 7 * 86_400)
+    gateway.ledger.seed(KEY, 1_500_000, gateway.wall - 60)
+
+    assert gateway.values(delivered(2e6)) == [1_500_000]
+
+
 def test_a_state_that_is_newer_than_the_retained_value_wins() -> None:
     gateway = Gateway()
     gateway.guard(delivered(1e6))
@@ -492,6 +511,24 @@ def test_a_clock_that_went_back_while_we_were_away() -> None:
     assert gateway.values(delivered(1_100_000.0)) == [1_100_000]
     assert gateway.wait(10).values(delivered(1_200_000.0)) == [1_100_000]
     assert gateway.wait(10).values(delivered(2_300_000.0, Phase.L1)) == [2_300_000], "not yet read since then"
+
+
+def test_after_a_clock_went_back_time_passes_as_ever() -> None:
+    gateway = settled(delivered(1e6), delivered(2e6, Phase.L1))
+    gateway = gateway.restarted(gateway.wall - 3_600)
+    gateway.guard(delivered(1e6))
+
+    assert gateway.wait(1_200).values(delivered(1_020_000.0)) == [1_020_000]
+    assert gateway.wait(6_000).values(delivered(2_300_000.0, Phase.L1)) == [2_300_000], "not yet read since then"
+
+
+def test_a_clock_that_went_back_while_nothing_was_published_yet() -> None:
+    gateway = Gateway()
+    gateway.guard(delivered(0.0))
+    gateway = gateway.restarted(gateway.wall - 86_400)
+    assert gateway.values(delivered(0.0)) == []
+
+    assert gateway.wait(900).values(delivered(0.0)) == [0]
 
 
 def test_a_clock_that_is_set_back_while_we_run_changes_nothing() -> None:

@@ -61,7 +61,8 @@ async def test_a_gateway_that_is_down_at_the_start_is_found_later(tmp_path: Path
             assert home.topic("gateway/problem") == "none"
 
 
-@pytest.mark.expects_log(f"{LOST}|{UNREACHABLE}")
+@pytest.mark.may_log(UNREACHABLE)
+@pytest.mark.expects_log(LOST)
 async def test_a_broker_that_is_killed_and_comes_back_empty(tmp_path: Path, warned: Sequence[str]) -> None:
     async with house(tmp_path) as home, running(home.settings()):
         await until(lambda: settled(home.watcher, home.serial) and all_are(home, "online"))
@@ -109,7 +110,7 @@ async def test_a_page_instead_of_data_costs_one_source(tmp_path: Path, warned: S
         assert len(warned) == 1
 
 
-@pytest.mark.expects_log("ERROR|WARNING")
+@pytest.mark.expects_log("WARNING grid: ")
 @pytest.mark.parametrize(
     "fault", ["503", "500", "empty", "truncated", "error_object", "garbage", "reset", "drop", "hang"]
 )
@@ -124,9 +125,6 @@ async def test_one_endpoint_that_fails_costs_only_itself(fault: str, tmp_path: P
             assert home.topic("state") == "online"
             assert home.topic("meter/production/power") is not None
             assert len(warned) == 1
-            assert warned[0].startswith("WARNING grid: ")
-            home.simulator.faults.clear()
-            await until(lambda: all_are(home, "online"))
 
 
 async def test_a_killed_bridge_leaves_its_will(tmp_path: Path) -> None:
@@ -160,7 +158,8 @@ async def test_another_gateway_at_the_address_is_refused(tmp_path: Path, warned:
             assert len(warned) == 1
 
 
-@pytest.mark.expects_log("gateway 122301009999 answers at .* where 122301003111 is expected|refuses the token")
+@pytest.mark.may_log("refuses the token")
+@pytest.mark.expects_log("gateway 122301009999 answers at .* where 122301003111 is expected")
 async def test_a_gateway_that_is_exchanged_is_refused(tmp_path: Path) -> None:
     """Two gateways' data must not be mixed; the tree of the old one must not look alive."""
     async with house(tmp_path) as home, running(home.settings(poll={"info": 5})):
@@ -172,7 +171,8 @@ async def test_a_gateway_that_is_exchanged_is_refused(tmp_path: Path) -> None:
         assert not [topic for topic in home.seen if topic.startswith(f"enphase/{home.serial}/")]
 
 
-@pytest.mark.expects_log("the gateway's TLS key has changed|no connection")
+@pytest.mark.may_log("no connection")
+@pytest.mark.expects_log("the gateway's TLS key has changed")
 async def test_a_stranger_with_another_key_gets_nothing(tmp_path: Path, warned: Sequence[str]) -> None:
     """Same address, same serial number, same firmware: it may be anybody."""
     async with house(tmp_path) as home, running(home.settings()):
@@ -186,7 +186,8 @@ async def test_a_stranger_with_another_key_gets_nothing(tmp_path: Path, warned: 
         assert len([line for line in warned if "TLS key" in line]) == 1
 
 
-@pytest.mark.expects_log("TLS key changed with its firmware D8.3.9999: pinned anew|no connection")
+@pytest.mark.may_log("no connection")
+@pytest.mark.expects_log("TLS key changed with its firmware D8.3.9999: pinned anew")
 async def test_an_update_that_brings_a_new_key_is_followed(tmp_path: Path) -> None:
     """A house that nobody looks at must not go dark over night."""
     async with house(tmp_path) as home, running(home.settings()):

@@ -690,6 +690,17 @@ async def test_a_refused_token_gets_another_chance(desk: Desk) -> None:
     assert secret(token) == jwt()
 
 
+async def test_revoked_tokens_do_not_keep_the_account_from_being_asked(httpx_mock: HTTPXMock, desk: Desk) -> None:
+    """Each gets another chance after five minutes; a bridge that asks every fifteen would try them for ever."""
+    login(httpx_mock)
+    tokens(httpx_mock, text=jwt(jti="third"))
+    source = desk.source(token=jwt(), stored=jwt(jti="second"))
+    source._shelf.refuse(await source.current())
+    source._shelf.refuse(await source.current())
+    desk.clock.now += 900
+    assert secret(await source.current()) == jwt(jti="third")
+
+
 async def test_a_token_refused_once_comes_last(desk: Desk) -> None:
     """A pasted token that was revoked must not cost the gateway a refusal every few minutes."""
     source = desk.source(token=jwt(), stored=jwt(jti="stored"))

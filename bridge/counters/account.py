@@ -92,7 +92,7 @@ class Held:
         if self.cause is Cause.WRAP:
             return self.readings >= WRAP_READINGS
         seconds = limits.confirm if self.cause is Cause.FALL else CONFIRM
-        return self.cause is not Cause.SMALL and self.readings >= READINGS and now - self.since >= seconds
+        return self.readings >= READINGS and now - self.since >= seconds
 
     def seen(self, raw: float, now: float) -> "Held":
         if raw > self.raw:
@@ -141,8 +141,7 @@ class Account:
         """What subscribers have seen already: nothing below it may follow."""
         if self.raw is None:
             return replace(self, raw=mark, changed_at=when, seen_at=when, held=None)
-        known = self.mark
-        if known is not None and mark > known:
+        if mark > (self.mark or 0.0):
             when = max(when, self.changed_at)
             return replace(self, raw=mark - self.offset, changed_at=when, seen_at=max(when, self.seen_at))
         return self

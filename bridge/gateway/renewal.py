@@ -72,7 +72,7 @@ class Renewal:
 
     async def run(self) -> None:
         """Starts an attempt if the pause is over; it is waited for only where no token serves meanwhile."""
-        urgent = self._shelf.best() is None
+        urgent = self._shelf.lacking
         if self._attempt is None or self._attempt.done():
             if not (self._pause.over if urgent else self._pause.rested):
                 return

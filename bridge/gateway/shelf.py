@@ -36,6 +36,12 @@ class Shelf:
         usable = [token for token in self._all() if self._fault(token) is None]
         return min(usable, key=self._doubts, default=None)
 
+    @property
+    def lacking(self) -> bool:
+        """Whether no token serves beyond doubt: one that was refused is only tried again."""
+        best = self.best()
+        return best is None or best in self._refused
+
     def fault(self) -> TokenRejected:
         """Why the first on offer can't serve."""
         found = next(filter(None, map(self._fault, self._all())), None)

@@ -111,7 +111,7 @@ class TokenSource:
 
     def _lacking(self) -> bool:
         best = self._shelf.best()
-        return best is None or best.due(self._clock())
+        return best is None or self._shelf.lacking or best.due(self._clock())
 
     def _fault(self) -> BridgeError:
         return (self._renewal and self._renewal.trouble) or self._shelf.fault()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, tzinfo
 from bridge.config import GatewaySettings
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint, Parsed
 from bridge.gateway import CloudRejected, Gateway, KeyChanged, Token, TokenRejected
-from bridge.model import Answer, BadAnswer, BridgeError, Rejected, Request, Unsupported
+from bridge.model import Answer, BadAnswer, BridgeError, Rejected, Request, Unavailable, Unsupported
 from bridge.service.budget import Budget
 from bridge.service.counting import Counting
 from bridge.service.diagnostics import Diagnostics
@@ -166,7 +166,9 @@ class Poller:
             answer = await self._gateway.fetch(Request(endpoint.path), deadline=endpoint.timeout)
             parsed = self._understood(endpoint, answer)
             await self._learn(source, parsed)
-        except BridgeError as error:
+        except BridgeError as failure:
+            missing = source == INFO and isinstance(failure, Unsupported)
+            error = Unavailable(f"{failure}: this is no IQ Gateway") if missing else failure
             await self._bad(source, error)
             return error
         else:

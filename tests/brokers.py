@@ -163,6 +163,6 @@ async def watching(port: int, *topics: str, qos: int = 1) -> AsyncIterator[Watch
         yield watcher
     finally:
         if process.returncode is None:
-            process.terminate()
+            process.kill()  # on SIGTERM mosquitto_sub 2.0.11 now and then waits for ever for a lock of its own
         await reading
         await process.wait()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-
 from running import HastyLoop
 
 OURS = ("BRIDGE_", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "XDG_STATE_HOME")

@@ -6,11 +6,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from brokers import Mosquitto, Watcher, program, watching
+from running import Clock, settings, settled, tree, until
+
 from bridge.config import Settings
 from bridge.simulator import PASSWORD, USER, Simulator
 from bridge.simulator.serve import Certificate, self_signed, serve
-from brokers import Mosquitto, Watcher, program, watching
-from running import Clock, settings, settled, tree, until
 
 SUN_UP = 12.0
 

@@ -54,4 +54,4 @@ async def started(*command: str, env: Mapping[str, str] | None = None) -> AsyncI
 async def _lines(stream: asyncio.StreamReader | None, lines: list[str]) -> None:
     assert stream is not None
     async for line in stream:
-        lines.append(line.decode().rstrip("\n"))
+        lines.append(line.decode().rstrip("\n"))  # noqa: PERF401 - each as it comes

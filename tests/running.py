@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from brokers import Watcher
+
 from bridge.config import Settings
 from bridge.service import Bridge
-from brokers import Watcher
 
 SPEED = 20.0
 """How much sooner an idle wait is over: half a minute of patience takes one and a half seconds."""

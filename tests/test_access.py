@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from houses import House, house
+from running import running, until
 
 from bridge.simulator.cloud import ENTREZ, LOGIN, TOKENS
 from bridge.simulator.gateway import CHECK, INFO
-from houses import House, house
-from running import running, until
 
 pytestmark = pytest.mark.hasty
 

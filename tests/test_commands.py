@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from brokers import free_port
+from programs import BRIDGE, started
+from running import until
 
 from bridge.commands import main
 from bridge.simulator import Simulator
 from bridge.simulator.serve import serve_in_thread
-from brokers import free_port
-from programs import BRIDGE, started
-from running import until
 
 Set = Mapping[str, str]
 
@@ -51,9 +51,7 @@ def test_once_prints_what_would_be_published(simulator: Simulator, capsys: pytes
 
 
 @pytest.mark.usefixtures("at_home")
-def test_once_without_a_gateway(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_once_without_a_gateway(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRIDGE_GATEWAY__HOST", f"127.0.0.1:{free_port()}")
     assert main(["once"]) == 69
     assert said(capsys) == ([], ["iqgateway2mqtt: no connection to the gateway: Connection refused"])

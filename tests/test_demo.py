@@ -14,11 +14,11 @@ from fcntl import ioctl
 from pathlib import Path
 
 import pytest
-
-from bridge.simulator import HOMES
 from brokers import Mosquitto, watching
 from programs import BRIDGE, Program, started
 from running import tree, until
+
+from bridge.simulator import HOMES
 
 SERIAL = HOMES["three-phase"].serial
 LOOK_ON = re.compile(r"mosquitto_sub -h \S+ -p \d+ -t 'enphase/#' -v")
@@ -32,6 +32,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     return temporary
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
 
 
 @asynccontextmanager
@@ -53,11 +57,11 @@ async def test_the_demo_needs_nothing(folder: Path) -> None:
             await until(lambda: any(line.startswith(f"{PV} ") and line not in moved for line in onlooker.out))
             assert await program.stop() == 0
         assert program.err == ["stopped"]
-    assert list(folder.iterdir()) == []
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert names(folder.parent) == [folder.name]
+    assert names(folder) == []
 
 
-async def test_the_demo_with_a_broker_of_ones_own(folder: Path, tmp_path: Path) -> None:
+async def test_the_demo_with_a_broker_of_ones_own(folder: Path) -> None:
     """Devices appear in somebody's Home Assistant, and are gone with the demo."""
     with Mosquitto(folder.parent) as broker:
         async with watching(broker.port) as watcher, demo("--mqtt", broker.url) as (program, look_on):
@@ -67,7 +71,7 @@ async def test_the_demo_with_a_broker_of_ones_own(folder: Path, tmp_path: Path) 
             await until(lambda: PV in tree(watcher))
             assert await program.stop(signal.SIGTERM) == 0
             await until(lambda: not tree(watcher))
-    assert list(folder.iterdir()) == []
+    assert names(folder) == []
 
 
 async def test_the_demo_in_a_terminal(folder: Path) -> None:
@@ -103,7 +107,7 @@ async def test_the_demo_in_a_terminal(folder: Path) -> None:
             await process.wait()
         os.close(ours)
         os.close(theirs)
-    assert list(folder.iterdir()) == []
+    assert names(folder) == []
 
 
 def assignments(lines: list[str]) -> list[dict[str, str]]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from brokers import Mosquitto, watching
+from running import running, settings, settled, tree, until
 
 from bridge.simulator import NEVER
 from bridge.simulator.exchange import Receive, Scope, Send
 from bridge.simulator.replay import Replay
 from bridge.simulator.serve import serve
-from brokers import Mosquitto, watching
-from running import running, settings, settled, tree, until
 
 pytestmark = pytest.mark.hasty
 

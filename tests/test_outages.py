@@ -1,10 +1,5 @@
 """What is gone comes back: the gateway, the broker, one endpoint. What is told meanwhile is true, and told once."""
 
-import os
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +7,7 @@ from pathlib import Path
 import pytest
 from brokers import Mosquitto, watching
 from houses import House, house, housed
+from programs import BRIDGE, started
 from running import running, settled, tree, until
 
 from bridge.simulator.gateway import INFO, READINGS
@@ -131,19 +127,17 @@ async def test_a_killed_bridge_leaves_its_will(tmp_path: Path) -> None:
     """As after a power cut: it is the broker that says so."""
     async with house(tmp_path) as home:
         environment = {
-            **os.environ,
             "BRIDGE_GATEWAY__HOST": home.url,
             "BRIDGE_GATEWAY__TOKEN": home.simulator.token(),
             "BRIDGE_MQTT__URL": home.broker.url,
             "BRIDGE_STATE_DIR": str(tmp_path / "state"),
         }
-        command = [sys.executable, "-m", "bridge", "run"]
-        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        async with started(*BRIDGE, "run", env=environment) as program:
             await home.settled()
             assert home.seen["enphase/bridge/state"] == "online"
-            process.send_signal(signal.SIGKILL)
-        await until(lambda: home.seen["enphase/bridge/state"] == "offline")
-        assert not re.search(r"Received DISCONNECT from iqgateway2mqtt-[0-9a-f]{8}$", home.broker.log, re.MULTILINE)
+            program.process.kill()
+            await until(lambda: home.seen["enphase/bridge/state"] == "offline")
+        assert "Received DISCONNECT from iqgateway2mqtt-" not in home.broker.log
 
 
 @pytest.mark.expects_log("gateway 122301003111 answers at .* where 122301009999 is expected")

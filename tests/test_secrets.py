@@ -1,7 +1,6 @@
-"""Passwords, tokens and sessions are told to nobody, whatever goes wrong. The state file is the one place for a token."""
+"""Passwords, tokens and sessions are told to nobody, whatever goes wrong: only the state file holds a token."""
 
 import logging
-import os
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -9,14 +8,14 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
-
-from bridge.simulator import PASSWORD, USER, Simulator
-from bridge.simulator.exchange import Receive, Scope, Send
-from bridge.simulator.gateway import INFO, READINGS
 from brokers import Mosquitto, password_lines, watching
 from houses import House, housed
 from programs import BRIDGE, started
 from running import running, until
+
+from bridge.simulator import PASSWORD, USER, Simulator
+from bridge.simulator.exchange import Receive, Scope, Send
+from bridge.simulator.gateway import INFO, READINGS
 
 pytestmark = [pytest.mark.hasty, pytest.mark.may_log(".")]
 
@@ -139,7 +138,6 @@ async def test_the_program_prints_no_secret(
             home.simulator.faults.add(*order)
         port = guarded.port
         environment = {
-            **os.environ,
             "BRIDGE_GATEWAY__HOST": home.url,
             "BRIDGE_GATEWAY__USERNAME": USER,
             "BRIDGE_GATEWAY__PASSWORD": PASSWORD,

@@ -5,18 +5,29 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-
-from bridge.simulator.gateway import INVERTERS, LIVEDATA, METERS, STREAM
-from bridge.simulator.livedata import STREAM as QUARTER
-from bridge.simulator.truth import Flow, Truth
 from brokers import Mosquitto, watching
 from houses import House, house, housed, publish
 from running import running, settings, tree, until
 
+from bridge.simulator.gateway import INVERTERS, LIVEDATA, METERS, STREAM
+from bridge.simulator.livedata import STREAM as QUARTER
+from bridge.simulator.truth import Flow, Truth
+
 pytestmark = pytest.mark.hasty
 
-SOURCES = "info device_list meters readings production energy inverters livedata consumption grid site".split()
-PHASES = ("", "l1/", "l2/", "l3/")
+SOURCES = [
+    "info",
+    "device_list",
+    "meters",
+    "readings",
+    "production",
+    "energy",
+    "inverters",
+    "livedata",
+    "consumption",
+    "grid",
+    "site",
+]
 GATEWAY = (
     "firmware serial_number part_number euaid sequence api_version metered web_tokens build_id build_time "
     "release_version release_stage time comms_bridge auto_scan inverters_total inverters_reporting "
@@ -252,7 +263,7 @@ async def test_an_old_gateway_over_plain_http_with_digest(tmp_path: Path) -> Non
     """Firmware 3: no TLS, no token; the inverters ask for a password made of the serial number."""
     async with house(tmp_path, "legacy") as home, running(home.settings()):
         await home.settled()
-        assert home.availability == {source: "online" for source in ("info", "production", "inverters", "site")}
+        assert home.availability == dict.fromkeys(("info", "production", "inverters", "site"), "online")
         truth = home.simulator.truth()
         found = {unit.serial: home.topic(f"inverter/{unit.serial}/power") for unit in truth.inverters}
         assert found == {unit.serial: str(unit.reported) for unit in truth.inverters}

@@ -89,9 +89,7 @@ async def serve(
 
 
 @contextmanager
-def serve_in_thread(
-    app: App, *, tls: bool, port: int = 0, certificate: Certificate | None = None
-) -> Iterator[str]:
+def serve_in_thread(app: App, *, tls: bool, port: int = 0, certificate: Certificate | None = None) -> Iterator[str]:
     """As `serve`, for programs without a loop."""
     serving: Future[tuple[str, Callable[[], object]]] = Future()
 

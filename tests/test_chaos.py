@@ -1,4 +1,4 @@
-"""Ten minutes in which gateway, cloud and broker fail at random: nothing false gets out, and all is well afterwards."""
+"""Ten minutes in which gateway, cloud and broker fail at random: nothing false gets out, all is well after."""
 
 import asyncio
 import random

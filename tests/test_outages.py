@@ -1,5 +1,6 @@
 """What is gone comes back: the gateway, the broker, one endpoint. What is told meanwhile is true, and told once."""
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path

@@ -5,7 +5,7 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -641,8 +641,9 @@ async def test_closing_ends_a_login(httpx_mock: HTTPXMock, desk: Desk) -> None:
     await desk.source().aclose()
 
 
+@pytest.mark.may_log("no new token")  # where an older one is given another chance just then
 async def test_a_new_token_that_the_gateway_refuses_is_not_fetched_for_ever(
-    httpx_mock: HTTPXMock, desk: Desk
+    httpx_mock: HTTPXMock, desk: Desk, warned: Sequence[str]
 ) -> None:
     """A gateway with a wrong clock, say: it refuses all of them, and the cloud must not pay for it."""
     httpx_mock.add_response(url=CLOUD.login_url, json=LOGIN, is_reusable=True)
@@ -661,6 +662,7 @@ async def test_a_new_token_that_the_gateway_refuses_is_not_fetched_for_ever(
             source.refused(token)
     assert next(issued) <= 12
     assert "refuses even a new token" in advice(source.problem)
+    assert len(warned) <= 1, "told once, not with each attempt"
 
     desk.clock.now = NOW + 3 * DAY
     source.accepted(await source.current())

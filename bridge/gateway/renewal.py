@@ -69,6 +69,7 @@ class Renewal:
         self._pause = Pause(monotonic)
         self._attempt: asyncio.Task[None] | None = None
         self._unproved: Token | None = None
+        self._told = ""
 
     async def run(self) -> None:
         """Starts an attempt if the pause is over; it is waited for only where no token serves meanwhile."""
@@ -83,6 +84,7 @@ class Renewal:
     def accepted(self, token: Token) -> None:
         if token == self._unproved:
             self._unproved = self.trouble = None
+            self._told = ""
             self._pause.proved()
 
     def refused(self, token: Token) -> None:
@@ -111,8 +113,8 @@ class Renewal:
     def _failed(self, error: BridgeError) -> None:
         if isinstance(error, CloudRejected):
             self._pause.at_least(error.pause)
-        repeated = self.trouble is not None and str(error) == str(self.trouble)
-        told = repeated or self._shelf.best() is None  # then it is raised, and told by whoever wanted the token
+        known, self._told = self._told, str(error)
+        told = known == self._told or self._shelf.best() is None  # then whoever wanted the token tells it
         LOG.log(logging.DEBUG if told else logging.WARNING, "no new token: %s", error)
         error.__context__ = None  # it holds the request, and that holds the password
         self.trouble = error.with_traceback(None)

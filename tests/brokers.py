@@ -2,7 +2,9 @@
 
 import asyncio
 import getpass
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -22,6 +24,13 @@ def program(name: str) -> str:
     if found is None:
         raise FileNotFoundError(f"{name} is not installed: apt-get install mosquitto mosquitto-clients")
     return found
+
+
+def send(process: asyncio.subprocess.Process, number: int) -> None:
+    """A signal, straight: asyncio's own way asks for the exit code first, and takes it from its own watcher."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def free_port() -> int:
@@ -162,7 +171,6 @@ async def watching(port: int, *topics: str, qos: int = 1) -> AsyncIterator[Watch
         await watcher.until(lambda: watcher.subscribed)
         yield watcher
     finally:
-        if process.returncode is None:
-            process.kill()  # on SIGTERM mosquitto_sub 2.0.11 now and then waits for ever for a lock of its own
+        send(process, signal.SIGKILL)  # on SIGTERM mosquitto_sub 2.0.11 may wait for ever for its own lock
         await reading
         await process.wait()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from brokers import send
 from running import until
 
 BRIDGE = (sys.executable, "-m", "bridge")
@@ -23,7 +24,7 @@ class Program:
 
     async def stop(self, number: int = signal.SIGINT) -> int:
         """As Ctrl-C or a service manager does; its exit code."""
-        self.process.send_signal(number)
+        send(self.process, number)
         return await self.ended()
 
     async def ended(self) -> int:
@@ -45,8 +46,7 @@ async def started(*command: str, env: Mapping[str, str] | None = None) -> AsyncI
     try:
         yield program
     finally:
-        if process.returncode is None:
-            process.kill()
+        send(process, signal.SIGKILL)
         await process.wait()
         await reading
 

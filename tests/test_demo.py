@@ -14,7 +14,7 @@ from fcntl import ioctl
 from pathlib import Path
 
 import pytest
-from brokers import Mosquitto, watching
+from brokers import Mosquitto, send, watching
 from programs import BRIDGE, Program, started
 from running import tree, until
 
@@ -102,9 +102,8 @@ async def test_the_demo_in_a_terminal(folder: Path) -> None:
         assert termios.tcgetattr(theirs) == before
     finally:
         loop.remove_reader(ours)
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        send(process, signal.SIGKILL)
+        await process.wait()
         os.close(ours)
         os.close(theirs)
     assert names(folder) == []

@@ -1,6 +1,7 @@
 """What is gone comes back: the gateway, the broker, one endpoint. What is told meanwhile is true, and told once."""
 
 import re
+import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -136,7 +137,7 @@ async def test_a_killed_bridge_leaves_its_will(tmp_path: Path) -> None:
         async with started(*BRIDGE, "run", env=environment) as program:
             await home.settled()
             assert home.seen["enphase/bridge/state"] == "online"
-            program.process.kill()
+            await program.stop(signal.SIGKILL)
             await until(lambda: home.seen["enphase/bridge/state"] == "offline")
         # the reader of earlier values took leave as it should
         assert not re.search(r"Received DISCONNECT from iqgateway2mqtt-[0-9a-f]{8}$", home.broker.log, re.MULTILINE)

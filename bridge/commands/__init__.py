@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("run", help="the service: poll the gateway and publish until stopped")
     commands.add_parser("once", help="poll once and print what would be published")
     _add_inspections(commands)
+    _add_beginnings(commands)
     demo = commands.add_parser("demo", help="a simulated home, a broker and the bridge; nothing to configure")
     demo.add_argument("--mqtt", metavar="URL", help="use this broker, such as mqtt://user:password@host:1883")
     simulate = commands.add_parser("simulate", help="only the simulated gateway, or a captured one, on a port")
@@ -51,6 +52,23 @@ def _add_inspections(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         command.add_argument("--gateway", metavar="HOST", help="which gateway, where several are configured")
 
 
+def _add_beginnings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    discover = commands.add_parser("discover", help="find the gateways of this network")
+    discover.add_argument("--seconds", type=float, default=4.0, help="how long to listen (default %(default)s)")
+    setup = commands.add_parser("setup", help="ask for what is needed, try each answer, and write the settings")
+    setup.add_argument("--output", default=".env", metavar="FILE", help="FILE.toml, or lines as in .env (default)")
+    setup.add_argument("--show", action="store_true", help="print the environment for a container; write nothing")
+    for command in (discover, setup):
+        command.add_argument(
+            "--interface",
+            action="append",
+            default=[],
+            metavar="ADDRESS",
+            dest="interfaces",
+            help="listen there only",
+        )
+
+
 def _with_settings(module: str, options: Mapping[str, object]) -> int:
     """The part of a command is imported only when it is called: a Pi in service needs no simulator."""
     try:
@@ -67,11 +85,11 @@ def _with_settings(module: str, options: Mapping[str, object]) -> int:
         return STOPPED
 
 
-def _with_extra(work: Callable[[], int]) -> int:
+def _with_extra(work: Callable[[], int], *, extra: str = "demo") -> int:
     try:
         return work()
     except ModuleNotFoundError as missing:
-        print(f"iqgateway2mqtt: {missing.name} is missing: install 'iqgateway2mqtt[demo]'", file=sys.stderr)
+        print(f"iqgateway2mqtt: {missing.name} is missing: install 'iqgateway2mqtt[{extra}]'", file=sys.stderr)
     except (OSError, BadSetting) as problem:
         print(f"iqgateway2mqtt: {problem}", file=sys.stderr)
     return CONFIGURATION
@@ -89,6 +107,12 @@ def _simulate(arguments: argparse.Namespace) -> int:
     return simulate.run(arguments.home, arguments.host, arguments.port, arguments.capture)
 
 
+def _discover(arguments: argparse.Namespace) -> int:
+    from bridge.commands import discover  # noqa: PLC0415 - needs the discover extra
+
+    return discover.run(arguments.seconds, arguments.interfaces)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     given = parser().parse_args(arguments)
@@ -97,5 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _with_extra(lambda: _demo(given))
         case "simulate":
             return _with_extra(lambda: _simulate(given))
+        case "discover":
+            return _with_extra(lambda: _discover(given), extra="discover")
         case command:
             return _with_settings(command, {k: v for k, v in vars(given).items() if k != "command"})

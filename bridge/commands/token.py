@@ -67,6 +67,16 @@ def _is_open(own: GatewaySettings, report: Report) -> bool:
     return True
 
 
+async def prove(settings: Settings, own: GatewaySettings, visit: Visit, token: Token) -> None:
+    """The gateway has the last word about a token. Raises BridgeError where it does not take it."""
+    alone = own.model_copy(update={"token": token.secret, "token_file": None, "username": None, "password": None})
+    async with open_gateway(alone, settings.cloud, pin=visit.gateway.fingerprint) as gateway:
+        gateway.identify(visit.facts.serial)
+        answer = await gateway.fetch(Request(CHECK))
+    if b"invalid" in answer.body.lower():
+        raise TokenRejected(f"the gateway refuses the token: {PASTE}")
+
+
 class Desk:
     """Where a new token of one gateway is got, judged and kept."""
 
@@ -124,15 +134,9 @@ class Desk:
         return facts.serial
 
     async def _prove(self, visit: Visit, token: Token) -> None:
-        """The gateway has the last word; only then is the token kept."""
-        alone = {"token": token.secret, "token_file": None, "username": None, "password": None}
-        own, key = self._own.model_copy(update=alone), visit.gateway.fingerprint
+        """Only then is the token kept."""
         try:
-            async with open_gateway(own, self._settings.cloud, pin=key) as gateway:
-                gateway.identify(visit.facts.serial)
-                answer = await gateway.fetch(Request(CHECK))
-            if b"invalid" in answer.body.lower():
-                raise TokenRejected(f"the gateway refuses the token: {PASTE}")
+            await prove(self._settings, self._own, visit, token)
         except BridgeError as error:
             self._report.fault("gateway", error, "nothing is kept")
             return

@@ -1,0 +1,105 @@
+"""`discover`, against gateways that announce themselves over real mDNS on the loopback interface."""
+
+import asyncio
+import sys
+from contextlib import ExitStack
+
+import pytest
+from cli import NOWHERE, Shell, Told, served, shell
+from nearby import LOOPBACK, announced
+
+from bridge.gateway.neighbours import Neighbour, whereabouts
+from bridge.simulator import Simulator
+
+__all__ = ["shell"]
+pytestmark = pytest.mark.xdist_group("mdns")  # all hear each other
+
+
+def discover(shell: Shell, seconds: str = "1.5") -> Told:
+    return shell.run("discover", "--seconds", seconds, "--interface", LOOPBACK)
+
+
+def test_a_gateway_is_found_with_serial_number_firmware_and_its_setting(shell: Shell) -> None:
+    simulator = Simulator("three-phase")
+    with served(shell, simulator) as address, announced(simulator.serial, int(address.rpartition(":")[2])):
+        told = discover(shell)
+    assert told.code == 0
+    assert f"Gateway {simulator.serial}\n" in told.text
+    assert told.about("firmware").text == "D8.3.5167"
+    assert told.about("setting").text == f"BRIDGE_GATEWAY__HOST={address}"
+    assert told.about("answer").word == "ok"
+    assert "1 gateway. " in told.text
+
+
+def test_legacy_firmware_is_named_with_its_scheme(shell: Shell) -> None:
+    simulator = Simulator("legacy")
+    with (
+        served(shell, simulator, tls=False) as address,
+        announced(simulator.serial, int(address.rpartition(":")[2]), firmware="3.17.3"),
+    ):
+        told = discover(shell)
+    assert told.code == 0
+    assert told.about("setting").text == f"BRIDGE_GATEWAY__HOST=http://{address}"
+    assert told.about("firmware").text == "D3.18.10"
+
+
+def test_another_gateway_at_the_announced_address_is_told(shell: Shell) -> None:
+    simulator = Simulator("three-phase")
+    with served(shell, simulator) as address, announced("202233445566", int(address.rpartition(":")[2])):
+        told = discover(shell)
+    assert told.about("answer").word == "note"
+    assert simulator.serial in told.about("answer").text
+
+
+def test_a_gateway_that_does_not_answer_is_named_all_the_same(shell: Shell) -> None:
+    with announced("202233445566", int(NOWHERE.rpartition(":")[2])):
+        told = discover(shell)
+    assert told.code == 69
+    assert told.about("firmware").text == "8.3.5167"
+    assert told.about("answer").word == "problem"
+
+
+def test_several_are_told_by_serial_number(shell: Shell) -> None:
+    with ExitStack() as stack:
+        for serial in ("202233445577", "202233445566"):
+            stack.enter_context(announced(serial, 9))
+        told = discover(shell)
+    places = [told.text.index(serial) for serial in ("202233445566", "202233445577")]
+    assert places == sorted(places)
+    assert "2 gateways. " in told.text
+
+
+@pytest.mark.parametrize("serial", ["", "../../etc", "12 34", "1" * 33])
+def test_what_has_no_serial_number_is_nobody(shell: Shell, serial: str) -> None:
+    with announced("202233445599", 9, serialnum=serial):
+        told = discover(shell)
+    assert told.code == 69
+    assert "no gateway has announced itself within 1.5 s" in told.text
+    assert "router" in told.text
+
+
+def test_without_the_extra_it_says_what_to_install(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zeroconf.asyncio", None)
+    told = discover(shell)
+    assert told.code == 78
+    assert "install 'iqgateway2mqtt[discover]'" in told.errors
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "firmware", "host"),
+    [
+        ("192.168.1.20", 80, "8.3.5167", "192.168.1.20"),
+        ("192.168.1.20", 443, "", "192.168.1.20"),
+        ("192.168.1.20", 8443, "7.0.88", "192.168.1.20:8443"),
+        ("192.168.1.20", 80, "5.0.62", "http://192.168.1.20"),
+        ("fd00::20", 80, "8.2.4264", "[fd00::20]"),
+    ],
+)
+def test_the_setting_follows_from_port_and_firmware(address: str, port: int, firmware: str, host: str) -> None:
+    assert Neighbour("1", address, port, "envoy.local", firmware).host == host
+
+
+def test_whereabouts_finds_the_one_gateway_among_others() -> None:
+    with announced("202233445566", 8001), announced("202233445577", 8002):
+        assert asyncio.run(whereabouts("202233445577", 3, [LOOPBACK])) == "127.0.0.1:8002"
+        assert asyncio.run(whereabouts("202233445588", 1, [LOOPBACK])) is None

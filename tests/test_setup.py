@@ -1,0 +1,152 @@
+"""`setup`, answered as a person would, against a simulated home, its cloud and a real broker."""
+
+import stat
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from brokers import Mosquitto, password_lines
+from cli import NOWHERE, Shell, Told, served, shell
+from dotenv import dotenv_values
+from nearby import LOOPBACK, announced
+
+from bridge.commands import setup
+from bridge.simulator import PASSWORD, USER, Simulator
+
+__all__ = ["shell"]
+pytestmark = pytest.mark.xdist_group("mdns")  # it listens, and would hear the gateways of other tests
+BROKER_USER, BROKER_PASSWORD = "bridge", 'it\'s "hard" #1 $\\ to quote'
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "LISTEN", 1.0)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    folder = tmp_path_factory.mktemp("broker")
+    with Mosquitto(folder, *password_lines(folder, BROKER_USER, BROKER_PASSWORD)) as running:
+        yield running
+
+
+@pytest.fixture
+def home(shell: Shell) -> Iterator[Simulator]:
+    """Nothing of it is in the settings but where the cloud is."""
+    simulator = Simulator("three-phase")
+    with served(shell, simulator, with_cloud=True) as address:
+        shell.unset("gateway__host")
+        shell.secrets |= {PASSWORD, BROKER_PASSWORD, simulator.token()}
+        with announced(simulator.serial, int(address.rpartition(":")[2])):
+            yield simulator
+
+
+def answered(shell: Shell, *answers: str, arguments: tuple[str, ...] = ()) -> Told:
+    told = shell.run("setup", "--interface", LOOPBACK, *arguments, stdin="".join(f"{line}\n" for line in answers))
+    assert not Path(".env.tmp").exists()
+    return told
+
+
+def test_an_account_a_found_gateway_and_a_broker(shell: Shell, home: Simulator, broker: Mosquitto) -> None:
+    told = answered(shell, "", USER, PASSWORD, broker.url, BROKER_USER, BROKER_PASSWORD)
+    assert told.code == 0
+    assert f"gateway {home.serial} at " in told.text
+    assert "Now: iqgateway2mqtt run" in told.text
+    assert stat.S_IMODE(Path(".env").stat().st_mode) == 0o600
+    written = dotenv_values(".env")
+    assert written["BRIDGE_GATEWAY__USERNAME"] == USER
+    assert written["BRIDGE_GATEWAY__PASSWORD"] == PASSWORD
+    assert written["BRIDGE_MQTT__URL"] == broker.url
+    assert written["BRIDGE_MQTT__PASSWORD"] == BROKER_PASSWORD
+    assert "BRIDGE_GATEWAY__TOKEN" not in written
+    assert shell.run("check").code == 0, "what it wrote is all that is needed"
+
+
+def test_a_pasted_token_and_a_toml_file(
+    shell: Shell, home: Simulator, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = home.token()
+    answers = ("1", "", token, broker.url, BROKER_USER, BROKER_PASSWORD)
+    told = answered(shell, *answers, arguments=("--output", "etc/bridge.toml"))
+    assert told.code == 0
+    written = tomllib.loads(Path("etc/bridge.toml").read_text())
+    assert written["gateway"]["token"] == token
+    assert written["mqtt"] == {"url": broker.url, "username": BROKER_USER, "password": BROKER_PASSWORD}
+    assert stat.S_IMODE(Path("etc/bridge.toml").stat().st_mode) == 0o600
+    monkeypatch.setenv("BRIDGE_CONFIG", "etc/bridge.toml")
+    assert shell.run("check").code == 0
+
+
+@pytest.mark.usefixtures("home")
+def test_wrong_answers_are_told_and_asked_for_again(shell: Shell, broker: Mosquitto) -> None:
+    told = answered(
+        shell,
+        *(NOWHERE, "", USER, "wrong password", "", "no token", USER, PASSWORD),
+        *("mqtt://" + NOWHERE, "", broker.url, BROKER_USER, "wrong", broker.url, BROKER_USER, BROKER_PASSWORD),
+    )
+    assert told.code == 0
+    problems = [line.text for line in told.of("problem")]
+    assert len(problems) == 5
+    assert "connection refused" in problems[0]
+    assert "refuses the password" in problems[1]
+    assert "token" in problems[2]
+    assert "no broker listens there" in problems[3]
+    assert "not authorized" in problems[4]
+
+
+@pytest.mark.usefixtures("home")
+def test_the_environment_is_shown_only_where_it_is_asked_for(shell: Shell, broker: Mosquitto) -> None:
+    shell.secrets.clear()  # that is what it is asked for
+    answers = ("", USER, PASSWORD, broker.url, BROKER_USER, BROKER_PASSWORD)
+    told = answered(shell, *answers, arguments=("--show",))
+    assert told.code == 0
+    assert f"\nBRIDGE_GATEWAY__PASSWORD='{PASSWORD}'\n" in told.text
+    assert not Path(".env").exists()
+
+
+@pytest.mark.usefixtures("home")
+def test_it_gives_up_where_nothing_works(shell: Shell) -> None:
+    told = answered(shell, *[NOWHERE] * 5)
+    assert told.code == 78
+    assert "iqgateway2mqtt check" in told.errors
+    assert not Path(".env").exists()
+
+
+@pytest.mark.usefixtures("home")
+def test_who_leaves_leaves_nothing(shell: Shell) -> None:
+    told = answered(shell, "", USER)
+    assert told.code == 78
+    assert "nothing was written" in told.errors
+    assert not Path(".env").exists()
+
+
+def test_a_file_that_is_there_is_not_touched(shell: Shell) -> None:
+    Path(".env").write_text("OTHERS=1\n")
+    told = answered(shell)
+    assert told.code == 78
+    assert "--output: .env is there already" in told.errors
+    assert Path(".env").read_text() == "OTHERS=1\n"
+
+
+def test_what_a_dotenv_file_would_expand_goes_into_a_toml_file(tmp_path: Path) -> None:
+    assert "iqgateway2mqtt.toml" in setup._keep({"mqtt": {"password": "${HOME}"}}, tmp_path / ".env")
+    assert tomllib.loads((tmp_path / "iqgateway2mqtt.toml").read_text()) == {"mqtt": {"password": "${HOME}"}}
+
+
+def test_legacy_firmware_is_asked_for_no_token(shell: Shell, broker: Mosquitto) -> None:
+    simulator = Simulator("legacy")
+    with served(shell, simulator, tls=False) as address:
+        shell.unset("gateway__host")
+        told = answered(shell, f"http://{address}", broker.url, BROKER_USER, BROKER_PASSWORD)
+    assert told.code == 0
+    assert "Enphase account" not in told.text
+
+
+@pytest.mark.parametrize("value", ["simple", "it's", 'a"b', "a b #c", "back\\slash", "$HOME", "ümläut", "a=b"])
+def test_values_survive_both_kinds_of_file(value: str, tmp_path: Path) -> None:
+    answers = {"mqtt": {"password": value}}
+    file = tmp_path / "one.env"
+    file.write_text(setup.environment(answers))
+    assert dotenv_values(file, interpolate=False)["BRIDGE_MQTT__PASSWORD"] == value
+    assert tomllib.loads(setup.toml(answers)) == answers

@@ -1,0 +1,165 @@
+"""A real, headless Node-RED: installed once for each machine, started with flows of a test."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from brokers import free_port
+from programs import Program, started
+from running import until
+
+PINNED = {"node-red": "4.1.15", "@flowfuse/node-red-dashboard": "1.31.0"}
+"""Node-RED 5 needs Node 22.9; this one is content with 18.5, so that Debian 12's Node will do."""
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iqgateway2mqtt-tests"
+THERE = CACHE / "-".join(["node-red", *PINNED.values()])
+EXAMPLES = Path(__file__).parents[2] / "examples" / "node-red"
+BROKER = "enphase-broker"
+READY = "Started flows"
+TROUBLE = re.compile(r"\[(warn|error)\] (?!Projects disabled|Using unencrypted)|Waiting for missing types|Error:")
+PATIENCE = 120.0
+"""Real seconds until a test gives up; nothing here takes a tenth of it."""
+SETTINGS = {
+    "flowFile": "flows.json",
+    "credentialSecret": False,
+    "httpAdminRoot": False,
+    "httpNodeRoot": "/",
+    "uiHost": "127.0.0.1",
+    "diagnostics": {"enabled": False},
+    "telemetry": {"enabled": False},
+    "logging": {"console": {"level": "info", "metrics": False, "audit": False}},
+}
+EAR = "const { topic, payload } = msg; return { payload: JSON.stringify({ topic, payload, ear: node.name }) };"
+Node = dict[str, Any]
+TAB: Node = {"id": "tab", "type": "tab", "label": "test"}
+SHOWN = {"x": 100, "y": 100}
+"""What stands nowhere in the editor is taken for configuration, and has no wires."""
+
+
+def install() -> Path:
+    """The folder that has Node-RED. In CI it must be had; elsewhere a test is skipped with the reason why not."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{THERE.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run at the same time waits
+        problem = None if THERE.is_dir() else _install()
+    if problem and os.environ.get("CI"):
+        pytest.fail(problem)
+    if problem:
+        pytest.skip(problem)
+    return THERE
+
+
+def _install() -> str | None:
+    """Beside its place, then moved there: a run that is stopped halfway leaves nothing that looks whole."""
+    if not (shutil.which("npm") and shutil.which("node")):
+        return "Node-RED needs node (18.5 or later) and npm: apt-get install nodejs npm"
+    half = THERE.with_suffix(".half")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir()
+    options = ["--no-audit", "--no-fund", "--no-update-notifier", "--omit=optional", "--ignore-scripts"]
+    packages = [f"{name}@{version}" for name, version in PINNED.items()]
+    command = ["npm", "install", *options, "--prefix", half, *packages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"npm can't install {' '.join(packages)}: {done.stderr[-500:]}"
+    half.rename(THERE)
+    return None
+
+
+def example(name: str, port: int, **settings: float) -> list[Node]:
+    """An example's nodes, at a broker of the test. `settings` replace environment variables of the flow."""
+    nodes: list[Node] = json.loads((EXAMPLES / f"{name}.json").read_text())
+    for node in nodes:
+        if node["type"] == "mqtt-broker":
+            node |= {"broker": "127.0.0.1", "port": str(port)}
+        if node["type"] == "inject":
+            node["repeat"] = "0.2"  # a test has no patience for a tick
+        for variable in node.get("env", ()):
+            variable["value"] = str(settings.pop(variable["name"], variable["value"]))
+    assert not settings, "no such setting"
+    return nodes
+
+
+def broker(identity: str, port: int, version: str) -> Node:
+    """A broker as Node-RED has it; `version` is 4 (MQTT 3.1.1) or 5."""
+    named = {"id": identity, "type": "mqtt-broker", "broker": "127.0.0.1", "port": str(port)}
+    return {**named, "protocolVersion": version, "keepalive": "60", "cleansession": True, "autoConnect": True}
+
+
+def subscription(identity: str, topic: str, at: str, *to: str) -> Node:
+    """An `mqtt in` node as the editor makes it: QoS 2, auto-detect."""
+    node = {"id": identity, "type": "mqtt in", "z": TAB["id"], "topic": topic, "broker": at, "wires": [list(to)]}
+    return {**node, **SHOWN, "qos": "2", "datatype": "auto-detect", "nl": False, "rap": True, "rh": 0, "inputs": 0}
+
+
+def ear(identity: str, tab: str, file: Path) -> list[Node]:
+    """Writes down what it hears."""
+    hand, place = f"{identity}-file", {"z": tab, **SHOWN}
+    function = {"id": identity, "type": "function", "name": identity, "func": EAR, "outputs": 1, "wires": [[hand]]}
+    writer = {"id": hand, "type": "file", "filename": str(file), "filenameType": "str", "wires": [[]]}
+    options = {"appendNewline": True, "overwriteFile": "false", "encoding": "utf8"}
+    return [{**function, **place}, {**writer, **options, **place}]
+
+
+@dataclass(frozen=True)
+class NodeRed:
+    """One that runs. `url` is where its dashboard is."""
+
+    program: Program
+    url: str
+    file: Path
+
+    def heard(self, name: str) -> list[Mapping[str, Any]]:
+        """What an ear has heard, oldest first: topic and payload."""
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        return [message for message in map(json.loads, lines) if message["ear"] == name]
+
+    @property
+    def log(self) -> list[str]:
+        return [*self.program.out, *self.program.err]
+
+    @property
+    def trouble(self) -> list[str]:
+        return [line for line in self.log if TROUBLE.search(line)]
+
+
+@asynccontextmanager
+async def node_red(
+    folder: Path, nodes: Iterable[Node], ears: Mapping[str, str] | None = None
+) -> AsyncIterator[NodeRed]:
+    """Runs with these nodes until the end of the test. It may neither warn nor complain.
+
+    `ears` are nodes whose outputs are written down, each `id` or `id:output` with a name for what is heard.
+    """
+    there, port, file = install(), free_port(), folder / "heard.jsonl"
+    flows = list(nodes)
+    for place, name in (ears or {}).items():
+        identity, _, output = place.partition(":")
+        (source,) = [node for node in flows if node["id"] == identity]
+        source["wires"][int(output or 0)].append(name)
+        flows += ear(name, source["z"], file)
+    settings = {**SETTINGS, "uiPort": port, "userDir": str(folder)}
+    (folder / "settings.js").write_text(f"module.exports = {json.dumps(settings)};\n")
+    (folder / "flows.json").write_text(json.dumps(flows))
+    red = there / "node_modules" / "node-red" / "red.js"
+    command = ("node", "--max-old-space-size=256", str(red), "-s", str(folder / "settings.js"))
+    async with started(*command) as program:
+        found = NodeRed(program, f"http://127.0.0.1:{port}", file)
+        await until(
+            lambda: any(READY in line for line in found.log) or program.process.returncode is not None, PATIENCE
+        )
+        assert program.process.returncode is None, found.log
+        try:
+            yield found
+        except AssertionError as error:
+            error.add_note("\n".join(found.log))
+            raise
+        assert found.trouble == [], found.log

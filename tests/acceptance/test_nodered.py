@@ -1,0 +1,269 @@
+"""Node-RED, the real one: what it gets from the bridge, and what the example flows make of it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from brokers import Mosquitto, watching
+from houses import House, house, publish
+from nodered import EXAMPLES, TAB, NodeRed, broker, example, install, node_red, subscription
+from running import LOOK, PATIENCE, running, until
+
+SERIAL = "122301003111"
+GRID, BATTERY = f"enphase/{SERIAL}/site/grid", f"enphase/{SERIAL}/site/battery"
+SITE, UNITS = f"enphase/{SERIAL}/availability/site", f"enphase/{SERIAL}/availability/inverters"
+BRIDGE = "enphase/bridge/state"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    install()
+
+
+def numeric(home: House) -> set[str]:
+    """Topics that discovery announces as numbers."""
+    bodies = [json.loads(text) for topic, text in home.seen.items() if topic.startswith("homeassistant/")]
+    entities = [entity for body in bodies for entity in body["components"].values()]
+    return {entity["state_topic"] for entity in entities if "suggested_display_precision" in entity}
+
+
+@pytest.mark.parametrize("version", ["5", "4"], ids=["MQTT 5", "MQTT 3.1.1"])
+async def test_numbers_are_numbers_and_documents_objects(tmp_path: Path, version: str) -> None:
+    """Subscribed as the editor proposes: QoS 2, auto-detect."""
+    async with house(tmp_path) as home, running(home.settings()):
+        nodes = [TAB, broker("at", home.broker.port, version), subscription("in", "enphase/#", "at")]
+        async with node_red(tmp_path, nodes, {"in": "all"}) as red:
+            await home.settled()
+            sent = {topic: text for topic, text in home.seen.items() if topic.startswith("enphase/")}
+            await until(lambda: {message["topic"] for message in red.heard("all")} >= sent.keys())
+            heard = {message["topic"]: message["payload"] for message in red.heard("all")}
+        numbers = numeric(home)
+    assert len(numbers) > 300
+    assert {type(heard[topic]) for topic in numbers if heard[topic] != "None"} == {int, float}
+    documents = {topic for topic, text in sent.items() if text.startswith("{")}
+    assert {type(heard[topic]) for topic in documents} == {dict}
+    assert {topic: heard[topic].keys() for topic in documents} == {t: json.loads(sent[t]).keys() for t in documents}
+    meters = {topic for topic in numbers if "/meter/" in topic}
+    assert {topic: heard[topic] for topic in meters} == {topic: float(sent[topic]) for topic in meters}
+    assert heard[f"enphase/{home.serial}/site/grid/connected"] == "ON"
+    assert heard[f"enphase/{home.serial}/state"] == "online"
+
+
+def test_every_example_is_tested_and_shares_one_broker() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.json")} == {"surplus", "missing-inverter", "dashboard"}
+    found = [node for path in EXAMPLES.glob("*.json") for node in json.loads(path.read_text())]
+    assert [node for node in found if node["type"] == "mqtt-broker"][1:] == [
+        node for node in found if node["type"] == "mqtt-broker"
+    ][:-1]
+
+
+class Bench:
+    """A flow at a broker of its own, whose topics are what the test says."""
+
+    def __init__(self, red: NodeRed, mosquitto: Mosquitto) -> None:
+        self.red, self.mosquitto = red, mosquitto
+
+    async def tell(self, topic: str, payload: object) -> None:
+        text = payload if isinstance(payload, str) else json.dumps(payload)
+        await publish(self.mosquitto, topic, text, "-r")
+
+    def said(self, ear: str) -> list[Any]:
+        return [message["payload"] for message in self.red.heard(ear)]
+
+
+@asynccontextmanager
+async def bench(folder: Path, name: str, ears: dict[str, str], **settings: float) -> AsyncIterator[Bench]:
+    with Mosquitto(folder) as mosquitto:
+        async with node_red(folder, example(name, mosquitto.port, **settings), ears) as red:
+            yield Bench(red, mosquitto)
+
+
+# Surplus
+
+DECIDE = {"enphase-surplus-decide:0": "load", "enphase-surplus-decide:1": "why"}
+
+
+async def why(flow: Bench, **state: object) -> None:
+    """Until the flow says so."""
+    await until(lambda: bool(flow.said("why")) and flow.said("why")[-1].items() >= state.items())
+
+
+async def sunny(flow: Bench) -> None:
+    """All is well, and 3 kW go to the grid."""
+    await flow.tell(BRIDGE, "online")
+    await flow.tell(SITE, "online")
+    await flow.tell(GRID, {"power": -3000.5, "connected": True})
+    await why(flow, on=True, surplus=3000.5, problem=None)
+
+
+async def test_surplus_has_a_hysteresis(tmp_path: Path) -> None:
+    async with bench(tmp_path, "surplus", DECIDE, HOLD_S=0) as flow:
+        await why(flow, on=False, problem="bridge offline")
+        await sunny(flow)
+        for power, on in (1, True), (199, True), (200, False), (-1999, False), (-2000, True):
+            await flow.tell(GRID, {"power": power, "connected": True})
+            await why(flow, on=on, surplus=-power, problem=None)
+        assert flow.said("load") == ["OFF", "ON", "OFF", "ON"]
+
+
+async def test_surplus_is_off_at_once_where_it_is_not_known(tmp_path: Path) -> None:
+    doubts: tuple[tuple[str, object, str], ...] = (
+        (SITE, "offline", "site offline"),
+        (BRIDGE, "offline", "bridge offline"),
+        (GRID, {"power": None, "connected": True}, "power unknown"),
+        (GRID, "", "power unknown"),
+        (GRID, {"power": -3000, "connected": False}, "off grid"),
+        (BATTERY, {"power": None}, "power unknown"),
+    )
+    async with bench(tmp_path, "surplus", DECIDE, HOLD_S=0) as flow:
+        for topic, payload, problem in doubts:
+            await sunny(flow)
+            await flow.tell(topic, payload)
+            await why(flow, on=False, surplus=None, problem=problem)
+        assert flow.said("load") == ["OFF", *(["ON", "OFF"] * len(doubts))]
+
+
+async def test_surplus_is_off_when_no_news_come(tmp_path: Path) -> None:
+    async with bench(tmp_path, "surplus", DECIDE, HOLD_S=0, STALE_S=3) as flow:
+        await sunny(flow)
+        await why(flow, on=False, surplus=None, problem="no news")
+        assert flow.said("load") == ["OFF", "ON", "OFF"]
+
+
+async def test_what_a_battery_gives_is_no_surplus(tmp_path: Path) -> None:
+    async with bench(tmp_path, "surplus", DECIDE, HOLD_S=0) as flow:
+        await sunny(flow)
+        await flow.tell(BATTERY, {"power": -800})
+        await why(flow, on=True, surplus=3000.5)
+        await flow.tell(BATTERY, {"power": 3300})
+        await why(flow, on=False, surplus=-299.5)
+
+
+async def test_surplus_must_last(tmp_path: Path) -> None:
+    async with bench(tmp_path, "surplus", DECIDE, HOLD_S=3600) as flow:
+        await flow.tell(BRIDGE, "online")
+        await flow.tell(SITE, "online")
+        await flow.tell(GRID, {"power": -3000, "connected": True})
+        await why(flow, on=False, surplus=3000, problem=None)
+        assert flow.said("load") == ["OFF"]
+
+
+async def test_the_load_gets_its_orders(tmp_path: Path) -> None:
+    """From the real bridge, whatever the simulated sun does, and at once the opposite when the bridge goes."""
+    async with house(tmp_path) as home, watching(home.broker.port, "cmnd/#") as load:
+        flow = example("surplus", home.broker.port, HOLD_S=0, ON_W=-20000, OFF_W=-30000)
+        async with node_red(tmp_path, flow):
+            async with running(home.settings()):
+                await load.until_seen("cmnd/water-heater/POWER", "ON")
+                assert load.seen[0].payload == "OFF"
+            await load.until_seen("cmnd/water-heater/POWER", "OFF")
+
+
+# Missing inverter
+
+JUDGE = {"enphase-missing-judge": "alerts"}
+FIRST, SECOND, THIRD, REMOVED = (
+    f"enphase/{SERIAL}/inverter/48230100{number}" for number in (1001, 1002, 1003, 1009)
+)
+LAST = "2026-11-22T06:00:00+00:00"
+
+
+def unit(*, reporting: bool) -> dict[str, object]:
+    return {"timestamp": LAST, "power": 100, "reporting": reporting, "last_report": LAST}
+
+
+async def test_a_missing_inverter_is_told_once_and_when_it_is_back(tmp_path: Path) -> None:
+    async with bench(tmp_path, "missing-inverter", JUDGE, HOURS=0) as flow:
+        await flow.tell(BRIDGE, "online")
+        await flow.tell(UNITS, "online")
+        await flow.tell(REMOVED, {"reporting": False, "last_report": None})
+        for topic in FIRST, SECOND, THIRD:
+            await flow.tell(topic, unit(reporting=True))
+        await flow.tell(SECOND, unit(reporting=False))
+        gone = f"Inverter 482301001002 has not reported since {LAST}"
+        await until(lambda: flow.said("alerts") == [gone])
+        await flow.tell(FIRST, unit(reporting=True))
+        await flow.tell(SECOND, unit(reporting=True))
+        await until(lambda: flow.said("alerts") == [gone, "Inverter 482301001002 reports again"])
+
+
+async def test_nobody_is_missed_when_most_are_silent(tmp_path: Path) -> None:
+    """Neither at night nor without data. The alert at the end tells that all before was judged."""
+    everyone = (FIRST, SECOND, THIRD)
+    async with bench(tmp_path, "missing-inverter", JUDGE, HOURS=0) as flow:
+        for state, other in (BRIDGE, UNITS), (UNITS, BRIDGE):
+            await flow.tell(state, "offline")
+            await flow.tell(other, "online")
+            for topic in everyone:
+                await flow.tell(topic, unit(reporting=True))
+            for topic in everyone[:2]:
+                await flow.tell(topic, unit(reporting=False))
+            await flow.tell(state, "online")
+            await flow.tell(THIRD, unit(reporting=False))
+            await flow.tell(state, "offline")
+        for topic in everyone:
+            await flow.tell(topic, unit(reporting=True))
+        await flow.tell(UNITS, "online")
+        await flow.tell(SECOND, unit(reporting=False))
+        await until(lambda: flow.said("alerts") == [f"Inverter 482301001002 has not reported since {LAST}"])
+
+
+async def test_an_alert_is_published(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as mosquitto:
+        async with (
+            watching(mosquitto.port, "alerts/#") as watcher,
+            node_red(tmp_path, example("missing-inverter", mosquitto.port, HOURS=0)),
+        ):
+            for topic in FIRST, SECOND:
+                await publish(mosquitto, topic, json.dumps(unit(reporting=True)), "-r")
+            await publish(mosquitto, THIRD, json.dumps(unit(reporting=False)), "-r")
+            for topic in BRIDGE, UNITS:
+                await publish(mosquitto, topic, "online", "-r")
+            await watcher.until_seen("alerts/enphase", f"Inverter 482301001003 has not reported since {LAST}")
+
+
+# Dashboard
+
+FLOWS = ("solar", "grid", "battery", "home")
+
+
+async def test_the_dashboard_shows_the_home(tmp_path: Path) -> None:
+    async with (
+        house(tmp_path) as home,
+        running(home.settings()),
+        node_red(tmp_path, example("dashboard", home.broker.port)) as red,
+        httpx.AsyncClient(base_url=f"{red.url}/dashboard") as client,
+    ):
+
+        async def shown(widget: str) -> Any:
+            """What a widget shows: the payload that came last."""
+            answer = await client.get(f"/_debug/datastore/enphase-board-{widget}")
+            return answer.json()["payload"] if answer.text else None
+
+        async def until_shown(widget: str, right: Callable[[Any], bool]) -> None:
+            while not right(await shown(widget)):  # noqa: ASYNC110 - the dashboard tells nothing by itself
+                await asyncio.sleep(LOOK)
+
+        assert 'id="app"' in (await client.get("/energy")).text
+        await home.settled()
+        values = {flow: float(home.topic(f"site/{flow}/power") or "nan") for flow in FLOWS}
+        async with asyncio.timeout(PATIENCE):
+            for flow, value in values.items():
+                await until_shown(flow, lambda payload, value=value: payload == round(value))
+            await until_shown("charge", lambda payload: payload == float(home.topic("site/battery/soc") or "nan"))
+            await until_shown("word", lambda payload: payload == "online")
+            await until_shown("meter-table", lambda rows: len(rows or ()) == 9)
+            await until_shown("inverter-table", lambda rows: len(rows or ()) == 21)
+        meters = {(row["meter"], row["phase"]): row for row in await shown("meter-table")}
+        row = meters["net-consumption", "L2"]
+        assert row["V"] == float(home.topic("meter/net-consumption/l2/voltage") or "nan")
+        (one,) = [row for row in await shown("inverter-table") if row["inverter"] == "482301001005"]
+        assert (one["W"], one["reporting"]) == (float(home.topic("inverter/482301001005/power") or "nan"), "yes")
+        await publish(home.broker, SITE, "offline", "-r")
+        async with asyncio.timeout(PATIENCE):
+            await until_shown("word", lambda payload: payload == "offline: site")

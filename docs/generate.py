@@ -265,7 +265,7 @@ BLOCK = re.compile(r"(<!-- begin ([a-z-]+): docs/generate\.py -->\n).*?(<!-- end
 
 
 def documents() -> Sequence[Path]:
-    return sorted((*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
+    return sorted((*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/*.md")))
 
 
 def renewed(text: str) -> str:

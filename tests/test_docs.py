@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+import openhab
 import pytest
 from paho.mqtt.client import topic_matches_sub
 
@@ -27,7 +28,9 @@ from bridge.config import CONFIG_VARIABLE, PREFIX, load, names  # noqa: E402
 from bridge.endpoints import ENDPOINTS  # noqa: E402
 from bridge.model import Facts, Message  # noqa: E402
 from bridge.service.diagnostics import ROWS, SOURCE, Diagnostics  # noqa: E402
+from bridge.service.mirror import SITE  # noqa: E402
 from bridge.simulator import HOMES  # noqa: E402
+from bridge.site import Answer, Site  # noqa: E402
 from bridge.topics import Names, Tree, bridge_info, online  # noqa: E402
 
 DOCUMENTS = generate.documents()
@@ -222,13 +225,18 @@ class Shown:
 
 @cache
 def home() -> Shown:
-    facts, when, sent = Facts(""), datetime.fromtimestamp(values.NOON, UTC), list[Message]()
-    tree = Tree(Names(), HOMES[HOME].serial, [*(endpoint.source for endpoint in ENDPOINTS), SOURCE])
+    facts, when, sent, site = Facts(""), datetime.fromtimestamp(values.NOON, UTC), list[Message](), Site()
+    tree = Tree(Names(), HOMES[HOME].serial, [*(endpoint.source for endpoint in ENDPOINTS), SITE, SOURCE])
     for endpoint, body in values.answers(HOME):
         parsed = endpoint.split(body, facts, values.NOON)
         facts = parsed.facts or facts
         sent += tree.update(endpoint.source, parsed.readings, when)
-        sent.append(online(tree.names.availability(facts.serial, endpoint.source), is_online=True))
+        answer = Answer(endpoint.source, list(parsed.readings), facts, values.NOON, "today")
+        sent += tree.update(SITE, site.update(answer), when)
+        sent += (
+            online(tree.names.availability(facts.serial, source), is_online=True)
+            for source in (endpoint.source, SITE)
+        )
     sent += tree.update(SOURCE, list(Diagnostics().readings()), when)
     sent.append(online(f"{tree.names.bridge}/state", is_online=True))
     sent.append(online(tree.names.state(facts.serial), is_online=True))
@@ -278,6 +286,20 @@ def test_json_blocks_are_a_flow_or_a_document_of_a_device(block: str) -> None:
         assert wires | {node["broker"] for node in shown if node["type"] == "mqtt in"} <= nodes
     else:
         assert shown.keys() in home().documents
+
+
+@pytest.mark.parametrize(("name", "block"), blocks("java"))
+def test_java_blocks_are_what_openhab_reads(name: str, block: str) -> None:
+    """Things first: the items that follow are linked to them."""
+    things, items = openhab.things(block), openhab.items(block)
+    assert [] in (things.complaints, items.complaints)
+    if not things.complaints:
+        topics = {channel.parameters["stateTopic"] for channel in things.channels.values()} | things.topics
+        assert topics <= home().topics
+        return
+    before = [text for other, text in blocks("java") if other.partition(":")[0] == name.partition(":")[0]]
+    known = before[before.index(block) - 1]
+    assert openhab.linked(items, openhab.things(known)) == []
 
 
 # Links and versions

@@ -77,15 +77,21 @@ def _install() -> str | None:
 def example(name: str, port: int, **settings: float) -> list[Node]:
     """An example's nodes, at a broker of the test. `settings` replace environment variables of the flow."""
     nodes: list[Node] = json.loads((EXAMPLES / f"{name}.json").read_text())
+    nodes = [at_home(node, port) for node in nodes]
     for node in nodes:
-        if node["type"] == "mqtt-broker":
-            node |= {"broker": "127.0.0.1", "port": str(port)}
         if node["type"] == "inject":
             node["repeat"] = "0.2"  # a test has no patience for a tick
         for variable in node.get("env", ()):
             variable["value"] = str(settings.pop(variable["name"], variable["value"]))
     assert not settings, "no such setting"
     return nodes
+
+
+def at_home(node: Node, port: int) -> Node:
+    """A node of somebody's flow, at a broker of the test. What is imported lands in the tab that is open."""
+    if node["type"] == "mqtt-broker":
+        return {**node, "broker": "127.0.0.1", "port": str(port)}
+    return {"z": TAB["id"], **node} if "x" in node else node
 
 
 def broker(identity: str, port: int, version: str) -> Node:

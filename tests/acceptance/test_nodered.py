@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +12,10 @@ import httpx
 import pytest
 from brokers import Mosquitto, watching
 from houses import House, house, publish
-from nodered import EXAMPLES, TAB, NodeRed, broker, example, install, node_red, subscription
+from nodered import EXAMPLES, TAB, Node, NodeRed, at_home, broker, example, install, node_red, subscription
 from running import LOOK, PATIENCE, running, until
 
+ROOT = Path(__file__).parents[2]
 SERIAL = "122301003111"
 GRID, BATTERY = f"enphase/{SERIAL}/site/grid", f"enphase/{SERIAL}/site/battery"
 SITE, UNITS = f"enphase/{SERIAL}/availability/site", f"enphase/{SERIAL}/availability/inverters"
@@ -81,6 +83,35 @@ async def bench(folder: Path, name: str, ears: dict[str, str], **settings: float
     with Mosquitto(folder) as mosquitto:
         async with node_red(folder, example(name, mosquitto.port, **settings), ears) as red:
             yield Bench(red, mosquitto)
+
+
+def shown() -> dict[str, list[Node]]:
+    """The flows that the documents show."""
+    found = re.compile(r"^```json\n(\[.*?\])\n```$", re.MULTILINE | re.DOTALL)
+    pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    return {
+        f"{page.name}-{place}": json.loads(block)
+        for page in pages
+        for place, block in enumerate(found.findall(page.read_text()))
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "ear", "payload"),
+    [("README.md-0", "enphase-power", 658.5), ("node-red.md-0", "enphase-volts", [229.1, 230.2, 231.3])],
+)
+async def test_a_flow_of_the_documents(tmp_path: Path, name: str, ear: str, payload: object) -> None:
+    volts = {f"l{place}": {"voltage": value} for place, value in enumerate((229.1, 230.2, 231.3), 1)}
+    with Mosquitto(tmp_path) as mosquitto:
+        nodes = [TAB, *(at_home(node, mosquitto.port) for node in shown()[name])]
+        async with node_red(tmp_path, nodes, {ear: "end"}) as red:
+            document = {"power": 658.5, **volts}
+            await publish(mosquitto, f"enphase/{SERIAL}/meter/net-consumption", json.dumps(document), "-r")
+            await until(lambda: [message["payload"] for message in red.heard("end")] == [payload])
+
+
+def test_every_flow_of_the_documents_is_tested() -> None:
+    assert shown().keys() == {"README.md-0", "node-red.md-0"}
 
 
 # Surplus

@@ -1,0 +1,291 @@
+#!/usr/bin/env python3
+"""openHAB's things, items and sitemap for your own gateway, from what the bridge tells Home Assistant.
+
+    iqgateway2mqtt once | python3 examples/openhab/generate.py /etc/openhab
+
+It reads lines `topic payload` and needs nothing but Python. The files beside it are made like this from the
+simulated three-phase home; tests/test_openhab.py compares.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DISCOVERY = re.compile(r"\S*/device/(iqgateway_\w[\w-]*)/config")
+DIMENSIONS = {
+    "W": "Power",
+    "VA": "Power",
+    "var": "Power",
+    "Wh": "Energy",
+    "VAh": "Energy",
+    "varh": "Energy",
+    "V": "ElectricPotential",
+    "A": "ElectricCurrent",
+    "Hz": "Frequency",
+    "%": "Dimensionless",
+    "s": "Time",
+}
+"""openHAB's dimension of each unit."""
+PROPERTIES = {
+    "power": "Power",
+    "energy": "Energy",
+    "voltage": "Voltage",
+    "current": "Current",
+    "frequency": "Frequency",
+    "battery": "Level",
+    "timestamp": "Timestamp",
+}
+"""openHAB's semantic property of each device class."""
+EQUIPMENT = {"inverter": "Inverter", "battery": "Battery"}
+ORDER = ("site", "meter", "inverter", "battery", "controller", "device", "gateway", "live", "energy", "report")
+FRAMES = {"site": "Site", "meter": "Meters", "inverter": "Inverters", "battery": "Batteries", "gateway": "Gateway"}
+BULK = ("live", "energy", "report")
+"""Devices that few people want: several hundred values."""
+PASSING = {"number": "REGEX:s/^None$/NaN/", "switch": "REGEX:(ON|OFF)", "datetime": "REGEX:([0-9].*)"}
+"""What becomes of `None`: UNDEF for numbers; for others it is passed over. Texts need no transformation."""
+BANNER = "// Made by examples/openhab/generate.py"
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One value: a channel of a thing and the item linked to it."""
+
+    key: str
+    label: str
+    kind: str
+    topic: str
+    item: str
+    phase: str = ""
+    unit: str | None = None
+    decimals: int = 0
+    device_class: str | None = None
+    on: str | None = None
+    off: str | None = None
+    first: bool = True
+    """Whether Home Assistant enables it unasked."""
+
+    def parameters(self, *, regex: bool) -> Iterator[tuple[str, str]]:
+        yield "stateTopic", self.topic
+        if self.unit:
+            yield "unit", self.unit
+        if self.on and self.off:
+            yield "on", self.on
+            yield "off", self.off
+        elif regex and self.kind in PASSING:
+            yield "transformationPattern", PASSING[self.kind]
+        if self.kind == "string":
+            yield "nullValue", "None"
+
+    @property
+    def item_type(self) -> str:
+        if self.kind == "number":
+            return f"Number:{DIMENSIONS[self.unit]}" if self.unit else "Number"
+        return {"switch": "Switch", "datetime": "DateTime", "string": "String"}[self.kind]
+
+    @property
+    def pattern(self) -> str:
+        """How openHAB shows it; it converts to the unit that stands there."""
+        if self.unit == "Wh":
+            return "[%.1f kWh]"
+        if self.kind == "number":
+            return f"[%.{self.decimals}f{' %unit%' if self.unit else ''}]"
+        return {"switch": "[%s]", "datetime": "[%1$tF %1$tT]", "string": "[%s]"}[self.kind]
+
+    @property
+    def tags(self) -> Sequence[str]:
+        point = "Measurement" if self.kind == "number" else "Status"
+        found = PROPERTIES.get(self.device_class or "")
+        return [point, found] if found else [point]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A device: of the tree, or of several that Home Assistant shows as one."""
+
+    uid: str
+    kind: str
+    label: str
+    availability: str
+    channels: tuple[Channel, ...]
+
+    @property
+    def group(self) -> str:
+        return _item(self.label if self.kind != "site" else f"{self.label} site")
+
+
+def read(lines: Iterable[str], *, bulk: bool = False) -> list[Thing]:
+    """The devices that are announced, the site first."""
+    bodies = {}
+    for line in lines:
+        topic, _, payload = line.strip().partition(" ")
+        if (found := DISCOVERY.fullmatch(topic)) and payload:
+            bodies[found[1]] = json.loads(payload)
+    things = [_thing(identity, body, bodies) for identity, body in bodies.items()]
+    chosen = (thing for thing in things if bulk or thing.kind not in BULK)
+    return sorted(chosen, key=lambda thing: ORDER.index(thing.kind))
+
+
+def _thing(identity: str, body: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Thing:
+    kind = identity.split("_")[2]
+    channels = [_channel(key, entity) for key, entity in body["components"].items() if len(entity) > 1]
+    if kind == "gateway":
+        serial = identity.split("_")[1]
+        mine = [other for name, other in others.items() if name.startswith(f"iqgateway_{serial}_")]
+        channels += _online(topic for other in mine for topic in _availability(other))
+    return Thing(identity, kind, body["device"]["name"], _availability(body)[-1], tuple(channels))
+
+
+def _availability(body: Mapping[str, Any]) -> list[str]:
+    """A generic thing takes one topic only; the last is that of the device's own data."""
+    return [item["topic"] for item in body["availability"]]
+
+
+def _channel(key: str, entity: Mapping[str, Any]) -> Channel:
+    phase = re.search(r"/(l[123])/", entity["state_topic"])
+    return Channel(
+        key,
+        entity["name"],
+        _kind(entity),
+        entity["state_topic"],
+        _item(entity["default_entity_id"].partition(".")[2]),
+        phase[1].upper() if phase else "",
+        entity.get("unit_of_measurement"),
+        entity.get("suggested_display_precision", 0),
+        entity.get("device_class"),
+        entity.get("payload_on"),
+        entity.get("payload_off"),
+        entity.get("enabled_by_default", True),
+    )
+
+
+def _kind(entity: Mapping[str, Any]) -> str:
+    if entity["platform"] == "binary_sensor":
+        return "switch"
+    if entity.get("device_class") == "timestamp":
+        return "datetime"
+    return "number" if "suggested_display_precision" in entity else "string"
+
+
+def _online(topics: Iterable[str]) -> Iterator[Channel]:
+    """Whether the bridge runs and each source is fresh; that the gateway answers is among its values already."""
+    for topic in sorted(set(topics)):
+        *above, last = topic.split("/")
+        name = last if "availability" in above else "bridge"
+        if "availability" in above or "bridge" in above:
+            serial = "" if name == "bridge" else f"_{above[-2]}"
+            label = "Bridge runs" if name == "bridge" else f"Fresh: {name.replace('_', ' ')}"
+            yield Channel(
+                f"online_{name}",
+                label,
+                "switch",
+                topic,
+                _item(f"online_{name}{serial}"),
+                on="online",
+                off="offline",
+            )
+
+
+def _item(name: str) -> str:
+    words = re.sub(r"[^A-Za-z0-9]+", " ", name).split()
+    own = words[1:] if words[0].lower() == "enphase" else words
+    return "_".join(["Enphase", *(word[:1].upper() + word[1:] for word in own)])
+
+
+# The three files
+
+
+def things_file(things: Sequence[Thing], broker: str, *, regex: bool) -> str:
+    return "\n".join([BANNER, *(_thing_text(thing, broker, regex=regex) for thing in things)])
+
+
+def _thing_text(thing: Thing, broker: str, *, regex: bool) -> str:
+    available = (
+        f'availabilityTopic="{thing.availability}", payloadAvailable="online", payloadNotAvailable="offline"'
+    )
+    lines = [f'\nThing mqtt:topic:{thing.uid} "{thing.label}" ({broker}) [ {available} ] {{', "    Channels:"]
+    for channel in thing.channels:
+        parameters = ", ".join(f'{name}="{value}"' for name, value in channel.parameters(regex=regex))
+        lines.append(f'        Type {channel.kind} : {channel.key} "{channel.label}" [ {parameters} ]')
+    return "\n".join([*lines, "}"])
+
+
+def items_file(things: Sequence[Thing]) -> str:
+    return "\n".join([BANNER, *(_items_text(thing) for thing in things)])
+
+
+def _items_text(thing: Thing) -> str:
+    lines = [f'\nGroup {thing.group} "{thing.label}" ["{EQUIPMENT.get(thing.kind, "Equipment")}"]']
+    for channel in thing.channels:
+        tags = ", ".join(f'"{tag}"' for tag in channel.tags)
+        metadata = [f'channel="mqtt:topic:{thing.uid}:{channel.key}"']
+        metadata += [f'unit="{channel.unit}"'] if channel.unit else []
+        head = f'{channel.item_type} {channel.item} "{channel.label} {channel.pattern}"'
+        lines.append(f"{head} ({thing.group}) [{tags}] {{ {', '.join(metadata)} }}")
+    return "\n".join(lines)
+
+
+def sitemap_file(things: Sequence[Thing]) -> str:
+    lines = [BANNER, 'sitemap enphase label="Enphase" {']
+    for kind in dict.fromkeys(thing.kind for thing in things):
+        lines.append(f'    Frame label="{FRAMES.get(kind, kind.capitalize())}" {{')
+        for thing in (thing for thing in things if thing.kind == kind):
+            lines += _page(thing)
+        lines.append("    }")
+    return "\n".join([*lines, "}"])
+
+
+def _page(thing: Thing) -> Iterator[str]:
+    """What matters of the site stands on the first page. All else has a page, with a frame for each phase."""
+    power = next((channel for channel in thing.channels if channel.first and channel.device_class == "power"), None)
+    head = f'label="{thing.label}" icon="energy"'
+    if thing.kind == "site":
+        yield from (f"        Text item={channel.item}" for channel in thing.channels if channel.first)
+        head = 'label="More" icon="energy"'
+    elif power:
+        head = f'item={power.item} label="{thing.label} {power.pattern}" icon="energy"'
+    yield f"        Text {head} {{"
+    for phase in dict.fromkeys(channel.phase for channel in thing.channels):
+        yield f'            Frame label="{phase or thing.label}" {{'
+        yield from (
+            f"                Text item={channel.item}" for channel in thing.channels if channel.phase == phase
+        )
+        yield "            }"
+    yield "        }"
+
+
+def write(folder: Path, things: Sequence[Thing], broker: str, *, regex: bool) -> None:
+    files = {
+        "things/enphase.things": things_file(things, broker, regex=regex),
+        "items/enphase.items": items_file(things),
+        "sitemaps/enphase.sitemap": sitemap_file(things),
+    }
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="openHAB's configuration, such as /etc/openhab")
+    parser.add_argument(
+        "--broker", default="mqtt:broker:home", help="UID of the broker's thing (default %(default)s)"
+    )
+    parser.add_argument("--all", action="store_true", help="live data, energy counters and meter reports, too")
+    parser.add_argument(
+        "--regex", action="store_true", help="make None UNDEF; needs openHAB's add-on transform-regex"
+    )
+    options = parser.parse_args()
+    things = read(sys.stdin, bulk=options.all)
+    if not things:
+        parser.error("no discovery: pipe in what `iqgateway2mqtt once` prints, with discovery = device")
+    write(options.folder, things, options.broker, regex=options.regex)
+
+
+if __name__ == "__main__":
+    main()

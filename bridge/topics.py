@@ -89,6 +89,7 @@ class Row:
 
 Key = tuple[str, Phase | None, str]
 ROWS = TypeAdapter(list[Row])
+GATEWAY = "gateway"
 GONE = 7 * 86_400.0
 """Seconds for which a value must be absent from every non-empty good answer before it is gone."""
 
@@ -151,7 +152,8 @@ class Tree:
 
     def _vanish(self, source: str, readings: Sequence[Reading], now: float) -> Iterator[Message]:
         present = {(reading.device, reading.phase, reading.name) for reading in readings}
-        absent = [key for key, row in self._rows.items() if row.source == source and key not in present]
+        mine = [key for key, row in self._rows.items() if row.source == source]
+        absent = [key for key in mine if key not in present and (_names_devices(present) or key[0] == GATEWAY)]
         for key in present & self._missing.keys():
             del self._missing[key]
         for key in absent:
@@ -204,6 +206,11 @@ class Tree:
         interval = max(DOCUMENT_INTERVAL, min(reading.measurement.interval for reading in readings))
         topic = self.names.device(self.serial, device)
         return Message(topic, json.dumps(body), interval=interval, content_type="application/json")
+
+
+def _names_devices(keys: Iterable[Key]) -> bool:
+    """An empty list of inverters (at night, on some gateways) still has its count, on the gateway."""
+    return any(device != GATEWAY for device, *_ in keys)
 
 
 def _key(name: str) -> str:

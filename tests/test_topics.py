@@ -382,6 +382,16 @@ def test_an_empty_answer_and_another_source_say_nothing_of_what_is_gone(answer: 
         assert cleared(update(into, source, *answer, when=WHEN + day * DAY)) == []
 
 
+def test_an_empty_list_with_a_count_says_nothing_of_what_is_gone() -> None:
+    """Snow on the roof for two weeks: `[]`, and no inverter is gone."""
+    into = tree()
+    count = read("gateway", POWER_ROW, 1), read("gateway", VOLTAGE_ROW, 2)
+    update(into, "inverters", *count, read("inverter/7", POWER_ROW, 1))
+    for day in range(14):
+        assert cleared(update(into, "inverters", count[0], when=WHEN + day * DAY)) == ["gateway/voltage"][: day == 7]
+    assert {row.device for row in into.rows()} == {"gateway", "inverter/7"}
+
+
 def test_rows_outlive_the_process() -> None:
     """So that what was published before a restart can be cleared after it."""
     into = tree()

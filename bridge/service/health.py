@@ -80,8 +80,11 @@ class Health:
         """An outage is one line, not one for each source: the first that fails speaks for those that follow."""
         self.failures += 1
         self.last_error = error
+        source = self.sources[name]
+        if source.state is State.ABSENT:
+            return
         self._in_a_row += 1
-        news = self.sources[name].failed()
+        news = source.failed()
         if news and (self._in_a_row == 1 or not isinstance(error, Unavailable)):
             self._log.warning("%s: %s", name, error)
 

@@ -26,7 +26,9 @@ from bridge.commands import codes, parser  # noqa: E402
 from bridge.config import CONFIG_VARIABLE, PREFIX, load, names  # noqa: E402
 from bridge.endpoints import ENDPOINTS  # noqa: E402
 from bridge.model import Facts, Message  # noqa: E402
+from bridge.service.counting import Counting  # noqa: E402
 from bridge.service.diagnostics import ROWS, SOURCE, Diagnostics  # noqa: E402
+from bridge.service.mirror import SITE  # noqa: E402
 from bridge.simulator import HOMES  # noqa: E402
 from bridge.topics import Names, Tree, bridge_info, online  # noqa: E402
 
@@ -223,11 +225,14 @@ class Shown:
 @cache
 def home() -> Shown:
     facts, when, sent = Facts(""), datetime.fromtimestamp(values.NOON, UTC), list[Message]()
-    tree = Tree(Names(), HOMES[HOME].serial, [*(endpoint.source for endpoint in ENDPOINTS), SOURCE])
+    tree = Tree(Names(), HOMES[HOME].serial, [*(endpoint.source for endpoint in ENDPOINTS), SITE, SOURCE])
+    counting = Counting(netted=True, zone=UTC, kept={})
     for endpoint, body in values.answers(HOME):
         parsed = endpoint.split(body, facts, values.NOON)
         facts = parsed.facts or facts
-        sent += tree.update(endpoint.source, parsed.readings, when)
+        counted = counting.count(endpoint.source, parsed, facts, now=values.NOON, steady=0)
+        sent += tree.update(endpoint.source, counted.readings, when)
+        sent += tree.update(SITE, counted.site, when) if counted.site else ()
         sent.append(online(tree.names.availability(facts.serial, endpoint.source), is_online=True))
     sent += tree.update(SOURCE, list(Diagnostics().readings()), when)
     sent.append(online(f"{tree.names.bridge}/state", is_online=True))

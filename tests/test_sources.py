@@ -1,6 +1,7 @@
 """How a source is doing, when it is asked again, and what the bridge says of itself."""
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -157,6 +158,20 @@ def test_an_outage_is_told_though_an_absent_source_meets_it_first() -> None:
     health.missing("livedata", Unsupported("404"))
     health.failed("livedata", Unavailable("connection refused"))
     health.failed("production", Unavailable("connection refused"))
+
+
+@pytest.mark.expects_log("livedata: no answer", "readings: the gateway fails")
+def test_a_source_that_fails_behind_another_is_told_once_it_fails_alone(warned: Sequence[str]) -> None:
+    log = logging.LoggerAdapter(logging.getLogger(__name__), {})
+    health = Health({"livedata": 5.0, "readings": 10.0, "production": 60.0}, 0.0, log)
+    for now in range(3):
+        health.failed("livedata", Unavailable("no answer"))
+        health.failed("readings", Unavailable("the gateway fails"))
+        assert len(warned) == 1 + (now > 1)
+        health.good("production", Parsed(), 0.1, now)
+        if now:
+            health.failed("readings", Unavailable("the gateway fails"))
+            assert len(warned) == 2
 
 
 def test_a_new_firmware_may_have_what_the_old_one_lacked() -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -79,16 +79,21 @@ def bridge_info(names: Names, version: str, started: datetime, gateways: Iterabl
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A measurement that a device of the tree has, and the source that gives it."""
+    """A measurement that a device of the tree has, and the source that gives it.
+
+    `absent_since` (seconds since 1970) is set while the source answers without it.
+    """
 
     device: str
     phase: Phase | None
     measurement: Measurement
     source: str
+    absent_since: float | None = field(default=None, compare=False)
 
 
 Key = tuple[str, Phase | None, str]
 ROWS = TypeAdapter(list[Row])
+GATEWAY = "gateway"
 GONE = 7 * 86_400.0
 """Seconds for which a value must be absent from every non-empty good answer before it is gone."""
 
@@ -106,7 +111,6 @@ class Tree:
         self._values, self._documents = payload != "json", payload != "values"
         self._rows: dict[Key, Row] = {}
         self._silent: set[Key] = set()
-        self._missing: dict[Key, float] = {}
         self._gone: dict[Key, Row] = {}
         self._readings: dict[str, dict[str, list[Reading]]] = {}
         self.version = 0
@@ -151,16 +155,17 @@ class Tree:
 
     def _vanish(self, source: str, readings: Sequence[Reading], now: float) -> Iterator[Message]:
         present = {(reading.device, reading.phase, reading.name) for reading in readings}
-        absent = [key for key, row in self._rows.items() if row.source == source and key not in present]
-        for key in present & self._missing.keys():
-            del self._missing[key]
+        mine = [key for key, row in self._rows.items() if row.source == source]
+        absent = [key for key in mine if key not in present and (_names_devices(present) or key[0] == GATEWAY)]
         for key in absent:
-            if now - self._missing.setdefault(key, now) >= GONE:
+            row = self._rows[key]
+            if row.absent_since is None:
+                self._rows[key] = replace(row, absent_since=now)
+            elif now - row.absent_since >= GONE:
                 yield from self._clear(key)
 
     def _clear(self, key: Key) -> Iterator[Message]:
         row = self._gone[key] = self._rows.pop(key)
-        del self._missing[key]
         self.version += 1
         yield Message(self.names.value(self.serial, *key), "")
         if not any(other.device == row.device for other in self._rows.values()):
@@ -175,6 +180,8 @@ class Tree:
             self._gone.pop(key, None)
             self._rows[key] = Row(reading.device, reading.phase, reading.measurement, source)
             self.version += 1
+        elif known.absent_since is not None:
+            self._rows[key] = replace(known, absent_since=None)
         self._mark(key, reading)
         return True
 
@@ -204,6 +211,11 @@ class Tree:
         interval = max(DOCUMENT_INTERVAL, min(reading.measurement.interval for reading in readings))
         topic = self.names.device(self.serial, device)
         return Message(topic, json.dumps(body), interval=interval, content_type="application/json")
+
+
+def _names_devices(keys: Iterable[Key]) -> bool:
+    """An empty list of inverters (at night, on some gateways) still has its count, on the gateway."""
+    return any(device != GATEWAY for device, *_ in keys)
 
 
 def _key(name: str) -> str:

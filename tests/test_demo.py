@@ -74,6 +74,14 @@ async def test_the_demo_with_a_broker_of_ones_own(folder: Path) -> None:
     assert names(folder) == []
 
 
+async def test_a_broker_that_can_not_be_is_one_clear_line(folder: Path) -> None:
+    async with started(*BRIDGE, "demo", "--mqtt", "mqtt://user:hunter2@host:port") as program:
+        assert await program.ended() == 78
+    assert len(program.err) == 1
+    assert program.err[0].startswith("iqgateway2mqtt: --mqtt: must look like mqtt://host:1883")
+    assert names(folder) == []
+
+
 async def test_the_demo_in_a_terminal(folder: Path) -> None:
     """A table that is drawn again and again; Ctrl-C gives the terminal back as it was."""
     ours, theirs = pty.openpty()

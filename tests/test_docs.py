@@ -27,10 +27,10 @@ from bridge.commands import codes, parser  # noqa: E402
 from bridge.config import CONFIG_VARIABLE, PREFIX, load, names  # noqa: E402
 from bridge.endpoints import ENDPOINTS  # noqa: E402
 from bridge.model import Facts, Message  # noqa: E402
+from bridge.service.counting import Counting  # noqa: E402
 from bridge.service.diagnostics import ROWS, SOURCE, Diagnostics  # noqa: E402
 from bridge.service.mirror import SITE  # noqa: E402
 from bridge.simulator import HOMES  # noqa: E402
-from bridge.site import Answer, Site  # noqa: E402
 from bridge.topics import Names, Tree, bridge_info, online  # noqa: E402
 
 DOCUMENTS = generate.documents()
@@ -225,14 +225,15 @@ class Shown:
 
 @cache
 def home() -> Shown:
-    facts, when, sent, site = Facts(""), datetime.fromtimestamp(values.NOON, UTC), list[Message](), Site()
+    facts, when, sent = Facts(""), datetime.fromtimestamp(values.NOON, UTC), list[Message]()
     tree = Tree(Names(), HOMES[HOME].serial, [*(endpoint.source for endpoint in ENDPOINTS), SITE, SOURCE])
+    counting = Counting(netted=True, zone=UTC, kept={})
     for endpoint, body in values.answers(HOME):
         parsed = endpoint.split(body, facts, values.NOON)
         facts = parsed.facts or facts
-        sent += tree.update(endpoint.source, parsed.readings, when)
-        answer = Answer(endpoint.source, list(parsed.readings), facts, values.NOON, "today")
-        sent += tree.update(SITE, site.update(answer), when)
+        counted = counting.count(endpoint.source, parsed, facts, now=values.NOON, steady=0)
+        sent += tree.update(endpoint.source, counted.readings, when)
+        sent += tree.update(SITE, counted.site, when) if counted.site else ()
         sent += (
             online(tree.names.availability(facts.serial, source), is_online=True)
             for source in (endpoint.source, SITE)

@@ -57,6 +57,10 @@ def test_heads_and_quotes(head: str) -> None:
     assert values("info", info(head=head)) == TOPICS
 
 
+def test_blanks_around_it_are_forgiven() -> None:
+    assert values("info", b"\r\n  " + info() + b"\n\n") == TOPICS
+
+
 @pytest.mark.parametrize("encoding", ["UTF-16", "ISO-8859-1", "US-ASCII", "windows-1252", "ISO-8859-4"])
 def test_encodings(encoding: str) -> None:
     text = info(head=f"<?xml version='1.0' encoding='{encoding}'?>").decode()

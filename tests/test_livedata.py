@@ -211,7 +211,8 @@ def test_values_of_free_objects(name: str, value: object, payload: str | None) -
         (2**32, "None"),
         (None, "None"),
         ("soon", "soon"),
-        (1.5, "1.5"),
+        (1654219883.5, "2022-06-03T01:31:23.500+00:00"),
+        ("1654219883", "2022-06-03T01:31:23+00:00"),
     ],
 )
 def test_the_time_of_a_task(value: object, payload: str) -> None:

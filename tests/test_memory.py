@@ -1,6 +1,8 @@
 """What has been published is remembered: over restarts, and until it has been gone for a week."""
 
 import json
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from running import running, until
 from bridge import discovery
 from bridge.model import Facts, Message, Phase, Reading
 from bridge.records import POWER, measurement
+from bridge.simulator.faults import edited
+from bridge.simulator.gateway import INVERTERS
 from bridge.topics import Names, Tree
 
 START = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
@@ -81,7 +85,7 @@ def test_damaged_rows_are_no_rows(kept: object) -> None:
 
 
 @pytest.mark.expects_log("inverters: ")
-async def test_a_source_that_fails_at_a_restart_costs_no_entity(tmp_path: Path) -> None:
+async def test_a_source_that_fails_at_a_restart_costs_no_entity(tmp_path: Path, warned: Sequence[str]) -> None:
     """A retained message without them would make Home Assistant forget them."""
     async with house(tmp_path) as home:
         async with running(home.settings()):
@@ -90,6 +94,7 @@ async def test_a_source_that_fails_at_a_restart_costs_no_entity(tmp_path: Path) 
         home.simulator.faults.add("/api/v1/production/inverters", "html")
         home.watcher.newest.clear()
         async with running(home.settings()):
+            await until(lambda: bool(warned))  # the watcher may still be at the first run
             await until(lambda: home.topic("meter/production/power") is not None)
             await until(lambda: home.availability.get("device_list") == "online")
             after = {topic: text for topic, text in home.seen.items() if topic.startswith("homeassistant/")}
@@ -126,3 +131,21 @@ async def test_a_demo_leaves_nothing_behind(tmp_path: Path) -> None:
         async with running(home.settings(), leave_nothing=True):
             await home.settled()
         await until(lambda: not home.seen)
+
+
+async def test_a_week_without_a_device_may_hold_restarts(tmp_path: Path) -> None:
+    """An inverter taken off the roof is gone a week later, though the Pi starts anew each night."""
+
+    def without_the_first(body: bytes) -> bytes:
+        return json.dumps(json.loads(body)[1:]).encode()
+
+    async with house(tmp_path) as home:
+        unit = f"inverter/{home.simulator.home.inverters[0].serial}"
+        async with running(home.settings()):
+            await home.settled()
+            assert home.topic(f"{unit}/power") is not None
+        home.simulator.faults.add(INVERTERS, edited("a unit less", without_the_first))
+        async with running(home.settings()):
+            await until(lambda: home.topic("availability/inverters") == "online")
+        async with running(home.settings(), now=lambda: time.time() + 7 * 86_400):
+            await until(lambda: home.topic(f"{unit}/power") is None and home.topic(unit) is None)

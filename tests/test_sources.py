@@ -1,13 +1,16 @@
 """How a source is doing, when it is asked again, and what the bridge says of itself."""
 
+import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
 
-from bridge.endpoints import ENDPOINTS
-from bridge.model import Reading
+from bridge.endpoints import ENDPOINTS, Parsed
+from bridge.model import Reading, Unavailable, Unsupported
 from bridge.records import TEXT
 from bridge.service.diagnostics import MAX_TEXT, ROWS, Diagnostics
+from bridge.service.health import Health
 from bridge.service.sources import Source, State
 
 
@@ -125,6 +128,50 @@ def test_an_absent_source_is_asked_ever_more_seldom() -> None:
     for _ in range(5000):
         given.missing()
     assert given.pause == 86_400
+
+
+def test_what_is_absent_can_not_fail() -> None:
+    """An outage is no reason to promise what the gateway has never had."""
+    given = source()
+    given.missing()
+    assert given.failed() is False
+    assert (given.state, given.online(0), given.pause) == (State.ABSENT, None, 60)
+
+
+def test_what_a_gateway_lacks_does_not_shorten_the_patience_with_it() -> None:
+    """livedata would be asked every 5 s if it were there; the gateway has only what is asked each minute."""
+    log = logging.LoggerAdapter(logging.getLogger(__name__), {})
+    health = Health({"production": 60.0, "livedata": 5.0}, 0.0, log)
+    health.good("production", Parsed(), 0.1, 0)
+    health.succeeded(0)
+    health.missing("livedata", Unsupported("404"))
+    health.failed("livedata", Unavailable("connection refused"))
+    assert health.sources["livedata"].online(61) is None
+    assert health.online(179)
+    assert not health.online(180)
+
+
+@pytest.mark.expects_log("production: connection refused")
+def test_an_outage_is_told_though_an_absent_source_meets_it_first() -> None:
+    health = Health({"production": 60.0, "livedata": 5.0}, 0.0, logging.LoggerAdapter(logging.getLogger(__name__)))
+    health.good("production", Parsed(), 0.1, 0)
+    health.missing("livedata", Unsupported("404"))
+    health.failed("livedata", Unavailable("connection refused"))
+    health.failed("production", Unavailable("connection refused"))
+
+
+@pytest.mark.expects_log("livedata: no answer", "readings: the gateway fails")
+def test_a_source_that_fails_behind_another_is_told_once_it_fails_alone(warned: Sequence[str]) -> None:
+    log = logging.LoggerAdapter(logging.getLogger(__name__), {})
+    health = Health({"livedata": 5.0, "readings": 10.0, "production": 60.0}, 0.0, log)
+    for now in range(3):
+        health.failed("livedata", Unavailable("no answer"))
+        health.failed("readings", Unavailable("the gateway fails"))
+        assert len(warned) == 1 + (now > 1)
+        health.good("production", Parsed(), 0.1, now)
+        if now:
+            health.failed("readings", Unavailable("the gateway fails"))
+            assert len(warned) == 2
 
 
 def test_a_new_firmware_may_have_what_the_old_one_lacked() -> None:

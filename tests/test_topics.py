@@ -382,6 +382,41 @@ def test_an_empty_answer_and_another_source_say_nothing_of_what_is_gone(answer: 
         assert cleared(update(into, source, *answer, when=WHEN + day * DAY)) == []
 
 
+def test_an_empty_list_with_a_count_says_nothing_of_what_is_gone() -> None:
+    """Snow on the roof for two weeks: `[]`, and no inverter is gone."""
+    into = tree()
+    count = read("gateway", POWER_ROW, 1), read("gateway", VOLTAGE_ROW, 2)
+    update(into, "inverters", *count, read("inverter/7", POWER_ROW, 1))
+    for day in range(14):
+        found = cleared(update(into, "inverters", count[0], when=WHEN + day * DAY))
+        assert found == (["gateway/voltage"] if day == 7 else [])
+    assert {row.device for row in into.rows()} == {"gateway", "inverter/7"}
+
+
+def test_seven_days_are_seven_days_over_restarts() -> None:
+    """A Pi that starts anew each night must not keep an inverter for ever that was taken off the roof."""
+    unit, other = read("inverter/7", POWER_ROW, 1), read("inverter/8", POWER_ROW, 2)
+    into = tree()
+    update(into, "inverters", unit, other)
+    seen = []
+    for night in range(1, 10):
+        kept, into = into.dump(), tree()
+        assert into.restore(json.loads(json.dumps(kept)))
+        seen += [(night, topic) for topic in cleared(update(into, "inverters", other, when=WHEN + night * DAY))]
+    assert seen == [(8, "inverter/7/power"), (8, "inverter/7")]
+
+
+def test_what_was_back_before_a_restart_is_not_gone() -> None:
+    unit, other = read("inverter/7", POWER_ROW, 1), read("inverter/8", POWER_ROW, 2)
+    into = tree()
+    update(into, "inverters", unit, other)
+    update(into, "inverters", other, when=WHEN + DAY)
+    update(into, "inverters", unit, other, when=WHEN + 2 * DAY)
+    kept, into = into.dump(), tree()
+    assert into.restore(kept)
+    assert cleared(update(into, "inverters", other, when=WHEN + 9 * DAY)) == []
+
+
 def test_rows_outlive_the_process() -> None:
     """So that what was published before a restart can be cleared after it."""
     into = tree()

@@ -10,12 +10,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from bridge.commands import embedded, log
 from bridge.commands.run import until_stopped
 from bridge.commands.screen import Screen
 from bridge.config import LogSettings, Settings
+from bridge.model import BadSetting
 from bridge.service import Bridge
 from bridge.simulator import PASSWORD, USER, Simulator
 from bridge.simulator.serve import serve
@@ -40,17 +42,21 @@ class DemoSettings(Settings):
 
 def _settings(gateway: str, cloud: str, broker: dict[str, str], state_dir: Path, *, secure: bool) -> Settings:
     account = {"username": USER, "password": PASSWORD} if secure else {}
-    return DemoSettings(
-        gateway={"host": gateway, **account},
-        cloud={
-            "login_url": f"http://{cloud}/login/login.json",
-            "token_url": f"http://{cloud}/tokens",
-            "entrez_url": f"http://{cloud}/entrez-auth-token",
-        },
-        mqtt=broker,
-        poll={"profile": "live", "inverters": 60},
-        state_dir=state_dir,
-    )
+    try:
+        return DemoSettings(
+            gateway={"host": gateway, **account},
+            cloud={
+                "login_url": f"http://{cloud}/login/login.json",
+                "token_url": f"http://{cloud}/tokens",
+                "entrez_url": f"http://{cloud}/entrez-auth-token",
+            },
+            mqtt=broker,
+            poll={"profile": "live", "inverters": 60},
+            state_dir=state_dir,
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+    raise BadSetting(f"--mqtt: {problem}")  # outside of the handler: the URL may hold a password
 
 
 @asynccontextmanager

@@ -84,7 +84,7 @@ def _packages(element: Element) -> dict[str, dict[str, str]]:
 def split(body: bytes, facts: Facts, now: float) -> Parsed:
     """Readings of `gateway`, and the facts that all other endpoints need."""
     try:
-        root = _Tree().feed(body).get("envoy_info")
+        root = _Tree().feed(body.lstrip()).get("envoy_info")  # XML allows no blank before its declaration
     except (expat.ExpatError, ValueError, LookupError):  # not XML, or in an encoding that nobody knows
         root = None
     if not root:

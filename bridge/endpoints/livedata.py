@@ -158,8 +158,8 @@ def _free_value(name: str, value: object, quantity: Quantity) -> Any:
     """What such a value is: its quantity and itself."""
     if value is None:
         return quantity, None
-    if name == "timestamp" and isinstance(value, int) and not isinstance(value, bool):
-        return TIME, datetime.fromtimestamp(value, UTC) if 0 < value < UINT32 else None
+    if name == "timestamp" and (seconds := finite(value)) is not None:
+        return TIME, datetime.fromtimestamp(seconds, UTC) if 0 < seconds < UINT32 else None
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = finite(value)
         return ((quantity if quantity.numeric else NUMBER), number) if number is not None else ABSENT

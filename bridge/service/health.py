@@ -26,6 +26,8 @@ class Health:
         self._log = log
         self._succeeded, self._since = NEVER, now
         self._in_a_row = 0
+        self._told: set[str] = set()
+        """Sources of whose failing the log knows."""
 
     @property
     def _patience(self) -> float:
@@ -73,6 +75,7 @@ class Health:
         source = self.sources[name]
         self._report(source, parsed)
         self._in_a_row = 0
+        self._told.discard(name)
         if source.good(now, fresh=parsed.fresh):
             self._log.info("%s: answers (%.2f s)", name, elapsed)
 
@@ -80,9 +83,13 @@ class Health:
         """An outage is one line, not one for each source: the first that fails speaks for those that follow."""
         self.failures += 1
         self.last_error = error
+        source = self.sources[name]
+        if source.state is State.ABSENT:
+            return
         self._in_a_row += 1
-        news = self.sources[name].failed()
-        if news and (self._in_a_row == 1 or not isinstance(error, Unavailable)):
+        source.failed()
+        if name not in self._told and (self._in_a_row == 1 or not isinstance(error, Unavailable)):
+            self._told.add(name)
             self._log.warning("%s: %s", name, error)
 
     def missing(self, name: str, error: BridgeError) -> None:

@@ -24,6 +24,8 @@ INFO, METERS = "info", "meters"
 QUICK = frozenset({"readings", "livedata"})
 SAVE = 300.0
 """Seconds between two saves of the counters: a memory card must last for years."""
+KEEP = 6 * 3600.0
+"""Seconds between two saves of what is published, which is large, where there is no other reason for one."""
 PROBE = 10.0
 """Seconds between looks at a gateway that does not answer: only at `/info`, since that costs it the least."""
 REFUSED_FIRST, REFUSED_LAST = 30.0, 900.0
@@ -86,6 +88,7 @@ class Poller:
         self._health = Health(wanted, self._time(), self._log)
         self._counting: Counting | None = None
         self._counted_at = NEVER
+        self._kept_at = self._time()
         self._diagnostics = Diagnostics()
         self._mirror: Mirror | None = None
         self._restored = False
@@ -110,6 +113,7 @@ class Poller:
             mirror = self._mirror or self._make_mirror(serial)
             mirror.health(self._time(), is_online=False, powered_by=self._powered_by)
         self.save()
+        self._keep_tree()
 
     @property
     def _powered_by(self) -> str | None:
@@ -257,6 +261,14 @@ class Poller:
         self._counted_at = self._time()
         if self._counting and self._identity.known:
             self._identity.keep_counted(self._counting.dump())
+        if self._time() - self._kept_at >= KEEP:
+            self._keep_tree()
+
+    def _keep_tree(self) -> None:
+        """What is published, and since when something of it is absent."""
+        self._kept_at = self._time()
+        if self._mirror and self._identity.known:
+            self._identity.keep_published(self._mirror.dump())
 
     def _succeed(self, source: str) -> None:
         """`/info` needs no token, so it alone does not make a gateway one that can be used."""
@@ -340,7 +352,7 @@ class Poller:
         mirror.health(now, is_online=self._health.online(now), powered_by=self._powered_by)
         mirror.diagnose(self._diagnosed(), now, self._now())
         if self._mirror and (self._health.tried or self._restored) and mirror.announce(self._identity.facts):
-            self._identity.keep_published(mirror.dump())
+            self._keep_tree()
 
     def _diagnosed(self) -> Diagnostics:
         tokens, known = self._gateway.tokens, self._diagnostics

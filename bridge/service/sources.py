@@ -64,7 +64,12 @@ class Source:
         return news
 
     def failed(self) -> bool:
-        """No answer, or none that can be used. True where that is news."""
+        """No answer, or none that can be used. True where that is news.
+
+        What the gateway does not have can't fail: an outage must not bring it an availability topic.
+        """
+        if self.state is State.ABSENT:
+            return False
         news = self.state is not State.FAILING
         self.state = State.FAILING
         self.failures += 1

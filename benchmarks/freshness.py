@@ -1,0 +1,92 @@
+"""From the last byte of the gateway's answer to the value at a subscriber, at one poll a second.
+
+The floor is a bare loop that reads the same answer with the same HTTP client, and publishes one value with paho.
+
+    python benchmarks/freshness.py [SECONDS]
+"""
+
+import json
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import lab
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion
+
+SECONDS = 120
+WARM_UP = 5
+TOPIC = "enphase/floor/live/pv/power"
+
+
+def floor(address: str, token: str, port: int) -> None:
+    """The bare loop, until it is killed."""
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=f"https://{address}", verify=context, headers=headers, trust_env=False) as http:
+        due = time.monotonic()
+        while True:
+            answer = json.loads(http.get(lab.LIVE).content)
+            client.publish(TOPIC, answer["meters"]["pv"]["agg_p_mw"] / 1000, retain=True)
+            due += 1
+            time.sleep(max(0.0, due - time.monotonic()))
+
+
+def measured(command: list[str], env: dict[str, str] | None, served: lab.Served, port: int, seconds: float) -> list[float]:
+    """Milliseconds of each value on its way."""
+    arrivals: dict[int, float] = {}
+
+    def arrived(_client: Client, _data: object, message: MQTTMessage) -> None:
+        arrivals.setdefault(round(float(message.payload)), time.monotonic())
+
+    watcher = Client(CallbackAPIVersion.VERSION2)
+    watcher.on_message = arrived
+    watcher.connect("127.0.0.1", port)
+    watcher.subscribe("enphase/+/live/pv/power")
+    watcher.loop_start()
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    time.sleep(WARM_UP + seconds)
+    process.terminate()
+    process.wait(20)
+    watcher.loop_stop()
+    _, address, _ = served.only
+    stamps = httpx.get(f"https://{address}{lab.STAMPS}", verify=False, trust_env=False).json()  # noqa: S501 - loopback
+    left = {int(watts): when for watts, when in stamps.items()}
+    begun = min(left.values(), default=0.0) + WARM_UP
+    return [1000 * (arrivals[watts] - when) for watts, when in left.items() if watts in arrivals and when > begun]
+
+
+def main() -> None:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
+    with TemporaryDirectory() as folder:
+        found = {}
+        for name in ("floor", "bridge"):
+            with lab.gateways(20) as served, lab.broker() as port:
+                _, address, token = served.only
+                bare = [sys.executable, __file__, "floor", address, token, str(port)]
+                live = {"BRIDGE_POLL__PROFILE": "live"}
+                env = lab.environment(served, port, Path(folder), **live) if name == "bridge" else None
+                command = [sys.executable, "-m", "bridge", "run"] if name == "bridge" else bare
+                print(f"{name}: {seconds:g} s ...", file=sys.stderr)
+                found[name] = measured(command, env, served, port, seconds)
+    base = lab.percentile(found["floor"], 0.5)
+    rows = [
+        (name, len(times), lab.percentile(times, 0.5), lab.percentile(times, 0.99), lab.percentile(times, 0.5) / base)
+        for name, times in found.items()
+    ]
+    lab.table("Freshness", ("", "values", "p50, ms", "p99, ms", "p50 / floor"), rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["floor"]:
+        floor(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    else:
+        main()

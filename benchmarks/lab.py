@@ -1,0 +1,220 @@
+"""What all benchmarks share: a simulated gateway in a process of its own, a broker, settings, and a table."""
+
+import asyncio
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bridge.simulator import HOMES, Home, Simulator
+from bridge.simulator.exchange import Receive, Scope, Send
+from bridge.simulator.homes import Inverter
+from bridge.simulator.serve import serve
+
+LIVE, STAMPS, COUNTS = "/ivp/livedata/status", "/benchmark/stamps", "/benchmark/counts"
+BIG_SITE = 1000
+
+
+def home_of(inverters: int, *, number: int = 0) -> Home:
+    """The three-phase home with batteries, with so many inverters; `number` makes it another one."""
+    base = HOMES["three-phase"]
+    serial = str(int(base.serial) + 1000 * number)
+    roof = tuple(
+        Inverter(str(482_200_000_000 + BIG_SITE * number + place), 290 + place % 60, place % 3)
+        for place in range(inverters)
+    )
+    return replace(base, name=f"{inverters} inverters", serial=serial, inverters=roof)
+
+
+class Stamped:
+    """A simulator whose PV power grows by 10 W with each answer, and that remembers when each was on its way.
+
+    It also counts requests and TLS handshakes; all of that can be asked for.
+    """
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+        self._stamps: dict[int, float] = {}
+        self._clients: set[tuple[str, int]] = set()
+        self._asked = 0
+
+    @property
+    def serial(self) -> str:
+        return self._simulator.serial
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["path"] in (STAMPS, COUNTS):
+            counts = {"requests": self._asked, "connections": len(self._clients)}
+            await _answer(send, self._stamps if scope["path"] == STAMPS else counts)
+            return
+        self._asked += 1
+        self._clients.add(tuple(scope["client"]))
+        await self._simulator(scope, receive, self._marked(send) if scope["path"] == LIVE else send)
+
+    def _marked(self, send: Send) -> Send:
+        watts = 10 * (1 + len(self._stamps))
+
+        async def sent(event: Any) -> None:
+            if event["type"] == "http.response.start":
+                headers = [pair for pair in event["headers"] if pair[0].lower() != b"content-length"]
+                event = {**event, "headers": headers}
+            if body := event.get("body"):
+                told = json.loads(body)
+                told["meters"]["pv"]["agg_p_mw"] = 1000 * watts
+                event = {**event, "body": json.dumps(told).encode()}
+            await send(event)
+            if body:
+                self._stamps[watts] = time.monotonic()
+
+        return sent
+
+
+async def _answer(send: Send, value: object) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": json.dumps(value).encode()})
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Gateways that answer at these addresses, by serial number, each with a token."""
+
+    gateways: Mapping[str, tuple[str, str]]
+    pid: int
+
+    @property
+    def only(self) -> tuple[str, str, str]:
+        """Serial number, address, token."""
+        ((serial, (address, token)),) = self.gateways.items()
+        return serial, address, token
+
+
+async def _serve(inverters: int, gateways: int) -> None:
+    """Prints where they are, and serves until standard input ends."""
+    from contextlib import AsyncExitStack  # noqa: PLC0415
+
+    async with AsyncExitStack() as stack:
+        places = {}
+        for number in range(gateways):
+            simulator = Simulator(home_of(inverters, number=number), seed=number, start_hour=12)
+            address = await stack.enter_async_context(serve(Stamped(simulator), tls=True))
+            places[simulator.serial] = (address, simulator.token())
+        print(json.dumps(places), flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+@contextmanager
+def gateways(inverters: int = 20, count: int = 1) -> Iterator[Served]:
+    """In a process of their own: their work must not count as ours."""
+    command = [sys.executable, __file__, str(inverters), str(count)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin
+    assert process.stdout
+    try:
+        yield Served(json.loads(process.stdout.readline()), process.pid)
+    finally:
+        process.stdin.close()
+        process.wait(20)
+
+
+@contextmanager
+def broker() -> Iterator[int]:
+    """A mosquitto on loopback; its port."""
+    found = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        sys.exit("mosquitto is missing: apt-get install mosquitto")
+    with socket.socket() as sock, TemporaryDirectory() as folder:
+        sock.bind(("127.0.0.1", 0))
+        port = int(sock.getsockname()[1])
+        sock.close()
+        config = Path(folder) / "mosquitto.conf"
+        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n")
+        process = subprocess.Popen([found, "-c", str(config)], stderr=subprocess.DEVNULL)
+        try:
+            _wait_for(port)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise TimeoutError("the broker does not listen")
+
+
+def environment(served: Served, broker_port: int, folder: Path, **more: str) -> dict[str, str]:
+    """Settings of a bridge for these gateways."""
+    listed = [{"host": address, "token": token} for address, token in served.gateways.values()]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
+    return {
+        **clean,
+        "BRIDGE_GATEWAYS": json.dumps(listed),
+        "BRIDGE_MQTT__URL": f"mqtt://127.0.0.1:{broker_port}",
+        "BRIDGE_STATE_DIR": str(folder / "state"),
+        **more,
+    }
+
+
+@contextmanager
+def bridge(env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The real program."""
+    process = subprocess.Popen([sys.executable, "-m", "bridge", "run"], env=dict(env), stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int | str = "self") -> float:
+    """MB of memory that a process really uses."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A Markdown table, as docs/performance.md has it."""
+    print(f"\n{title}\n{machine()}\n")
+    print("| " + " | ".join(header) + " |")
+    print("| " + " | ".join("---" for _ in header) + " |")
+    for row in rows:
+        print("| " + " | ".join(f"{item:.2f}" if isinstance(item, float) else str(item) for item in row) + " |")
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    when = time.strftime("%Y-%m-%d")
+    return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, {when}"
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2])))

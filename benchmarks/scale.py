@@ -1,0 +1,62 @@
+"""Many gateways in one process, 20 inverters each, at the default cadences.
+
+CPU and memory of the bridge alone, and how late the values come: the longest time between two documents of one
+gateway's live data, whose period is 5 seconds.
+
+    python benchmarks/scale.py [SECONDS] [GATEWAYS ...]
+"""
+
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import lab
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion
+
+SECONDS = 60.0
+COUNTS = (1, 10, 100, 300)
+PERIOD = 5.0
+START = 20.0
+"""Seconds for the first round, and one more for every ten gateways."""
+
+
+def measured(count: int, seconds: float) -> tuple[object, ...]:
+    arrivals: defaultdict[str, list[float]] = defaultdict(list)
+
+    def arrived(_client: Client, _data: object, message: MQTTMessage) -> None:
+        arrivals[message.topic].append(time.monotonic())
+
+    with lab.gateways(20, count) as served, lab.broker() as port, TemporaryDirectory() as folder:
+        off = {"BRIDGE_HOMEASSISTANT__DISCOVERY": "off"}
+        watcher = Client(CallbackAPIVersion.VERSION2)
+        watcher.on_message = arrived
+        watcher.connect("127.0.0.1", port)
+        watcher.subscribe("enphase/+/live/system")
+        watcher.loop_start()
+        with lab.bridge(lab.environment(served, port, Path(folder), **off)) as process:
+            time.sleep(START + count / 10)
+            arrivals.clear()
+            used = lab.cpu_seconds(process.pid)
+            time.sleep(seconds)
+            used, memory = lab.cpu_seconds(process.pid) - used, lab.resident(process.pid)
+        watcher.loop_stop()
+    gaps = [later - earlier for times in arrivals.values() for earlier, later in zip(times, times[1:], strict=False)]
+    late = max(gaps, default=float("nan")) - PERIOD
+    return count, len(arrivals), 100 * used / seconds, 100 * used / seconds / count, memory, memory / count, late
+
+
+def main() -> None:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
+    rows = []
+    for count in [int(text) for text in sys.argv[2:]] or COUNTS:
+        print(f"{count} gateways ...", file=sys.stderr)
+        rows.append(measured(count, seconds))
+    header = ("gateways", "seen", "CPU, % of a core", "each", "memory, MB", "each", "latest, s")
+    lab.table("Scale", header, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Weight: import time, memory, packages, installed size, and how soon the first value is published.
+
+The baseline is a process that imports httpx, paho-mqtt, pydantic-settings and tenacity, and nothing else.
+
+    python benchmarks/weight.py [SECONDS]      memory is looked at again after so many seconds (default 60)
+"""
+
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import lab
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion
+
+SECONDS = 60.0
+TRIES = 5
+BARE = "import httpx, paho.mqtt.client, pydantic_settings, tenacity"
+OURS = "import bridge.commands.run"
+REPORT = "; print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
+
+
+def imported(code: str) -> tuple[float, float]:
+    """Seconds and MB of a fresh interpreter: the quickest of some, since anything else may disturb."""
+    times, memory = [], 0.0
+    for _ in range(TRIES):
+        begun = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code + REPORT], capture_output=True, text=True, check=True)
+        times.append(time.monotonic() - begun)
+        memory = int(done.stdout) / 1000
+    return min(times), memory
+
+
+def installed() -> tuple[int, float]:
+    """Packages and MB in a fresh environment, pip left out."""
+    with TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=False)
+        source = Path(__file__).parent.parent
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--target", f"{folder}/all", str(source)]
+        subprocess.run(pip, check=True, capture_output=True)
+        place = Path(folder) / "all"
+        size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+        return len(list(place.glob("*.dist-info"))), size / 1e6
+
+
+def running(seconds: float) -> tuple[float, float, float]:
+    """Seconds from the start to the first value at a subscriber, MB then, and MB after `seconds`."""
+    first: list[float] = []
+
+    def arrived(_client: Client, _data: object, _message: MQTTMessage) -> None:
+        first.append(time.monotonic())
+
+    with lab.gateways(20) as served, lab.broker() as port, TemporaryDirectory() as folder:
+        watcher = Client(CallbackAPIVersion.VERSION2)
+        watcher.on_message = arrived
+        watcher.connect("127.0.0.1", port)
+        watcher.subscribe("enphase/+/+/+/power")
+        watcher.loop_start()
+        begun = time.monotonic()
+        with lab.bridge(lab.environment(served, port, Path(folder))) as process:
+            while not first and time.monotonic() < begun + 30:
+                time.sleep(0.01)
+            time.sleep(5)
+            early = lab.resident(process.pid)
+            time.sleep(seconds)
+            late = lab.resident(process.pid)
+        watcher.loop_stop()
+    return (first[0] if first else float("nan")) - begun, early, late
+
+
+def main() -> None:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
+    bare, ours = imported(BARE), imported(OURS)
+    started, early, late = running(seconds)
+    packages, size = installed()
+    rows = [
+        ("import of the four libraries", f"{bare[0]:.2f} s", f"{bare[1]:.1f} MB"),
+        ("import of the service", f"{ours[0]:.2f} s", f"{ours[1]:.1f} MB"),
+        ("start to the first value at a subscriber", f"{started:.2f} s", ""),
+        ("one home, 5 s after that", "", f"{early:.1f} MB ({early - bare[1]:+.1f} above the libraries)"),
+        (f"one home, {seconds:g} s later", "", f"{late:.1f} MB ({late - bare[1]:+.1f} above the libraries)"),
+        ("installed", f"{packages} packages", f"{size:.1f} MB"),
+    ]
+    lab.table("Weight", ("", "time, number", "memory, size"), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from bridge.model import Measurement, Message, Phase, Rank, Reading, Scalar, Structure
+from bridge.model import Axis, Measurement, Message, Rank, Reading, Scalar, Structure
 
 ONLINE, OFFLINE = "online", "offline"
 DOCUMENT_INTERVAL = 1.0
@@ -63,7 +63,7 @@ class Names:
     def device(self, serial: str, device: str) -> str:
         return f"{self.base}/{serial}/{device}"
 
-    def value(self, serial: str, device: str, phase: Phase | None, name: str) -> str:
+    def value(self, serial: str, device: str, phase: Axis | None, name: str) -> str:
         return "/".join((self.base, serial, device, *((phase.value,) if phase else ()), name))
 
 
@@ -82,12 +82,12 @@ class Row:
     """A measurement that a device of the tree has, and the source that gives it."""
 
     device: str
-    phase: Phase | None
+    phase: Axis | None
     measurement: Measurement
     source: str
 
 
-Key = tuple[str, Phase | None, str]
+Key = tuple[str, Axis | None, str]
 ROWS = TypeAdapter(list[Row])
 GONE = 7 * 86_400.0
 """Seconds for which a value must be absent from every non-empty good answer before it is gone."""

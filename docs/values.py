@@ -35,6 +35,8 @@ FREE = ("live/connection", "live/tasks", "live/counters")
 UNSEEN = {
     "device_list": b'{"devices": [{"serial_number": "1", "device_type": 14, "com_interface": 3, '
     b'"com_interface_str": "PLC", "status": "connected"}]}',
+    "device_data": b'{"1": {"devName": "acb", "sn": "1", "channels": [{"lastReading": {"endDate": 1, "SOC": 50}, '
+    b'"lifetime": {"joulesProduced": 1, "joulesUsed": 2}}]}}',
 }
 """What no simulated home answers, but real gateways do."""
 

@@ -29,7 +29,6 @@ from bridge.topics import Names
 
 COUNTS = {"deviceCount": 17, "deviceDataLimit": 50}
 EIM = {"devName": "eim", "sn": f"{SERIAL}EIM1", "active": True, "modGone": True, "channels": [channel(7)]}
-ACB = {"devName": "acb", "sn": "121917000000", "active": True, "modGone": False, "channels": [channel(8)]}
 RELAY = {"devName": "nsrb", "sn": "121917000001", "channels": []}
 FIRST = "553648384.channels.0"
 
@@ -99,10 +98,25 @@ def test_a_unit_with_two_inputs() -> None:
     }
 
 
-def test_only_microinverters_are_read() -> None:
-    found = values("device_data", answer(EIM, ACB, RELAY, details("7")))
+def test_meters_and_relays_are_no_inverters() -> None:
+    found = values("device_data", answer(EIM, RELAY, details("7")))
     assert {topic.split("/")[1] for topic in found} == {"7"}
-    assert parse("device_data", answer(EIM, ACB, RELAY, details("7"))).problems == ()
+    assert parse("device_data", answer(EIM, RELAY, details("7"))).problems == ()
+
+
+def test_an_ac_battery_stands_among_the_inverters() -> None:
+    """As in the brief's endpoint. What it gives is no production, and its energy of today is none."""
+    pack = changed(channel(), "lastReading", lambda given: {**given, "SOC": 42, "SOH": 86})
+    pack = changed(pack, "lifetime", lambda given: {**given, "joulesUsed": 360_000_000})
+    found = of("8", values("device_data", answer(details("8", devName="acb", channels=[pack]))))
+    assert {name: found[name] for name in ("soc", "energy_discharged", "energy_charged", "temperature")} == {
+        "soc": "42",
+        "energy_discharged": "98411.625",
+        "energy_charged": "100000",
+        "temperature": "38",
+    }
+    assert found["c1/dc_voltage"] == "32.363"
+    assert not {name for name in found if name in {"energy_today", "energy_lifetime", "last_report_energy"}}
 
 
 @pytest.mark.parametrize("given", [COUNTS, answer(EIM), {"deviceCount": 0}])

@@ -3,10 +3,10 @@
 An object of devices by number, with two counts beside them. It ends at `deviceDataLimit` devices, of which 49 were
 seen to be inverters: of all further ones there is only what `/api/v1/production/inverters` says.
 
-Real answers (8.2.4345, 8.3.5167, 8.3.5169) hold the meters (`eim`) and AC Batteries (`acb`), too, and public
-clients know of relays (`nsrb`): only microinverters (`pcu`) are read here. `modGone` is true at dusk, when the
-modules give nothing, and always of meters: it does not mean that a unit is gone. Channels without a module have
-empty objects.
+Real answers (8.2.4345, 8.3.5167, 8.3.5169) hold microinverters (`pcu`), AC Batteries (`acb`) and meters (`eim`);
+public clients know of relays (`nsrb`), too. The first two are read here: an AC Battery stands among the inverters,
+as it does in the brief's endpoint. `modGone` is true at dusk, when the modules give nothing, and always of meters:
+it does not mean that a unit is gone. Channels without a module have empty objects.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ from bridge.records import (
     Milliamperes,
     Millihertz,
     Millivolts,
+    Percent,
     Record,
     Seconds,
     UnsignedWattHours,
@@ -39,7 +40,6 @@ from bridge.records import (
     wire,
 )
 
-PCU = "pcu"
 COUNT = "deviceCount"
 
 
@@ -53,17 +53,30 @@ class Channel(Record):
     max_power: UnsignedWatts = wire("watts.max", label="Highest power", diagnostic=True)
     last_report: Epoch = wire("lastReading.endDate", diagnostic=True)
     last_report_duration: Seconds = wire("lastReading.duration", diagnostic=True)
-    last_report_energy: IntervalJoules = wire("lastReading.joulesProduced", label="Energy since previous report")
     dc_voltage: Millivolts = wire("lastReading.dcVoltageINmV", label="DC voltage")
     dc_current: Milliamperes = wire("lastReading.dcCurrentINmA", label="DC current")
     ac_voltage: Millivolts = wire("lastReading.acVoltageINmV", label="AC voltage")
     ac_current: Milliamperes = wire("lastReading.acCurrentInmA", label="AC current")
     frequency: Millihertz = wire("lastReading.acFrequencyINmHz")
     temperature: Celsius = wire("lastReading.channelTemp", diagnostic=True)
+
+
+class Microinverter(Channel):
+    """What makes energy."""
+
+    last_report_energy: IntervalJoules = wire("lastReading.joulesProduced", label="Energy since previous report")
     energy_today: UnsignedWattHours = wire("wattHours.today")
     energy_yesterday: UnsignedWattHoursWindow = wire("wattHours.yesterday")
     energy_7d: UnsignedWattHoursWindow = wire("wattHours.week", label="Energy last seven days")
     energy_lifetime: Joules = wire("lifetime.joulesProduced", label="Energy produced")
+
+
+class AcBattery(Channel):
+    """What keeps it. Its energy of today adds up for ever (8.3.5169), and is left out."""
+
+    soc: Percent = wire("lastReading.SOC", label="Charge", enabled=True)
+    energy_discharged: Joules = wire("lifetime.joulesProduced")
+    energy_charged: Joules = wire("lifetime.joulesUsed")
 
 
 class Unit(Record):
@@ -76,9 +89,9 @@ class Unit(Record):
     module_gone: Flag = wire("modGone", diagnostic=True)
 
 
+KINDS: dict[str, type[Channel]] = {"pcu": Microinverter, "acb": AcBattery}
 DC = frozenset({"dc_voltage", "dc_current"})
-NOT_OF_LONE = frozenset(Channel.table) - DC
-NOT_OF_INPUTS = NOT_OF_LONE - {"power", "temperature", "energy_lifetime"}
+OF_INPUTS = DC | {"power", "temperature", "energy_lifetime"}
 """Where there are several inputs, these tell their modules apart."""
 ENERGIES = ("last_report_energy", "energy_today", "energy_yesterday", "energy_7d", "energy_lifetime")
 ADDED = ("power", "max_power", "ac_current", *ENERGIES)
@@ -86,7 +99,7 @@ HIGHEST = ("last_report", "last_report_duration", "temperature")
 
 
 def split(body: bytes, facts: Facts, now: float) -> Parsed:
-    """Readings of each microinverter."""
+    """Readings of each microinverter and each AC Battery."""
     sheet = Sheet()
     answer = decode(body)
     given = [item for item in answer.values() if isinstance(item, dict)] if isinstance(answer, dict) else []
@@ -94,21 +107,22 @@ def split(body: bytes, facts: Facts, now: float) -> Parsed:
     if not units and (given or not isinstance(answer, dict) or COUNT not in answer):
         raise BadAnswer(f"the answer has none of the expected fields: {excerpt(body)}")
     for unit in units:
-        if unit.kind == PCU:
-            _add(sheet, unit, now + facts.clock_offset)
+        if unit.kind in KINDS:
+            _add(sheet, unit, KINDS[unit.kind], now + facts.clock_offset)
     return sheet.parsed()
 
 
-def _add(sheet: Sheet, unit: Unit, clock: float) -> None:
+def _add(sheet: Sheet, unit: Unit, kind: type[Channel], clock: float) -> None:
     device = f"inverter/{unit.serial}"
-    channels = _used(by_phase(Channel, unit.channels, tuple(Input), sheet.problems))
+    channels = _used(by_phase(kind, unit.channels, tuple(Input), sheet.problems))
     sheet.add(device, unit)
     if channels:
         whole = _joined([*channels.values()])
         sheet.add(device, whole, without=DC)
         sheet.value(device, "reporting", CONNECTIVITY, is_alive(whole.last_report, clock), diagnostic=True)
+    shown = DC if len(channels) == 1 else OF_INPUTS
     for place, channel in channels.items():
-        sheet.add(device, channel, place, without=NOT_OF_LONE if len(channels) == 1 else NOT_OF_INPUTS)
+        sheet.add(device, channel, place, without=frozenset(kind.table) - shown)
 
 
 def _used(channels: dict[Input, Channel]) -> dict[Input, Channel]:
@@ -121,8 +135,9 @@ def _joined(channels: Sequence[Channel]) -> Channel:
     first, *others = channels
     if not others:
         return first
-    added = {name: _total(_known(channels, name)) for name in ADDED}
-    return first.model_copy(update=added | {name: max(_known(channels, name), default=ABSENT) for name in HIGHEST})
+    added = {name: _total(_known(channels, name)) for name in ADDED if name in first.table}
+    highest = {name: max(_known(channels, name), default=ABSENT) for name in HIGHEST}
+    return first.model_copy(update=added | highest)
 
 
 def _known(channels: Sequence[Channel], name: str) -> list[Any]:

@@ -18,6 +18,7 @@ LAST_WORD = "memory/state"
 COUNTERS = (
     *("meter/+/+", "meter/+/+/+", "energy/+/+", "site/+/+"),
     *("inverter/+/energy_lifetime", "inverter/+/+/energy_lifetime"),
+    *("inverter/+/energy_charged", "inverter/+/energy_discharged"),
 )
 """Where counters stand below a gateway."""
 

@@ -5,12 +5,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from houses import house
+from brokers import Mosquitto
+from houses import house, publish
 from running import running, until
 
 from bridge import discovery
+from bridge.config import MqttSettings
 from bridge.model import Facts, Message, Phase, Reading
 from bridge.records import POWER, measurement
+from bridge.service.memory import retained
 from bridge.topics import Names, Tree
 
 START = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
@@ -126,3 +129,25 @@ async def test_a_demo_leaves_nothing_behind(tmp_path: Path) -> None:
         async with running(home.settings(), leave_nothing=True):
             await home.settled()
         await until(lambda: not home.seen)
+
+
+COUNTERS = {
+    "meter/production/energy_delivered": 5.5,
+    "meter/production/l2/energy_delivered": 6.5,
+    "energy/production/energy_lifetime": 7.5,
+    "site/grid/energy_imported": 8.5,
+    "inverter/482301001005/energy_lifetime": 9.5,
+    "inverter/482301001005/c2/energy_lifetime": 10.5,
+    "inverter/121917000000/energy_charged": 11.5,
+    "inverter/121917000000/energy_discharged": 12.5,
+}
+
+
+async def test_what_subscribers_have_of_counters_is_read(tmp_path: Path) -> None:
+    """All else would only cost time: of 500 inverters there are thousands of topics."""
+    others = {"meter/production/metering_status": "normal", "inverter/482301001005/power": "255"}
+    with Mosquitto(tmp_path) as broker:
+        for topic, value in (COUNTERS | others).items():
+            await publish(broker, f"enphase/7/{topic}", str(value), "-r")
+        await publish(broker, "enphase/8/meter/production/energy_delivered", "1", "-r")
+        assert await retained(MqttSettings(url=broker.url), "test", "enphase/7") == COUNTERS

@@ -74,6 +74,20 @@ def test_it_begins_again_in_the_night_and_while_the_bridge_is_away() -> None:
     assert found == pytest.approx(WRAP + 2_100, abs=0.001)
 
 
+def test_a_lost_state_costs_no_fall() -> None:
+    """What subscribers have is above what the counter can show at all: it stays, and goes on after an hour."""
+    bridge = Bridge()
+    bridge.counting.seed({f"{UNIT}/energy_lifetime": 1_500_000.0})
+    shown = []
+    for minutes in range(0, 120, 15):
+        shown.append(bridge.details(306_953 + minutes)[f"{UNIT}/energy_lifetime"])
+        bridge.wait(900)
+    assert shown[0] == 1_500_000
+    assert shown == sorted(shown)
+    assert shown[-1] == 1_500_105
+    assert bridge.held == 0
+
+
 def test_each_input_begins_again_for_itself() -> None:
     bridge = Bridge()
     for first, second in ((WRAP - 20, 500_000), (WRAP + 20, 500_030), (WRAP + 60, 500_060), (WRAP + 90, 500_090)):

@@ -50,7 +50,7 @@ def _channel(home: Home, place: int, unit: Inverter, told: InverterTruth, number
     return {
         "chanEid": eid,
         "created": told.reported_at,
-        "wattHours": {name: int(energy * share) for name, energy in energies.items()},
+        "wattHours": {name: round(energy * share) for name, energy in energies.items()},
         "watts": {"now": round(told.reported * share), "nowUsed": 0, "max": round(told.peak * share)},
         "lastReading": {} if unit.removed else _reading(home, place, unit, told, number),
         "lifetime": {}

@@ -40,7 +40,9 @@ def floor(address: str, token: str, port: int) -> None:
             time.sleep(max(0.0, due - time.monotonic()))
 
 
-def measured(command: list[str], env: dict[str, str] | None, served: lab.Served, port: int, seconds: float) -> list[float]:
+def measured(
+    command: list[str], env: dict[str, str] | None, served: lab.Served, port: int, seconds: float
+) -> list[float]:
     """Milliseconds of each value on its way."""
     arrivals: dict[int, float] = {}
 
@@ -79,7 +81,13 @@ def main() -> None:
                 found[name] = measured(command, env, served, port, seconds)
     base = lab.percentile(found["floor"], 0.5)
     rows = [
-        (name, len(times), lab.percentile(times, 0.5), lab.percentile(times, 0.99), lab.percentile(times, 0.5) / base)
+        (
+            name,
+            len(times),
+            lab.percentile(times, 0.5),
+            lab.percentile(times, 0.99),
+            lab.percentile(times, 0.5) / base,
+        )
         for name, times in found.items()
     ]
     lab.table("Freshness", ("", "values", "p50, ms", "p99, ms", "p50 / floor"), rows)

@@ -9,6 +9,7 @@ gateway's live data, whose period is 5 seconds.
 import sys
 import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,7 +44,7 @@ def measured(count: int, seconds: float) -> tuple[object, ...]:
             time.sleep(seconds)
             used, memory = lab.cpu_seconds(process.pid) - used, lab.resident(process.pid)
         watcher.loop_stop()
-    gaps = [later - earlier for times in arrivals.values() for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for times in arrivals.values() for earlier, later in pairwise(times)]
     late = max(gaps, default=float("nan")) - PERIOD
     return count, len(arrivals), 100 * used / seconds, 100 * used / seconds / count, memory, memory / count, late
 

@@ -227,6 +227,8 @@ class PollSettings(Section):
     """`/ivp/pdm/energy`"""
     inverters: Period | None = None
     """`/api/v1/production/inverters`"""
+    device_data: Period | None = None
+    """`/ivp/pdm/device_data`"""
     livedata: Period | None = None
     """`/ivp/livedata/status`"""
     consumption: Period | None = None

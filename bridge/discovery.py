@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge import __version__
-from bridge.model import Facts, Message, Platform, Rank
+from bridge.model import Facts, Input, Message, Phase, Platform, Rank
 from bridge.topics import OFFLINE, ONLINE, Names, Row
 
 SUPPORT_URL = "https://github.com/iqgateway2mqtt/iqgateway2mqtt"
@@ -48,6 +48,9 @@ PARTS = {
     "pv": "PV",
 }
 """What the devices of a group are called in its entities' names; others by their own name."""
+
+MAIN = {"meter": "readings", "inverter": "inverters"}
+"""The source that a kind of device lives by, where it is one of several."""
 
 MODELS = {
     "gateway": "IQ Gateway",
@@ -99,6 +102,14 @@ class Device:
     @property
     def sources(self) -> set[str]:
         return {row.source for row in self.rows}
+
+    @property
+    def has_phases(self) -> bool:
+        return any(isinstance(row.phase, Phase) for row in self.rows)
+
+    @property
+    def has_one_input(self) -> bool:
+        return len({row.phase for row in self.rows if isinstance(row.phase, Input)}) == 1
 
 
 def announce(
@@ -173,15 +184,15 @@ def _availability(names: Names, gateway: Gateway, device: Device) -> Iterator[st
     """The bridge's state, and that of the device's main source; of the gateway where it has several.
 
     A meter that is not read, since the gateway lacks `readings` or they are turned off, has its configuration only.
+    What an inverter shows unasked is its power; its details may be older, and say so by `last_report`.
     """
     serial = gateway.facts.serial
     yield f"{names.bridge}/state"
-    sources = device.sources
+    sources, main = device.sources, MAIN.get(device.kind)
     if device.kind == "gateway":
         return
-    main = "readings" if device.kind == "meter" and "readings" in sources else None
-    if main or len(sources) == 1:
-        yield names.availability(serial, main or next(iter(sources)))
+    if main in sources or len(sources) == 1:
+        yield names.availability(serial, main if main in sources else next(iter(sources)))
     else:
         yield names.state(serial)
 
@@ -239,12 +250,13 @@ def _phrase(*parts: str) -> str:
     return " ".join([first, *(part if short.match(part) else part[0].lower() + part[1:] for part in others)])
 
 
-def entity_name(row: Row) -> str:
+def entity_name(row: Row, *, lone: bool = False) -> str:
+    """`lone` tells that the device has one DC input only, which needs no number."""
     kind, _, name = row.device.partition("/")
     part = (PARTS.get(name) or _words(name)) if kind in GROUPS else ""
     return _phrase(
         part,
-        row.phase.value.upper() if row.phase else "",
+        row.phase.label if row.phase and not (lone and isinstance(row.phase, Input)) else "",
         _label(kind, name, row.measurement.name) or row.measurement.label,
     )
 
@@ -257,15 +269,14 @@ def _label(kind: str, role: str, name: str) -> str | None:
 
 
 def _entities(settings: Settings, gateway: Gateway, device: Device) -> Iterator[tuple[str, dict[str, Any]]]:
-    name = device_name(gateway, device)
     if device.kind == "gateway":
-        yield "state", _connectivity(settings, gateway, device, name)
-    several = any(row.phase for row in device.rows)
+        yield "state", _connectivity(settings, gateway, device)
     for row in device.rows:
-        yield _component_key(row), _entity(settings, gateway, row, name, several=several)
+        yield _component_key(row), _entity(settings, gateway, row, device)
 
 
-def _connectivity(settings: Settings, gateway: Gateway, device: Device, name: str) -> dict[str, Any]:
+def _connectivity(settings: Settings, gateway: Gateway, device: Device) -> dict[str, Any]:
+    name = device_name(gateway, device)
     return {
         "platform": Platform.BINARY_SENSOR.value,
         "name": "Connection",
@@ -283,18 +294,18 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
-def _entity(settings: Settings, gateway: Gateway, row: Row, device: str, *, several: bool) -> dict[str, Any]:
+def _entity(settings: Settings, gateway: Gateway, row: Row, device: Device) -> dict[str, Any]:
     measurement, quantity, phase = row.measurement, row.measurement.quantity, row.phase
-    name = entity_name(row)
+    name = entity_name(row, lone=device.has_one_input)
     # A device with one phase is that phase, so it shows what a phase would.
-    own = measurement.enabled or (measurement.enabled_phases and not several)
+    own = measurement.enabled or (measurement.enabled_phases and not device.has_phases)
     enabled = measurement.enabled_phases if phase else own
     unique = "_".join([_id(gateway, row.device), *([phase.value] if phase else []), measurement.name])
     entity: dict[str, Any] = {
         "platform": quantity.platform.value,
         "name": name,
         "unique_id": unique,
-        "default_entity_id": f"{quantity.platform.value}.{_slug(f'{device} {name}')}",
+        "default_entity_id": f"{quantity.platform.value}.{_slug(f'{device_name(gateway, device)} {name}')}",
         "state_topic": settings.names.value(gateway.facts.serial, row.device, phase, measurement.name),
         "device_class": quantity.device_class,
         "unit_of_measurement": quantity.unit,

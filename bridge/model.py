@@ -19,6 +19,29 @@ class Phase(StrEnum):
     L2 = "l2"
     L3 = "l3"
 
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.value.upper()
+
+
+class Input(StrEnum):
+    """A DC input of a microinverter: what one solar module is connected to."""
+
+    C1 = "c1"
+    C2 = "c2"
+    C3 = "c3"
+    C4 = "c4"
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"Input {self.value[1:]}"
+
+
+Axis = Phase | Input
+"""The parts of a device that are measured each for itself. A part is never in a measurement's name."""
+
 
 class Platform(StrEnum):
     """The Home Assistant platform that shows a measurement."""
@@ -67,10 +90,13 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One measured value of one device, in the unit of its quantity."""
+    """One measured value of one device, in the unit of its quantity.
+
+    `phase` is the part of the device that it was measured at: a phase, a DC input, or all of it (`None`).
+    """
 
     device: str
-    phase: Phase | None
+    phase: Axis | None
     measurement: Measurement
     value: Scalar | Structure
 

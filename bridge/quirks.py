@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from bridge.model import Phase, Reading
+from bridge.model import Axis, Reading
 
 Repair = Callable[[Sequence[Reading]], Sequence[Reading]]
 
@@ -22,7 +22,7 @@ class Quirk:
     repair: Repair
 
 
-def _values(readings: Sequence[Reading], device: str, name: str) -> dict[Phase | None, float]:
+def _values(readings: Sequence[Reading], device: str, name: str) -> dict[Axis | None, float]:
     return {
         reading.phase: reading.value
         for reading in readings
@@ -30,7 +30,7 @@ def _values(readings: Sequence[Reading], device: str, name: str) -> dict[Phase |
     }
 
 
-def _adds_up(values: dict[Phase | None, float], total: float) -> bool:
+def _adds_up(values: dict[Axis | None, float], total: float) -> bool:
     """Within 1 W and 0.5 % (docs/topics.md)."""
     parts = [value for phase, value in values.items() if phase is not None]
     return abs(sum(parts) - total) <= 1 + 0.005 * abs(total)
@@ -48,7 +48,7 @@ def phase_power(readings: Sequence[Reading]) -> Sequence[Reading]:
     return readings
 
 
-def _with_demand(reading: Reading, device: str, demand: dict[Phase | None, float]) -> Reading:
+def _with_demand(reading: Reading, device: str, demand: dict[Axis | None, float]) -> Reading:
     affected = reading.device == device and reading.name == "power" and reading.phase is not None
     return replace(reading, value=demand[reading.phase]) if affected else reading
 
@@ -60,7 +60,7 @@ def dead_leg(readings: Sequence[Reading]) -> Sequence[Reading]:
     return [r for r in readings if r.device not in dead or r.quantity.unit not in POWERS_AND_ENERGIES]
 
 
-def _has_dead_leg(voltages: dict[Phase | None, float]) -> bool:
+def _has_dead_leg(voltages: dict[Axis | None, float]) -> bool:
     legs = [abs(voltage) for phase, voltage in voltages.items() if phase is not None]
     return bool(legs) and min(legs) < DEAD_VOLTS and max(legs) > LIVE_VOLTS
 

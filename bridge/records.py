@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 from pydantic import (
     AliasChoices,
+    AliasPath,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,9 +26,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticUseDefault
 
-from bridge.model import Measurement, Phase, Platform, Quantity, Reading, Scalar
+from bridge.model import Axis, Measurement, Platform, Quantity, Reading, Scalar
 
 UINT32 = 2**32
+JOULES = 3600
+"""Joules of a watt-hour."""
 LATEST = 253_402_300_799  # the last second of the year 9999; datetime knows none after it
 NOTHING = frozenset({"", "unknown", "unavailable", "null", "none", "nan"})
 
@@ -160,6 +163,7 @@ FREQUENCY = Quantity("Hz", "frequency", "measurement", 2, 0.01)
 POWER_FACTOR = Quantity(None, "power_factor", "measurement", 2, 0.01)
 ENERGY = Quantity("Wh", "energy", "total_increasing", 0, 1)
 ENERGY_WINDOW = Quantity("Wh", "energy", None, 0, 1)
+ENERGY_INTERVAL = Quantity("Wh", "energy", None, 2)
 ENERGY_REPORT = Quantity("Wh", "energy", "total", 0, 1)
 # Home Assistant knows the device class reactive_energy from 2025.6 only, and none for VAh.
 APPARENT_ENERGY = Quantity("VAh", None, "total_increasing", 0, 1)
@@ -168,7 +172,9 @@ APPARENT_ENERGY_REPORT = Quantity("VAh", None, "total", 0, 1)
 REACTIVE_ENERGY_REPORT = Quantity("varh", None, "total", 0, 1)
 CHARGE = Quantity("%", "battery", "measurement", 0)
 STORED = Quantity("Wh", "energy_storage", "measurement", 0, 1)
+TEMPERATURE = Quantity("°C", "temperature", "measurement", 1, 0.1)
 DURATION = Quantity("s", "duration", "measurement", 3)
+INTERVAL = Quantity("s", "duration", "measurement", 0)
 COUNT = Quantity(None, None, "measurement", 0)
 NUMBER = Quantity(None, None, None, 0)
 TEXT = Quantity(numeric=False)
@@ -184,13 +190,19 @@ VoltAmperes = Annotated[type_number, APPARENT_POWER, number()]
 MillivoltAmperes = Annotated[type_number, APPARENT_POWER, number(scale=0.001)]
 Vars = Annotated[type_number, REACTIVE_POWER, number()]
 Volts = Annotated[type_number, VOLTAGE, number()]
+Millivolts = Annotated[type_number, VOLTAGE, number(scale=0.001, unsigned=True)]
 Amperes = Annotated[type_number, CURRENT, number()]
+Milliamperes = Annotated[type_number, CURRENT, number(scale=0.001, unsigned=True)]
 Hertz = Annotated[type_number, FREQUENCY, number()]
+Millihertz = Annotated[type_number, FREQUENCY, number(scale=0.001)]
 PowerFactor = Annotated[type_number, POWER_FACTOR, number()]
 WattHours = Annotated[type_number, ENERGY, number()]
 UnsignedWattHours = Annotated[type_number, ENERGY, number(unsigned=True)]
 UnsignedWattHoursWindow = Annotated[type_number, ENERGY_WINDOW, number(unsigned=True)]
 WattHoursReport = Annotated[type_number, ENERGY_REPORT, number()]
+# A counter that really reaches 2^32 J and then begins again: what is above 2^31 J is no small negative.
+Joules = Annotated[type_number, ENERGY, number(scale=1 / JOULES)]
+IntervalJoules = Annotated[type_number, ENERGY_INTERVAL, number(scale=1 / JOULES, unsigned=True)]
 VoltAmpereHours = Annotated[type_number, APPARENT_ENERGY, number()]
 VoltAmpereHoursReport = Annotated[type_number, APPARENT_ENERGY_REPORT, number()]
 VarHours = Annotated[type_number, REACTIVE_ENERGY, number()]
@@ -199,6 +211,8 @@ Percent = Annotated[type_number, CHARGE, number()]
 StoredWattHours = Annotated[type_number, STORED, number()]
 Number = Annotated[type_number, NUMBER, number()]
 Count = Annotated[type_number, COUNT, number()]
+Celsius = Annotated[type_number, TEMPERATURE, number(unsigned=True)]
+Seconds = Annotated[type_number, INTERVAL, number()]
 Text = Annotated[str | Absent | None, TEXT, BeforeValidator(_text)]
 LowerText = Annotated[str | Absent | None, TEXT, worded(str.lower)]
 Texts = Annotated[str | Absent | None, TEXT, BeforeValidator(_list)]
@@ -208,8 +222,12 @@ Epoch = Annotated[datetime | Absent | None, TIME, BeforeValidator(_time)]
 
 
 def wire(*names: str, **options: Any) -> Any:
-    """Bind a field to the wire names under which it may stand; options are those of `Measurement`."""
-    return Field(default=ABSENT, validation_alias=AliasChoices(*names), json_schema_extra=dict(options))
+    """Bind a field to the wire names under which it may stand; options are those of `Measurement`.
+
+    `watts.now` is the field `now` of the object `watts`.
+    """
+    places = (AliasPath(*name.split(".")) if "." in name else name for name in names)
+    return Field(default=ABSENT, validation_alias=AliasChoices(*places), json_schema_extra=dict(options))
 
 
 def label(name: str) -> str:
@@ -235,7 +253,7 @@ class Record(BaseModel):
         }
 
     def readings(
-        self, device: str, phase: Phase | None = None, *, without: frozenset[str] = frozenset()
+        self, device: str, phase: Axis | None = None, *, without: frozenset[str] = frozenset()
     ) -> Iterator[Reading]:
         for name, row in self.table.items():
             value = getattr(self, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from bridge.model import Measurement, Message, Phase, Rank, Reading, Scalar, Structure
+from bridge.model import Axis, Measurement, Message, Rank, Reading, Scalar, Structure
 
 ONLINE, OFFLINE = "online", "offline"
 DOCUMENT_INTERVAL = 1.0
@@ -63,7 +63,7 @@ class Names:
     def device(self, serial: str, device: str) -> str:
         return f"{self.base}/{serial}/{device}"
 
-    def value(self, serial: str, device: str, phase: Phase | None, name: str) -> str:
+    def value(self, serial: str, device: str, phase: Axis | None, name: str) -> str:
         return "/".join((self.base, serial, device, *((phase.value,) if phase else ()), name))
 
 
@@ -85,13 +85,13 @@ class Row:
     """
 
     device: str
-    phase: Phase | None
+    phase: Axis | None
     measurement: Measurement
     source: str
     absent_since: float | None = field(default=None, compare=False)
 
 
-Key = tuple[str, Phase | None, str]
+Key = tuple[str, Axis | None, str]
 ROWS = TypeAdapter(list[Row])
 GATEWAY = "gateway"
 GONE = 7 * 86_400.0

@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from values import Row, rows, sources
+from values import Row, in_order, rows, sources
 
 from bridge.config import CONFIG_VARIABLE, PREFIX, PollSettings, Settings
 from bridge.discovery import METERS
-from bridge.endpoints import BY_SOURCE, ENDPOINTS
+from bridge.endpoints import BY_SOURCE
 from bridge.model import Platform, Quantity
 from bridge.topics import Names
 
@@ -52,6 +52,10 @@ def topic_tree() -> str:
         (names.device(serial, "<device>"), "JSON: all values of one device at one instant"),
         (names.device(serial, "<device>/<name>"), "one value"),
         (names.device(serial, "<device>/<phase>/<name>"), "one value of one phase: l1, l2, l3"),
+        (
+            names.device(serial, "<device>/<input>/<name>"),
+            "one value of one DC input of an inverter: c1, c2, c3, c4",
+        ),
     )
     room = max(len(topic) for topic, _ in shapes) + 3
     tree = "\n".join(f"{topic:{room}}{text}" for topic, text in shapes)
@@ -65,10 +69,12 @@ def device_table() -> str:
     for device in dict.fromkeys(device for row in rows() for device in row.devices):
         mine = [row for row in rows() if device in row.devices]
         whole = code(_once(row.name for row in mine if row.whole))
-        phases = code(_once(row.name for row in mine if row.phases))
+        phases = code(_once(row.name for row in mine if row.parts))
         merged.setdefault((whole, phases, code(_once(row.source for row in mine))), []).append(device)
     lines = ([code(devices), *cells] for cells, devices in merged.items())
-    return table(("device", "values", "values of each phase, where there are several", "source"), lines)
+    return table(
+        ("device", "values", "values of each phase, where there are several, or of each DC input", "source"), lines
+    )
 
 
 def _once(items: Iterable[T]) -> Iterable[T]:
@@ -79,8 +85,7 @@ def source_table() -> str:
     """Where the values come from, and how often."""
     profiles = get_args(PollSettings.model_fields["profile"].annotation)
     lines = (
-        [f"`{e.source}`", f"`{e.path}`", *(_period(e.period(profile)) for profile in profiles)]
-        for e in sorted(ENDPOINTS, key=lambda e: e.appendix)
+        [f"`{e.source}`", f"`{e.path}`", *(_period(e.period(profile)) for profile in profiles)] for e in in_order()
     )
     return table(("source", "endpoint", *(f"`{profile}`" for profile in profiles)), lines)
 
@@ -104,7 +109,7 @@ def topic_tables() -> str:
 
 
 def _topic_line(row: Row) -> Sequence[str]:
-    levels = {(True, False): "", (False, True): " (phases)", (True, True): " (and phases)"}[row.whole, row.phases]
+    levels = f" ({'and ' if row.whole else ''}{row.parts})" if row.parts else ""
     name = f"`{row.name}`{levels}"
     return [code(row.devices), name, _unit(row.quantity), code(row.wires), row.meaning, _entity(row)]
 
@@ -122,7 +127,7 @@ def _entity(row: Row) -> str:
         return "none: document only"
     shown = {
         (True, True): "yes",
-        (True, False): "yes" if not row.phases else "yes, not of phases",
+        (True, False): f"yes, not of {row.parts}" if row.parts else "yes",
         (False, True): "yes, of phases",
     }
     return shown.get((row.whole_enabled, row.phases_enabled), "disabled")

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from pydantic import AliasChoices
+from pydantic import AliasChoices, AliasPath
 from pydantic.fields import FieldInfo
 
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
-from bridge.model import Facts, Quantity, Reading
+from bridge.model import Facts, Input, Phase, Quantity, Reading
 from bridge.records import Record
 from bridge.service.diagnostics import ROWS, SOURCE
 from bridge.service.mirror import SITE
@@ -35,13 +35,15 @@ FREE = ("live/connection", "live/tasks", "live/counters")
 UNSEEN = {
     "device_list": b'{"devices": [{"serial_number": "1", "device_type": 14, "com_interface": 3, '
     b'"com_interface_str": "PLC", "status": "connected"}]}',
+    "device_data": b'{"1": {"devName": "acb", "sn": "1", "channels": [{"lastReading": {"endDate": 1, "SOC": 50}, '
+    b'"lifetime": {"joulesProduced": 1, "joulesUsed": 2}}]}}',
 }
 """What no simulated home answers, but real gateways do."""
 
 
 @dataclass(slots=True)
 class Row:
-    """A value of one source, and the devices that have it: as a `whole`, of each of several `phases`, or both."""
+    """A value of one source, and the devices that have it: as a `whole`, of several `phases`, of DC `inputs`."""
 
     source: str
     name: str
@@ -49,7 +51,9 @@ class Row:
     devices: list[str] = field(default_factory=list)
     wires: list[str] = field(default_factory=list)
     whole: bool = False
+    plain: bool = False
     phases: bool = False
+    inputs: bool = False
     whole_enabled: bool = False
     phases_enabled: bool = False
     document_only: bool = False
@@ -60,11 +64,19 @@ class Row:
         self.document_only |= measurement.document_only
         for known, new in (self.devices, [place(reading.device)]), (self.wires, wires().get(id(measurement), ())):
             known.extend(item for item in new if item not in known)
-        if reading.phase is not None:
+        self.plain |= reading.phase is None
+        if isinstance(reading.phase, Input):
+            self.inputs = True
+        elif reading.phase is not None:
             self.phases, self.phases_enabled = True, measurement.enabled_phases
         elif several or not self.phases:
             self.whole_enabled = measurement.enabled
             self.whole |= several
+
+    @property
+    def parts(self) -> str:
+        """What else than the whole has the value."""
+        return "phases" if self.phases else "inputs" if self.inputs else ""
 
     @property
     def meaning(self) -> str:
@@ -99,7 +111,8 @@ def wires() -> Mapping[int, Sequence[str]]:
 
 def _aliases(info: FieldInfo) -> Sequence[str]:
     alias = info.validation_alias
-    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []
+    choices = alias.choices if isinstance(alias, AliasChoices) else ()
+    return [".".join(map(str, c.path)) if isinstance(c, AliasPath) else c for c in choices]
 
 
 def answers(home: str) -> Iterator[tuple[Endpoint, bytes]]:
@@ -134,13 +147,13 @@ def rows() -> Sequence[Row]:
     """Every value that there is, source by source in the order of the brief, the bridge's own last."""
     found: dict[tuple[str, ...], Row] = {}
     for home in _seen():
-        phased = {(source, place(reading.device)) for source, reading in home if reading.phase}
+        phased = {(source, place(reading.device)) for source, reading in home if isinstance(reading.phase, Phase)}
         for source, reading in home:
             key = _key(source, reading)
             row = found.setdefault(key, Row(source, key[-1], reading.quantity))
             row.add(reading, several=(source, place(reading.device)) in phased)
     for row in found.values():
-        row.whole |= not row.phases
+        row.whole |= row.plain and not row.phases
     return sorted(found.values(), key=lambda row: sources().index(row.source))
 
 
@@ -150,7 +163,12 @@ def _key(source: str, reading: Reading) -> tuple[str, ...]:
 
 
 def sources() -> Sequence[str]:
-    return [*(endpoint.source for endpoint in sorted(ENDPOINTS, key=lambda e: e.appendix)), SITE, SOURCE]
+    return [*(endpoint.source for endpoint in in_order()), SITE, SOURCE]
+
+
+def in_order() -> Sequence[Endpoint]:
+    """The endpoints of the brief in its order, then the others."""
+    return sorted(ENDPOINTS, key=lambda endpoint: (not endpoint.appendix, endpoint.appendix))
 
 
 def place(device: str) -> str:

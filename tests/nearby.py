@@ -1,14 +1,22 @@
 """Gateways that announce themselves over mDNS, on the loopback interface alone."""
 
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import pytest
 from zeroconf import ServiceInfo, Zeroconf
 
-from bridge.gateway.neighbours import SERVICE
+from bridge.gateway import neighbours
 
 LOOPBACK = "127.0.0.1"
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All programs of a machine hear each other: a service of our own, lest tests that run side by side meet."""
+    monkeypatch.setattr(neighbours, "SERVICE", f"_enphase-{os.getpid()}._tcp.local.")
 
 
 @contextmanager
@@ -18,8 +26,8 @@ def announced(
     """As a gateway does it; more or other properties may be said."""
     said: Mapping[str, str] = {"serialnum": serial, "protovers": firmware, **properties}
     info = ServiceInfo(
-        SERVICE,
-        f"envoy-{serial or 'nobody'}.{SERVICE}",
+        neighbours.SERVICE,
+        f"envoy-{serial or 'nobody'}.{neighbours.SERVICE}",
         addresses=[socket.inet_aton(address)],
         port=port,
         properties=dict(said),

@@ -19,7 +19,7 @@ SPEED = 20.0
 """How much sooner an idle wait is over: half a minute of patience takes one and a half seconds."""
 PATIENCE = 60.0
 LOOK = 0.03
-PHASES = ("l1", "l2", "l3")
+PHASES = ("l1", "l2", "l3", "c1", "c2", "c3", "c4")
 SLOW = re.compile(r"/gateway/(last_answer|answer_time|failures)$")
 """Value topics that follow their document at most once a minute."""
 STATE = re.compile(r"^[^/]+/\w+/(state$|availability/)")

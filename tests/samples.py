@@ -92,7 +92,7 @@ def flat(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     found = {}
     for device, document in documents.items():
         for key, value in document.items():
-            if key in {"l1", "l2", "l3"}:
+            if key in {"l1", "l2", "l3", "c1", "c2", "c3", "c4"}:
                 found |= {f"{device}/{key}/{name}": spoken(item) for name, item in value.items()}
             elif key == "timestamp_2":
                 found[f"{device}/timestamp"] = spoken(value)
@@ -205,6 +205,39 @@ def live(stream: object = "enabled", **meters: object) -> dict[str, Any]:
     return {"connection": {"sc_stream": stream}, "meters": {"last_update": 1654221647, **flows, **meters}}
 
 
+def channel(step: int = 0, **changes: object) -> dict[str, Any]:
+    """One channel of `/ivp/pdm/device_data`; each `step` has other numbers."""
+    return {
+        "chanEid": 1627390225 + step,
+        "created": int(NOW) - 60 - step,
+        "wattHours": {"today": 1239 + step, "yesterday": 455 + step, "week": 7466 + step},
+        "watts": {"now": 255 + step, "nowUsed": 0, "max": 371 + step},
+        "lastReading": {
+            "endDate": int(NOW) - 60 - step,
+            "duration": 903 + step,
+            "joulesProduced": 230_400 + 900 * step,
+            "acVoltageINmV": 248_156 + step,
+            "acFrequencyINmHz": 50_013 + step,
+            "dcVoltageINmV": 32_363 + step,
+            "dcCurrentINmA": 8_078 + step,
+            "channelTemp": 38 + step,
+            "acCurrentInmA": 1_049 + step,
+        },
+        "lifetime": {
+            "createdTime": 1_744_834_453,
+            "duration": 6_124_463,
+            "joulesProduced": 354_281_850 + 36 * step,
+        },
+        **changes,
+    }
+
+
+def details(serial: object, step: int = 0, *, inputs: int = 1, **changes: object) -> dict[str, Any]:
+    """One microinverter of `/ivp/pdm/device_data`."""
+    channels = [channel(step + 100 * place) for place in range(inputs)]
+    return {"devName": "pcu", "sn": serial, "active": True, "modGone": False, "channels": channels, **changes}
+
+
 def answers(count: int = 3, inverters: int = 20, batteries: int = 2) -> dict[str, Any]:
     """What all endpoints of a home answer."""
     roles = ("production", "net-consumption")
@@ -241,6 +274,12 @@ def answers(count: int = 3, inverters: int = 20, batteries: int = 2) -> dict[str
             }
             for unit in units
         ],
+        "device_data": {
+            **{str(unit): details(f"4822{unit:08d}", unit) for unit in units},
+            "704643328": {"devName": "eim", "sn": f"{SERIAL}EIM1", "active": True, "modGone": True, "channels": []},
+            "deviceCount": inverters + 1,
+            "deviceDataLimit": 50,
+        },
         "device_list": {
             "usb": {"ck2_bridge": "connected", "auto_scan": False},
             "devices": [

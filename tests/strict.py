@@ -42,6 +42,7 @@ NUMERIC = {
     "energy_storage": ("Wh", {"measurement"}),
     "battery": ("%", {"measurement"}),
     "duration": ("s", {"measurement"}),
+    "temperature": ("°C", {"measurement"}),
     None: (None, {"measurement", "total_increasing", None}),
 }
 """Device classes of sensors with their unit and the state classes that may go with it."""

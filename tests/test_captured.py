@@ -22,6 +22,7 @@ GATEWAYS = Path(__file__).parents[1].parent / "shared" / "gateways"
 SETS = sorted(folder.name for folder in GATEWAYS.glob("*/")) if GATEWAYS.is_dir() else []
 TOPIC = re.compile(r"enphase(/[a-z0-9_-]+){2,6}")
 PHASES = ("l1", "l2", "l3")
+INPUTS = ("c1", "c2", "c3", "c4")
 
 pytestmark = pytest.mark.skipif(not SETS, reason="no captured gateways here (they are not part of the project)")
 
@@ -92,7 +93,7 @@ def test_everything_is_understood(home: Home) -> None:
 def flat(device: str, document: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for key, value in document.items():
-        if key in PHASES:
+        if key in (*PHASES, *INPUTS):
             found |= {f"{device}/{key}/{name}": spoken(item) for name, item in value.items()}
         elif key not in {"timestamp", "packages"}:
             found[f"{device}/{key}"] = spoken(value)

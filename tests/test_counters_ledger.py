@@ -583,6 +583,8 @@ def test_clocks_may_drift_apart_a_little() -> None:
         ("meter/net-consumption", None, 6_000, 75_000),
         ("meter/net-consumption", Phase.L2, 6_000, 25_000),
         ("energy/consumption-eim", None, 6_000, 75_000),
+        ("inverter/482301001005", None, 371, 463.75),
+        ("inverter/482301001005", None, 0, 1_000),
     ],
 )
 def test_what_a_home_can_count(device: str, phase: Phase | None, solar: float, cap: float) -> None:

@@ -355,6 +355,37 @@ def test_wrapped_inverters_leave_nothing_behind(script: list[Episode], start: fl
     assert world.statistics.energy == pytest.approx(world.true - world.first, abs=1_000)
 
 
+class Unit(World):
+    """One inverter, whose own counter begins again at 2^32 J; it is asked every five minutes."""
+
+    def poll(self, lie: Callable[[float], float] | None = None, count: int = 1) -> None:
+        super().poll(lambda raw: (lie(raw) if lie else raw) % WRAP, count)
+        self.seen_at = self.seen_at if lie else self.now
+
+
+def an_hour_of_zeros(world: World, count: int) -> None:
+    zeros(world, min(count, round(HOUR / world.period)))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    script=episodes([an_hour_of_zeros, pause, save, restart]),
+    left=st.floats(100, 340),
+    power=st.sampled_from([300, 480]),
+)
+@example(script=[(pause, 80, 10, 0.9)], left=100.0, power=480)
+def test_an_inverter_that_wraps_counts_on(script: list[Episode], left: float, power: float) -> None:
+    """The counter begins again some time on the way."""
+    unit = Unit(WRAP - left, cap=1.25 * power, period=300, source="device_data", device="inverter/482301001005")
+
+    live(unit, script)
+
+    assert (unit.held, unit.resets) == (0, 0)
+    assert unit.published == pytest.approx(unit.true, abs=0.01)
+    assert unit.statistics.energy == pytest.approx(unit.true - unit.first, abs=2)
+    assert unit.true > WRAP > unit.first
+
+
 def swap(world: World, count: int) -> None:
     """Another level for good, up to 16 MWh, and time enough to prove it."""
     world.shift = count * 200_000 - world.true

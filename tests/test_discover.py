@@ -6,13 +6,15 @@ from contextlib import ExitStack
 
 import pytest
 from cli import NOWHERE, Shell, Told, served, shell
-from nearby import LOOPBACK, announced
+from nearby import LOOPBACK, alone, announced
 
+from bridge.gateway import neighbours
 from bridge.gateway.neighbours import Neighbour, whereabouts
 from bridge.simulator import Simulator
 
-__all__ = ["shell"]
-pytestmark = pytest.mark.xdist_group("mdns")  # all hear each other
+__all__ = ["alone", "shell"]
+ANNOUNCED = neighbours.SERVICE
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def discover(shell: Shell, seconds: str = "1.5") -> Told:
@@ -29,6 +31,10 @@ def test_a_gateway_is_found_with_serial_number_firmware_and_its_setting(shell: S
     assert told.about("setting").text == f"BRIDGE_GATEWAY__HOST={address}"
     assert told.about("answer").word == "ok"
     assert "1 gateway. " in told.text
+
+
+def test_the_service_is_the_one_that_gateways_announce() -> None:
+    assert ANNOUNCED == "_enphase-envoy._tcp.local."
 
 
 def test_legacy_firmware_is_named_with_its_scheme(shell: Shell) -> None:

@@ -233,7 +233,16 @@ def test_availability(devices: dict[str, dict[str, Any]], name: str, topic: str 
         ([row("site/solar", source="site")], "availability/site"),
         ([row("energy/production", source="production")], "availability/production"),
         ([row("report/grid", source="grid")], "availability/grid"),
-        ([row("inverter/7", source="inverters"), row("inverter/7", "status", "device_list")], "state"),
+        (
+            [row("inverter/7", source="inverters"), row("inverter/7", "status", "device_list")],
+            "availability/inverters",
+        ),
+        (
+            [row("inverter/7", "temperature", "device_data"), row("inverter/7", source="inverters")],
+            "availability/inverters",
+        ),
+        ([row("inverter/7", "temperature", "device_data")], "availability/device_data"),
+        ([row("inverter/7", "temperature", "device_data"), row("inverter/7", "status", "device_list")], "state"),
         ([row("inverter/7", "status", "device_list")], "availability/device_list"),
         ([row("meter/load", "eid", "meters"), row("meter/load")], "availability/readings"),
         ([row("meter/load", "eid", "meters")], "availability/meters"),

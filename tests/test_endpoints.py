@@ -69,6 +69,7 @@ GOOD: dict[str, Any] = {
     "production": {"wattsNow": 5},
     "energy": {"production": {"pcu": {"wattsNow": 5}}},
     "inverters": [{"serialNumber": "1", "lastReportWatts": 5}],
+    "device_data": {"1": {"devName": "pcu", "sn": "1", "channels": [{"watts": {"now": 5}}]}},
     "device_list": {"devices": [{"serial_number": "1", "status": "connected"}]},
 }
 
@@ -121,6 +122,7 @@ PERIODS = {
     "production": (60, 60),
     "energy": (60, 60),
     "inverters": (300, 300),
+    "device_data": (300, 300),
     "livedata": (5, 1),
     "consumption": (60, 30),
     "grid": (30, 15),
@@ -145,7 +147,7 @@ def test_the_fastest_are_the_most_urgent() -> None:
 
 
 def test_the_names_of_sources_paths_and_settings_agree() -> None:
-    assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS) == len(BY_SOURCE) == 10
+    assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS) == len(BY_SOURCE) == 11
     assert {*PollSettings.model_fields} - {"profile", "budget"} == {*BY_SOURCE}
     for source, endpoint in BY_SOURCE.items():
         assert PollSettings.model_fields[source].description == f"`{endpoint.path}`" or source == "info"

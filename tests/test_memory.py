@@ -7,12 +7,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from houses import house
+from brokers import Mosquitto
+from houses import house, publish
 from running import running, until
 
 from bridge import discovery
+from bridge.config import MqttSettings
 from bridge.model import Facts, Message, Phase, Reading
 from bridge.records import POWER, measurement
+from bridge.service.memory import retained
 from bridge.simulator.faults import edited
 from bridge.simulator.gateway import INVERTERS
 from bridge.topics import Names, Tree
@@ -139,13 +142,36 @@ async def test_a_week_without_a_device_may_hold_restarts(tmp_path: Path) -> None
     def without_the_first(body: bytes) -> bytes:
         return json.dumps(json.loads(body)[1:]).encode()
 
+    listed = {"device_data": 0}  # the one list that has them
     async with house(tmp_path) as home:
         unit = f"inverter/{home.simulator.home.inverters[0].serial}"
-        async with running(home.settings()):
+        async with running(home.settings(poll=listed)):
             await home.settled()
             assert home.topic(f"{unit}/power") is not None
         home.simulator.faults.add(INVERTERS, edited("a unit less", without_the_first))
-        async with running(home.settings()):
+        async with running(home.settings(poll=listed)):
             await until(lambda: home.topic("availability/inverters") == "online")
-        async with running(home.settings(), now=lambda: time.time() + 7 * 86_400):
+        async with running(home.settings(poll=listed), now=lambda: time.time() + 7 * 86_400):
             await until(lambda: home.topic(f"{unit}/power") is None and home.topic(unit) is None)
+
+
+COUNTERS = {
+    "meter/production/energy_delivered": 5.5,
+    "meter/production/l2/energy_delivered": 6.5,
+    "energy/production/energy_lifetime": 7.5,
+    "site/grid/energy_imported": 8.5,
+    "inverter/482301001005/energy_lifetime": 9.5,
+    "inverter/482301001005/c2/energy_lifetime": 10.5,
+    "inverter/121917000000/energy_charged": 11.5,
+    "inverter/121917000000/energy_discharged": 12.5,
+}
+
+
+async def test_what_subscribers_have_of_counters_is_read(tmp_path: Path) -> None:
+    """All else would only cost time: of 500 inverters there are thousands of topics."""
+    others = {"meter/production/metering_status": "normal", "inverter/482301001005/power": "255"}
+    with Mosquitto(tmp_path) as broker:
+        for topic, value in (COUNTERS | others).items():
+            await publish(broker, f"enphase/7/{topic}", str(value), "-r")
+        await publish(broker, "enphase/8/meter/production/energy_delivered", "1", "-r")
+        assert await retained(MqttSettings(url=broker.url), "test", "enphase/7") == COUNTERS

@@ -9,7 +9,8 @@ from brokers import Mosquitto, watching
 from houses import House, house, housed, publish
 from running import running, settings, tree, until
 
-from bridge.simulator.gateway import INVERTERS, LIVEDATA, METERS, STREAM
+from bridge.simulator.gateway import DETAILS, INVERTERS, LIVEDATA, METERS, STREAM
+from bridge.simulator.homes import Inverter
 from bridge.simulator.livedata import STREAM as QUARTER
 from bridge.simulator.truth import Flow, Truth
 
@@ -23,6 +24,7 @@ SOURCES = [
     "production",
     "energy",
     "inverters",
+    "device_data",
     "livedata",
     "consumption",
     "grid",
@@ -76,7 +78,11 @@ TREE = {
     **{f"report/grid/l{n}": "power reactive_power voltage current frequency" for n in (1, 2, 3)},
 }
 """The topic tree of a home with three phases and batteries, the inverters and the free objects of `live` aside."""
-INVERTER = "power max_power type last_report reporting"
+LISTED = "power max_power type last_report reporting"
+COUNTED = "energy_today energy_yesterday energy_7d energy_lifetime"
+DETAILED = f"last_report_duration last_report_energy ac_voltage ac_current frequency temperature {COUNTED}"
+INPUT = "dc_voltage dc_current"
+OF_SEVERAL = f"{INPUT} power temperature energy_lifetime"
 FREE = ("live/connection", "live/tasks", "live/counters")
 
 
@@ -93,12 +99,24 @@ def number(text: str) -> float:
     return value
 
 
+def shown(unit: Inverter) -> Mapping[str, str]:
+    """What an inverter has, below its device. One that is removed has never reported."""
+    if unit.removed:
+        return {"": f"{LISTED} active module_gone energy_today energy_yesterday energy_7d"}
+    inputs = {f"/c{place}": INPUT if unit.inputs == 1 else OF_SEVERAL for place in range(1, unit.inputs + 1)}
+    return {"": f"{LISTED} active module_gone {DETAILED}", **inputs}
+
+
 async def test_every_topic_of_the_tree(tmp_path: Path) -> None:
     """Neither more nor less than the contract names."""
     async with house(tmp_path) as home, running(home.settings()):
         await home.settled()
         found = {topic for topic in values(home.seen, home.serial) if not topic.startswith(FREE)}
-        inverters = {f"inverter/{unit.serial}": INVERTER for unit in home.simulator.home.inverters}
+        inverters = {
+            f"inverter/{unit.serial}{place}": names
+            for unit in home.simulator.home.inverters
+            for place, names in shown(unit).items()
+        }
         wanted = {f"{device}/{name}" for device, names in (TREE | inverters).items() for name in names.split()}
         wanted |= {"state", *(f"availability/{source}" for source in SOURCES)}
         assert sorted(found) == sorted(wanted)
@@ -124,6 +142,9 @@ def expected(truth: Truth) -> Iterator[tuple[str, float]]:
     for inverter in truth.inverters:
         yield f"inverter/{inverter.serial}/power", inverter.reported
         yield f"inverter/{inverter.serial}/max_power", inverter.peak
+        if inverter.reported_at:
+            yield f"inverter/{inverter.serial}/energy_lifetime", inverter.lifetime
+            yield f"inverter/{inverter.serial}/energy_today", inverter.today
     for battery in truth.batteries:
         yield f"battery/{battery.serial}/capacity", battery.capacity
     yield "live/storage/soc", round(truth.soc)
@@ -171,6 +192,33 @@ async def test_the_live_stream_is_turned_on_and_stays_on(tmp_path: Path) -> None
             load = home.simulator.truth().site.home.power
             await until(lambda load=load: abs(number(home.topic("live/load/power") or "0") - load) <= 1)
             home.clock.forward(QUARTER + 60)
+
+
+@pytest.mark.expects_log("device_data: the answer is not JSON")
+async def test_details_that_fail_cost_only_themselves(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        home.simulator.faults.add(DETAILS, "html")
+        async with running(home.settings()):
+            await until(lambda: home.availability.get("device_list") == "online")
+            await until(lambda: home.availability.get("device_data") == "offline")
+            assert home.availability["inverters"] == "online"
+            assert home.topic("inverter/482301001005/power") is not None
+            assert home.topic("inverter/482301001005/ac_voltage") is None
+
+
+async def test_of_500_inverters_none_is_lost(tmp_path: Path) -> None:
+    """49 have details; each is one device, and lives by what tells of all."""
+    async with house(tmp_path, "large") as home, running(home.settings()):
+        await home.settled()
+        serials = [unit.serial for unit in home.simulator.home.inverters]
+        powers = [home.topic(f"inverter/{serial}/power") for serial in serials]
+        assert None not in powers
+        assert sum(home.topic(f"inverter/{serial}/ac_voltage") is not None for serial in serials) == 49
+        prefix = f"homeassistant/device/iqgateway_{home.serial}_inverter_"
+        announced = {topic: json.loads(text) for topic, text in home.seen.items() if topic.startswith(prefix)}
+        assert len(announced) == 500
+        topics = {body["availability"][1]["topic"] for body in announced.values()}
+        assert topics == {f"enphase/{home.serial}/availability/inverters"}
 
 
 async def test_a_clean_stop_says_goodbye(tmp_path: Path) -> None:

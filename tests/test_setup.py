@@ -9,13 +9,13 @@ import pytest
 from brokers import Mosquitto, password_lines
 from cli import NOWHERE, Shell, Told, served, shell
 from dotenv import dotenv_values
-from nearby import LOOPBACK, announced
+from nearby import LOOPBACK, alone, announced
 
 from bridge.commands import setup
 from bridge.simulator import PASSWORD, USER, Simulator
 
-__all__ = ["shell"]
-pytestmark = pytest.mark.xdist_group("mdns")  # it listens, and would hear the gateways of other tests
+__all__ = ["alone", "shell"]
+pytestmark = pytest.mark.usefixtures("alone")
 BROKER_USER, BROKER_PASSWORD = "bridge", 'it\'s "hard" #1 $\\ to quote'
 
 

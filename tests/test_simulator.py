@@ -34,6 +34,7 @@ LIVEDATA = "/ivp/livedata/status"
 STREAM = "/ivp/livedata/stream"
 INVERTERS = "/api/v1/production/inverters"
 DEVICES = "/ivp/ensemble/device_list"
+DETAILS = "/ivp/pdm/device_data"
 
 
 class Clock:
@@ -289,11 +290,28 @@ def test_inverters_add_up_to_the_sun_of_their_phase() -> None:
         assert made == pytest.approx(phase.solar.power, abs=0.01)
 
 
+def test_inverters_have_made_what_their_phase_has() -> None:
+    """In all, today, and each of the days before."""
+    home = HOMES["three-phase"]
+    house = House(home, start=AFTERNOON)
+    truth = house.truth()
+    for leg, flow in enumerate(truth.meters["production"].phases.values()):
+        made = sum(i.lifetime for i, unit in zip(truth.inverters, home.inverters, strict=True) if unit.leg == leg)
+        assert made == pytest.approx(flow.delivered, rel=1e-9)
+    assert sum(i.today for i in truth.inverters) == pytest.approx(truth.today)
+    assert sum(i.week for i in truth.inverters) == pytest.approx(truth.week)
+    assert truth.today < sum(i.yesterday for i in truth.inverters) < truth.week
+    house.advance(AFTERNOON + 86_400)
+    later = house.truth()
+    for before, after in zip(truth.inverters, later.inverters, strict=True):
+        assert after.lifetime - before.lifetime == pytest.approx(after.yesterday + after.today - before.today)
+
+
 # ---------------------------------------------------------------- answers
 
 
 @pytest.mark.parametrize("name", HOMES)
-@pytest.mark.parametrize("path", [path for path in ENDPOINTS if path != "/info"])
+@pytest.mark.parametrize("path", [path for path in (*ENDPOINTS, DETAILS) if path != "/info"])
 async def test_answers_are_json_or_a_plain_refusal(name: str, path: str) -> None:
     simulator = Simulator(name, clock=Clock())
     async with asking(simulator) as client:
@@ -358,6 +376,71 @@ async def test_every_inverter_is_its_own(simulator: Simulator) -> None:
         assert len({inverter[field] for inverter in inverters}) == 21, field
     assert len({(i["lastReportDate"], i["lastReportWatts"]) for i in inverters}) == 21
     assert [i["lastReportDate"] for i in inverters].count(0) == 1
+
+
+async def units(simulator: Simulator) -> list[dict[str, Any]]:
+    """The microinverters of `device_data`."""
+    given = (await fetch(simulator, DETAILS)).values()
+    return [item for item in given if isinstance(item, dict) and item["devName"] == "pcu"]
+
+
+async def test_details_tell_the_truth(simulator: Simulator) -> None:
+    for unit, truth in zip(await units(simulator), simulator.truth().inverters, strict=True):
+        channels = unit["channels"]
+        lifetime = sum(channel["lifetime"].get("joulesProduced", 0) for channel in channels) / 3600
+        assert unit["sn"] == truth.serial
+        assert lifetime == pytest.approx(truth.lifetime, abs=0.01)
+        assert sum(channel["watts"]["now"] for channel in channels) == pytest.approx(truth.reported, abs=1)
+        assert {channel["created"] for channel in channels} == {truth.reported_at}
+        for reading in (channel["lastReading"] for channel in channels if channel["lastReading"]):
+            watts = reading["dcVoltageINmV"] * reading["dcCurrentINmA"] / 1e6
+            assert watts == pytest.approx(reading["joulesProduced"] / reading["duration"] * 1.03, rel=0.01)
+            assert reading["acVoltageINmV"] == pytest.approx(230_000, rel=0.03)
+
+
+async def test_every_unit_and_every_input_has_its_own_details(simulator: Simulator) -> None:
+    found = await units(simulator)
+    channels = [channel for unit in found for channel in unit["channels"] if channel["lastReading"]]
+    assert sorted(len(unit["channels"]) for unit in found) == [1] * 19 + [2] * 2
+    assert [unit["active"] for unit in found].count(False) == 1
+    for field in ("acVoltageINmV", "dcCurrentINmA"):
+        values = [channel["lastReading"][field] for channel in channels]
+        assert len(set(values)) >= len(values) - 2, field
+    assert len({channel["lifetime"]["joulesProduced"] for channel in channels}) == len(channels) == 22
+
+
+async def test_of_500_inverters_49_have_details() -> None:
+    """Some of their counters have begun again already."""
+    simulator = Simulator("large", clock=Clock())
+    answer = await fetch(simulator, DETAILS)
+    shown = await units(simulator)
+    assert (len(shown), answer["deviceCount"], answer["deviceDataLimit"]) == (49, 50, 50)
+    assert len(await fetch(simulator, INVERTERS)) == 500
+    wrapped = [unit for unit in simulator.truth().inverters[:49] if unit.lifetime * 3600 > 2**32]
+    assert 0 < len(wrapped) < 49
+    assert all(unit["channels"][0]["lifetime"]["joulesProduced"] < 2**32 for unit in shown)
+
+
+async def test_at_night_the_modules_are_gone() -> None:
+    clock = Clock()
+    simulator = Simulator("single-phase", clock=clock, start_hour=12.0)
+    assert not any(unit["modGone"] for unit in await units(simulator))
+    clock.now += 11 * 3600
+    assert all(unit["modGone"] and unit["active"] for unit in await units(simulator))
+
+
+async def test_meters_stand_beside_the_inverters_with_unsigned_watts() -> None:
+    simulator = Simulator("single-phase", clock=Clock(), start_hour=2.0)
+    found = [item for item in (await fetch(simulator, DETAILS)).values() if isinstance(item, dict)]
+    meters = {item["sn"]: item for item in found if item["devName"] == "eim"}
+    assert meters.keys() == {f"{simulator.serial}EIM1", f"{simulator.serial}EIM2"}
+    assert meters[f"{simulator.serial}EIM1"]["channels"][0]["watts"]["now"] == 2**32 - 1
+
+
+async def test_inverters_on_split_phases_are_on_both() -> None:
+    found = await units(Simulator("split-phase", clock=Clock()))
+    volts = [unit["channels"][0]["lastReading"]["acVoltageINmV"] for unit in found]
+    assert volts == pytest.approx([240_000] * 16, rel=0.03)
 
 
 async def test_firmware_8_3_reports_a_meter_that_nobody_knows(simulator: Simulator) -> None:
@@ -531,6 +614,16 @@ SAME_SHAPE = [
 async def test_answers_have_the_shape_of_real_ones(name: str, capture: str, path: str) -> None:
     real = json.loads((CAPTURES / capture / path[1:].replace("/", "_")).read_text())
     assert shape(await fetch(Simulator(name, clock=Clock()), path)) == shape(real)
+
+
+@pytest.mark.skipif(not CAPTURES.exists(), reason="needs the captured gateways beside the project")
+@pytest.mark.parametrize("capture", ["8.2.4345_with_device_data", "8.3.5167_3rd-pv"])
+async def test_details_have_the_shape_of_real_ones(simulator: Simulator, capture: str) -> None:
+    real = json.loads((CAPTURES / capture / "ivp_pdm_device_data").read_text())
+    ours = await fetch(simulator, DETAILS)
+    assert next(iter(real)) == next(iter(ours)) == "553648384"
+    assert shape(ours["553648384"]) == shape(real["553648384"])
+    assert [*ours][-2:] == [*real][-2:]
 
 
 @pytest.mark.skipif(not CAPTURES.exists(), reason="needs the captured gateways beside the project")

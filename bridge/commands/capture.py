@@ -26,7 +26,6 @@ from bridge.store import Store
 MORE = (
     "/ivp/meters/reports",
     "/ivp/meters/pvReading",
-    "/ivp/pdm/device_data",
     "/ivp/ensemble/inventory",
     "/ivp/ensemble/status",
     "/ivp/ensemble/secctrl",

@@ -13,14 +13,15 @@ from bridge.model import Reading
 
 UNITS = {"Wh": "power", "VAh": "apparent_power", "varh": "reactive_power"}
 """Units of lifetime counters, and the power that each of them counts."""
-QUARTER, QUARTERS = 900.0, frozenset({"production", "energy"})
+QUARTER, QUARTERS = 900.0, frozenset({"production", "energy", "device_data"})
 """Sources that may stand still for a quarter of an hour, and the seconds of one."""
 CONFIRM_QUARTERS = 3_600.0
 WRAPPING = frozenset({"energy/production", "energy/production-pcu"})
 """Devices whose counter is a sum over the inverters'."""
-SOLAR = ("meter/production", "energy/production", "site/solar")
+INVERTER = "inverter/"
+SOLAR = ("meter/production", "energy/production", "site/solar", INVERTER)
 SOLAR_HEADROOM, HEADROOM = 1.25, 2.0
-WATTS_PER_PHASE = 25_000.0
+WATTS_PER_PHASE, WATTS_PER_INVERTER = 25_000.0, 1_000.0
 MOST_WATTS = 1_000_000.0
 """No gateway measures more: a power above is a fault."""
 JUMP = 60.0
@@ -56,9 +57,11 @@ def is_counter(reading: Reading) -> bool:
 
 
 def usual_cap(reading: Reading, *, phases: int, solar: float = 0.0) -> float:
-    """W that a counter can count. `solar` is the sum of the inverters' highest powers, where it is known."""
+    """W that a counter can count. `solar` is the highest power of the inverter, or the sum of all, where known."""
     if solar > 0 and reading.device.startswith(SOLAR):
         return SOLAR_HEADROOM * solar
+    if reading.device.startswith(INVERTER):
+        return WATTS_PER_INVERTER
     return WATTS_PER_PHASE * (1 if reading.phase else max(1, phases))
 
 
@@ -219,6 +222,6 @@ def _limits(source: str, reading: Reading, cap: float, is_doubtful: bool) -> Lim
         cap,
         confirm=CONFIRM_QUARTERS if quarters else CONFIRM,
         stall=QUARTER if quarters else 0.0,
-        wrap=reading.device in WRAPPING,
+        wrap=reading.device in WRAPPING or reading.device.startswith(INVERTER),
         doubtful=is_doubtful,
     )

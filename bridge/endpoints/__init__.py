@@ -1,4 +1,4 @@
-"""The table: every endpoint of the brief, and every value that it gives.
+"""The table: every endpoint, those of the brief and others, and every value that it gives.
 
 A new endpoint is a record, a split function and one line here; a new value is one line in its record.
 """
@@ -6,7 +6,7 @@ A new endpoint is a record, a split function and one line here; a new value is o
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bridge.endpoints import device_list, info, inverters, livedata, meters, production, reports
+from bridge.endpoints import device_data, device_list, info, inverters, livedata, meters, production, reports
 from bridge.endpoints.body import Parsed
 from bridge.model import Facts
 
@@ -21,7 +21,8 @@ class Endpoint:
     """One endpoint: where it is, how to read it, and how often (seconds) in each polling profile.
 
     The order of the table is that of the first poll and of precedence where two sources name one value;
-    `urgency` is the order among those that are due at the same moment, 0 first. `appendix` is the brief's.
+    `urgency` is the order among those that are due at the same moment, 0 first. `appendix` is the brief's, empty
+    where the brief does not name the endpoint.
     `timeout` (seconds) bounds one request with its retries: it is all that a hanging endpoint costs the others,
     and is short enough for a gateway with one such endpoint to stay online. Real answers take 0.02 to 1.6 s.
     """
@@ -67,6 +68,16 @@ ENDPOINTS = (
         5 * MINUTE,
         4,
         "G",
+    ),
+    Endpoint(
+        "device_data",
+        "/ivp/pdm/device_data",
+        device_data.split,
+        5 * MINUTE,
+        15 * MINUTE,
+        5 * MINUTE,
+        4,
+        "",
     ),
     Endpoint("device_list", "/ivp/ensemble/device_list", device_list.split, 15 * MINUTE, HOUR, 15 * MINUTE, 4, "B"),
 )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator
 from pydantic_core import from_json
 
-from bridge.model import BadAnswer, Facts, Phase, Quantity, Reading, Request, Scalar, Structure
+from bridge.model import Axis, BadAnswer, Facts, Input, Phase, Quantity, Reading, Request, Scalar, Structure
 from bridge.records import Record, measurement, spelt
 
 PHASES = (Phase.L1, Phase.L2, Phase.L3)
@@ -16,6 +16,7 @@ SPLIT_PHASES = 2
 LONGEST_LEVEL = 64
 
 R = TypeVar("R", bound=Record)
+A = TypeVar("A", Phase, Input)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Sheet:
     problems: list[str] = field(default_factory=list)
 
     def add(
-        self, device: str, item: Record, phase: Phase | None = None, *, without: frozenset[str] = frozenset()
+        self, device: str, item: Record, phase: Axis | None = None, *, without: frozenset[str] = frozenset()
     ) -> None:
         self.readings.extend(item.readings(device, phase, without=without))
 
@@ -104,8 +105,8 @@ def each(kind: type[R], body: bytes, problems: list[str]) -> list[R]:
     return found
 
 
-def by_phase(kind: type[R], given: object, lines: Sequence[Phase], problems: list[str]) -> dict[Phase, R]:
-    """The records of a list whose places are the phases: one that can't be used must not move the others."""
+def by_phase(kind: type[R], given: object, lines: Sequence[A], problems: list[str]) -> dict[A, R]:
+    """The records of a list whose places are phases or inputs: one that can't be used must not move the others."""
     pairs = zip(lines, given if isinstance(given, list) else (), strict=False)
     found = {phase: kind.read(item, problems) for phase, item in pairs}
     return {phase: item for phase, item in found.items() if item is not None}

@@ -22,9 +22,10 @@ class Inverter(Record):
     type: Text = wire("devType", diagnostic=True)
     last_report: Epoch = wire("lastReportDate", diagnostic=True)
 
-    def reporting(self, clock: float) -> bool:
-        """Whether it has reported lately, `clock` being the gateway's own time."""
-        return isinstance(self.last_report, datetime) and clock - self.last_report.timestamp() < REPORTING
+
+def is_alive(last_report: object, clock: float) -> bool:
+    """Whether a unit has reported lately, `clock` being the gateway's own time."""
+    return isinstance(last_report, datetime) and clock - last_report.timestamp() < REPORTING
 
 
 def split(body: bytes, facts: Facts, now: float) -> Parsed:
@@ -35,7 +36,7 @@ def split(body: bytes, facts: Facts, now: float) -> Parsed:
     for inverter in inverters:
         device = f"inverter/{inverter.serial}"
         sheet.add(device, inverter)
-        alive = inverter.reporting(now + facts.clock_offset)
+        alive = is_alive(inverter.last_report, now + facts.clock_offset)
         reporting += alive
         sheet.value(device, "reporting", CONNECTIVITY, alive, diagnostic=True)
     sheet.value("gateway", "inverters_total", COUNT, len(inverters), label="Inverters", diagnostic=True)

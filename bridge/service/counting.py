@@ -9,10 +9,8 @@ from bridge.counters import Event, Ledger, usual_cap
 from bridge.endpoints import Parsed
 from bridge.model import Facts, Reading
 from bridge.quirks import repaired
+from bridge.service.units import Units
 from bridge.site import Answer, Site
-
-DARK = 0.01
-"""Share of all inverters' highest power below which those that do not report are taken to be asleep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +30,11 @@ class Counting:
         self._zone = zone
         self._ledger = Ledger.load(kept.get("counters"))
         self.site = Site(netted=netted, kept=kept.get("site"))
-        self._solar_peak = 0.0
+        self._units = Units(kept.get("days"))
 
     def dump(self) -> dict[str, Any]:
         """For the store."""
-        return {"counters": self._ledger.dump(), "site": self.site.dump()}
+        return {"counters": self._ledger.dump(), "site": self.site.dump(), "days": self._units.dump()}
 
     def seed(self, values: Mapping[str, float]) -> None:
         """What subscribers have of counters from an earlier run, by topic below the gateway."""
@@ -46,28 +44,16 @@ class Counting:
 
     def count(self, source: str, parsed: Parsed, facts: Facts, *, now: float, steady: float) -> Counted:
         """`now` is the wall clock, `steady` one that nobody sets."""
-        readings = repaired(source, parsed.readings)
-        if source == "inverters":
-            readings = self._inverters(readings)
+        readings = self._units.taken(source, repaired(source, parsed.readings), self.site.solar)
         guarded = self._ledger.guard(source, readings, self._cap(facts), now=now, steady=steady)
-        shown = _with_unknown(readings, guarded.readings)
         day = datetime.fromtimestamp(now, self._zone).strftime("%Y-%m-%d")
+        shown = list(self._units.counted(_with_unknown(readings, guarded.readings), day))
         answer = Answer(source, guarded.readings, facts, now, day, parsed.fresh)
         return Counted(shown, self.site.update(answer), guarded.events, guarded.held)
 
     def _cap(self, facts: Facts) -> Callable[[Reading], float]:
         phases = max((meter.phase_count for meter in facts.meters or () if meter.enabled), default=1)
-        return lambda reading: usual_cap(reading, phases=phases, solar=self._solar_peak)
-
-    def _inverters(self, readings: Sequence[Reading]) -> Sequence[Reading]:
-        """A unit that sleeps does not say so: its last power stays in the gateway for the whole night."""
-        highest = [r.value for r in readings if r.name == "max_power" and isinstance(r.value, int | float)]
-        self._solar_peak = float(sum(highest))
-        solar = self.site.solar
-        if solar is None or solar >= DARK * self._solar_peak:
-            return readings
-        asleep = {r.device for r in readings if r.name == "reporting" and r.value is False}
-        return [replace(r, value=0) if r.name == "power" and r.device in asleep else r for r in readings]
+        return lambda reading: usual_cap(reading, phases=phases, solar=self._units.solar(reading.device))
 
 
 def _with_unknown(readings: Sequence[Reading], guarded: Sequence[Reading]) -> Sequence[Reading]:

@@ -15,6 +15,12 @@ QUIET = 0.3
 LONGEST = 3.0
 """Seconds that reading may take in all, connecting included."""
 LAST_WORD = "memory/state"
+COUNTERS = (
+    *("meter/+/+", "meter/+/+/+", "energy/+/+", "site/+/+"),
+    *("inverter/+/energy_lifetime", "inverter/+/+/energy_lifetime"),
+    *("inverter/+/energy_charged", "inverter/+/energy_discharged"),
+)
+"""Where counters stand below a gateway."""
 
 
 async def retained(settings: MqttSettings, client_id: str, prefix: str) -> Mapping[str, float]:
@@ -33,7 +39,7 @@ async def retained(settings: MqttSettings, client_id: str, prefix: str) -> Mappi
 
     # The will says nothing that anybody listens to; a connection has to have one.
     will = Message(f"{prefix}/{LAST_WORD}", "", rank=Rank.VALUE)
-    subscriptions = [f"{prefix}/{kind}" for kind in ("meter/+/+", "meter/+/+/+", "energy/+/+", "site/+/+")]
+    subscriptions = [f"{prefix}/{counters}" for counters in COUNTERS]
     broker = Broker(settings, client_id=client_id, will=will, on_message=take, subscriptions=subscriptions)
     try:
         async with asyncio.timeout(LONGEST):

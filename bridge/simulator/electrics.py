@@ -83,7 +83,7 @@ def _electrics(home: Home, at: float, role: str, leg: int, flow: Flow) -> Electr
     share, constant = REACTIVE[role]
     reactive = share * abs(flow.power) + constant * (1 + leg / 7) + 0.4 * sin(at / 13 + leg)
     apparent = hypot(flow.power, reactive)
-    voltage = _voltage(home, at, leg) + 0.037 * ROLES.index(role)
+    voltage = volts_of(home, at, leg) + 0.037 * ROLES.index(role)
     energy = flow.delivered + flow.received
     return Electrics(
         flow,
@@ -92,18 +92,18 @@ def _electrics(home: Home, at: float, role: str, leg: int, flow: Flow) -> Electr
         voltage=voltage,
         current=apparent / voltage,
         factor=flow.power / apparent,
-        frequency=_frequency(home, at),
+        frequency=frequency_of(home, at),
         apparent_energy=energy * 1.07 + 113.4 * (leg + 1),
         lagging=energy * (0.19 if constant > 0 else 0.0004) + 61.7 * (leg + 1),
         leading=energy * (0.0004 if constant > 0 else 0.21) + 8.9 * (leg + 1),
     )
 
 
-def _voltage(home: Home, at: float, leg: int) -> float:
+def volts_of(home: Home, at: float, leg: int) -> float:
     return home.nominal * (1.0 + (0.0021, -0.0104, 0.0133)[leg] + 0.004 * sin(at / 97 + 2 * leg))
 
 
-def _frequency(home: Home, at: float) -> float:
+def frequency_of(home: Home, at: float) -> float:
     return home.frequency + 0.031 * sin(at / 41)
 
 

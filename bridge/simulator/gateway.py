@@ -6,7 +6,7 @@ from dataclasses import replace
 from email.utils import formatdate
 from threading import Lock
 
-from bridge.simulator import answers, livedata, metering
+from bridge.simulator import answers, details, livedata, metering
 from bridge.simulator.access import Guard, digest_allows, digest_challenge, unauthorized
 from bridge.simulator.exchange import Ask, Reply
 from bridge.simulator.homes import Home
@@ -20,6 +20,7 @@ READINGS = "/ivp/meters/readings"
 PRODUCTION = "/api/v1/production"
 ENERGY = "/ivp/pdm/energy"
 INVERTERS = "/api/v1/production/inverters"
+DETAILS = "/ivp/pdm/device_data"
 LIVEDATA = "/ivp/livedata/status"
 STREAM = "/ivp/livedata/stream"
 REPORTS = "/ivp/meters/reports/consumption"
@@ -28,6 +29,8 @@ CHECK = "/auth/check_jwt"
 
 ENDPOINTS = (INFO, DEVICES, METERS, READINGS, PRODUCTION, ENERGY, INVERTERS, LIVEDATA, REPORTS, GRID)
 """The ten of Enphase's brief."""
+MORE = (DETAILS,)
+"""Others that the bridge asks for."""
 NEVER = ("/production", "/production.json", "/home", "/home.json", "/inventory", "/inventory.json")
 """These take a real gateway down: they are answered, and the request log shows who asked."""
 TYPED = (PRODUCTION, INVERTERS, *NEVER)
@@ -106,6 +109,7 @@ class Gateway:
             PRODUCTION: lambda: answers.production(home, truth),
             ENERGY: lambda: answers.energy(home, truth),
             INVERTERS: lambda: answers.inverters(home, truth),
+            DETAILS: lambda: details.device_data(home, truth),
             LIVEDATA: lambda: livedata.status(home, self._stream, truth),
             REPORTS: lambda: metering.consumption_reports(home, truth),
             GRID: lambda: metering.grid_reading(home, truth),

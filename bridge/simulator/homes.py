@@ -4,6 +4,7 @@ Powers are in watts, energies in watt-hours. No two phases, meters or devices of
 swap shows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,13 +34,14 @@ class Meter:
 class Inverter:
     """A microinverter on phase `leg` (0 is L1). `peak` is the highest power it ever reported.
 
-    A removed one stays in the gateway's list and has never reported.
+    A removed one stays in the gateway's list and has never reported. `inputs` is how many modules it takes.
     """
 
     serial: str
     peak: int
     leg: int
     removed: bool = False
+    inputs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,18 @@ class Home:
         return any(meter.role == role and meter.enabled for meter in self.meters)
 
 
-def _inverters(first: int, count: int, *, legs: int, removed: int = 0) -> tuple[Inverter, ...]:
-    """`removed` more than `count` units, at the end of the list."""
+def _inverters(
+    first: int, count: int, *, legs: int, removed: int = 0, two: Sequence[int] = ()
+) -> tuple[Inverter, ...]:
+    """`removed` more than `count` units, at the end of the list; those at the places in `two` have two inputs."""
     return tuple(
-        Inverter(str(first + 13 * i), 250 + i * 84 % 239, leg=i % legs, removed=i >= count)
+        Inverter(
+            str(first + 13 * i),
+            250 + i * 84 % 239,
+            leg=i % legs,
+            removed=i >= count,
+            inputs=2 if i in two else 1,
+        )
         for i in range(count + removed)
     )
 
@@ -125,7 +135,7 @@ THREE_PHASE = Home(
     part_number="800-00654-r08",
     legs=3,
     phase_mode="three",
-    inverters=_inverters(482301001005, 20, legs=3, removed=1),
+    inverters=_inverters(482301001005, 20, legs=3, removed=1, two=(3, 16)),
     load=(310.0, 205.0, 420.0),
     meters=(*_meters(PRODUCTION, NET, STORAGE), Meter(LOAD, enabled=False)),
     batteries=(Battery("492301002201", 5000, 3840, leg=0), Battery("492301002214", 3360, 1280, leg=1)),

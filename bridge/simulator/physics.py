@@ -6,7 +6,7 @@ once a second; when the clock has jumped, once a minute or once an hour.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from bridge.model import Phase
@@ -102,8 +102,9 @@ class House:
         self._site_grid = Counter()
         self._solar = [Counter(0, c.delivered, 0) for c in self._meters[PRODUCTION]]
         self._stores = [Store(battery) for battery in home.batteries]
-        self._reports: dict[str, tuple[int, int]] = {}
-        self._midnights: deque[int] = deque(maxlen=7)
+        self._reports: dict[str, InverterTruth] = {}
+        self._midnights: deque[list[int]] = deque(maxlen=7)
+        """What each phase had produced at the last midnights (uJ)."""
         self._now = round(start * SECOND)
         self._at = self._end = self._midnight() - WARM_UP
         self.advance(start)
@@ -130,7 +131,7 @@ class House:
         site = Flows(solar.total, self._site_grid.flow(), storage.total, home.total)
         batteries = tuple(store.truth() for store in self._stores)
         capacity = sum(battery.capacity for battery in batteries)
-        made = sum(counter.delivered for counter in self._meters[PRODUCTION])
+        made = sum(self._made_by_leg)
         return Truth(
             at=self._at / SECOND,
             site=site,
@@ -139,9 +140,13 @@ class House:
             batteries=batteries,
             inverters=self._inverters(),
             soc=100 * sum(battery.stored for battery in batteries) / capacity if capacity else 0.0,
-            today=(made - self._midnights[-1]) / WH,
-            week=(made - self._midnights[0]) / WH,
+            today=(made - sum(self._midnights[-1])) / WH,
+            week=(made - sum(self._midnights[0])) / WH,
         )
+
+    @property
+    def _made_by_leg(self) -> list[int]:
+        return [counter.delivered for counter in self._meters[PRODUCTION]]
 
     def _midnight(self) -> int:
         """The beginning of the simulated day that `_now` lies in, on the real clock."""
@@ -154,7 +159,7 @@ class House:
         shift = self._shift * SECOND
         self._end = start + length - (start + shift) % length
         if (start + shift) % (DAY * SECOND) == 0:
-            self._midnights.append(sum(counter.delivered for counter in self._meters[PRODUCTION]))
+            self._midnights.append(self._made_by_leg)
         middle = start if length == SECOND else (start + self._end) // 2
         self._settle((middle + shift) / SECOND)
 
@@ -207,10 +212,27 @@ class House:
             return InverterTruth(unit.serial, 0.0, 0, 0, unit.peak)
         at = self._reported_at(index)
         known = self._reports.get(unit.serial)
-        if known is None or known[0] != at:
-            known = at, round(unit.peak * self._nature.sunshine(at + self._shift)[unit.leg])
-            self._reports[unit.serial] = known
-        return InverterTruth(unit.serial, unit.peak * share[unit.leg], known[1], at, unit.peak)
+        if known is None or known.reported_at != at:
+            known = self._reports[unit.serial] = self._report(unit, at)
+        return replace(known, power=unit.peak * share[unit.leg])
+
+    def _report(self, unit: Inverter, at: int) -> InverterTruth:
+        """All inverters of a phase have the same sun, so each has made its part of what the phase has."""
+        part = unit.peak / self._peaks[unit.leg] / WH
+        made = self._made_by_leg[unit.leg]
+        begun = [legs[unit.leg] for legs in self._midnights]
+        watts = round(unit.peak * self._nature.sunshine(at + self._shift)[unit.leg])
+        return InverterTruth(
+            unit.serial,
+            0.0,
+            watts,
+            at,
+            unit.peak,
+            lifetime=made * part,
+            today=(made - begun[-1]) * part,
+            yesterday=(begun[-1] - begun[-2]) * part,
+            week=(made - begun[0]) * part,
+        )
 
     def _reported_at(self, index: int) -> int:
         """Each inverter has its own second in the five minutes; at night the last report was at dusk."""

@@ -58,7 +58,8 @@ class BatteryTruth:
 class InverterTruth:
     """`power` is what flows now; `reported` (W, whole) is what the gateway knows, since `reported_at`.
 
-    A removed unit has 0 everywhere but in `peak`.
+    `lifetime`, `today`, `yesterday` and `week` are the Wh that the gateway knows. A removed unit has 0 everywhere
+    but in `peak`.
     """
 
     serial: str
@@ -66,6 +67,10 @@ class InverterTruth:
     reported: int
     reported_at: int
     peak: int
+    lifetime: float = 0.0
+    today: float = 0.0
+    yesterday: float = 0.0
+    week: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

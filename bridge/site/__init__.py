@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from bridge.days import Days
 from bridge.model import Facts, Reading, Scalar
 from bridge.site.energies import Energies
 from bridge.site.plan import NET, PRODUCTION, STORAGE, Plan, choose
@@ -80,7 +81,7 @@ class Site:
         kept = kept or {}
         self._netted = netted
         self._energies = Energies.load(kept.get("energies"))
-        self._days = _days(kept.get("days"))
+        self._days = Days.load(kept.get("days"))
         self._seen = Seen()
         self._latest: dict[tuple[str, str], float] = {}
         self._powers = Powers()
@@ -121,7 +122,7 @@ class Site:
 
     def dump(self) -> dict[str, Any]:
         """For the store: counters of ours must go on after a restart."""
-        return {"energies": self._energies.dump(), "days": {name: list(day) for name, day in self._days.items()}}
+        return {"energies": self._energies.dump(), "days": self._days.dump()}
 
     # Powers
 
@@ -192,7 +193,7 @@ class Site:
             case "home":
                 yield from self._made("home", "energy_lifetime")
                 if (tally := self._energies.tallies.get("home")) is not None:
-                    yield "energy_today", self._today(HOME, tally.total, answer.day)
+                    yield "energy_today", self._days.today(HOME, tally.total, answer.day)
 
     def _solar(self, plan: Plan, day: str) -> Iterator[tuple[str, Scalar]]:
         device = "meter/production" if PRODUCTION in plan.meters else plan.solar or ""
@@ -200,7 +201,7 @@ class Site:
         if value is not None:
             lifetime = self._energies.passed_on(SOLAR, device, value)
             yield "energy_lifetime", lifetime
-            yield "energy_today", self._today(SOLAR, lifetime, day)
+            yield "energy_today", self._days.today(SOLAR, lifetime, day)
 
     def _grid(self, plan: Plan) -> Iterator[tuple[str, Scalar]]:
         yield "connected", RELAY.get(int(self._latest.get(("live/system", "main_relay"), 0)))
@@ -259,20 +260,3 @@ class Site:
         if there:
             return there[0][0]
         return self._latest.get(("live/storage", "encharge_soc"), self._latest.get(("live/storage", "soc")))
-
-    def _today(self, name: str, lifetime: float, day: str) -> float:
-        """Lifetime less what it was at the last midnight."""
-        kept = self._days.get(name)
-        base = lifetime if kept is None else kept[1] if kept[0] == day else kept[2]
-        self._days[name] = (day, base, lifetime)
-        return round(max(0.0, lifetime - base), 3)
-
-
-def _days(kept: object) -> dict[str, tuple[str, float, float]]:
-    """Each lifetime's day, its value at midnight, and its last value."""
-    if not isinstance(kept, dict):
-        return {}
-    try:
-        return {str(name): (str(day), float(base), float(last)) for name, (day, base, last) in kept.items()}
-    except (TypeError, ValueError):
-        return {}

@@ -29,6 +29,7 @@ DIMENSIONS = {
     "Hz": "Frequency",
     "%": "Dimensionless",
     "s": "Time",
+    "°C": "Temperature",
 }
 """openHAB's dimension of each unit."""
 PROPERTIES = {
@@ -38,6 +39,7 @@ PROPERTIES = {
     "current": "Current",
     "frequency": "Frequency",
     "battery": "Level",
+    "temperature": "Temperature",
     "timestamp": "Timestamp",
 }
 """openHAB's semantic property of each device class."""

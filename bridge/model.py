@@ -103,7 +103,7 @@ MOST_GEAR = 256
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What other endpoints must know to be understood, or to be asked at all; mostly from `/info` and `/ivp/meters`.
+    """What endpoints must know to be understood, or to be asked at all; most of it from `/info` and `/ivp/meters`.
 
     `meters` is `None` until `/ivp/meters` has answered or is known to be missing.
     `clock_offset` is the gateway's clock minus ours in seconds.

@@ -174,7 +174,8 @@ class Tree:
     def _owns(self, source: str, reading: Reading) -> bool:
         key = (reading.device, reading.phase, reading.name)
         known = self._rows.get(key)
-        if known is not None and self._rank(known.source, known.measurement) < self._rank(source, reading.measurement):
+        rank = self._rank(source, reading.measurement)
+        if known is not None and self._rank(known.source, known.measurement) < rank:
             return False
         if known is None or known.source != source or known.measurement != reading.measurement:
             self._gone.pop(key, None)

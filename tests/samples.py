@@ -42,6 +42,8 @@ def home(
 
 THREE, SPLIT, SINGLE = home(3), home(2), home(1)
 NO_METERS = Facts(SERIAL, "D8.3.5169", meters=())
+STRUCTURES = {"packages", "modules", "seasons", "seasons_sell"}
+"""What only documents hold."""
 UNKNOWN = Facts(SERIAL, "D8.3.5169")
 """A gateway of whose meters nothing is known yet."""
 
@@ -96,7 +98,7 @@ def flat(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
                 found |= {f"{device}/{key}/{name}": spoken(item) for name, item in value.items()}
             elif key == "timestamp_2":
                 found[f"{device}/timestamp"] = spoken(value)
-            elif key not in {"timestamp", "packages"}:
+            elif key != "timestamp" and key not in STRUCTURES:
                 found[f"{device}/{key}"] = spoken(value)
     return found
 

@@ -112,9 +112,7 @@ ENDPOINTS = (
         wanted=storage_possible,
     ),
     Endpoint("device_list", "/ivp/ensemble/device_list", device_list.split, 15 * MINUTE, HOUR, 15 * MINUTE, 4, "B"),
-    Endpoint(
-        "power", "/ivp/ensemble/power", inventory.split_power, 30, 2 * MINUTE, 10, 2, wanted=where("battery")
-    ),
+    Endpoint("power", "/ivp/ensemble/power", inventory.split_power, 30, 2 * MINUTE, 10, 2, wanted=where("battery")),
     Endpoint(
         "secctrl",
         "/ivp/ensemble/secctrl",
@@ -125,7 +123,9 @@ ENDPOINTS = (
         3,
         wanted=where(*STORING),
     ),
-    Endpoint("relay", "/ivp/ensemble/relay", switchgear.split_relay, 30, 2 * MINUTE, 10, 2, wanted=where(*SWITCHING)),
+    Endpoint(
+        "relay", "/ivp/ensemble/relay", switchgear.split_relay, 30, 2 * MINUTE, 10, 2, wanted=where(*SWITCHING)
+    ),
     Endpoint(
         "dry_contacts",
         "/ivp/ensemble/dry_contacts",

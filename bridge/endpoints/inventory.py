@@ -98,7 +98,7 @@ class Battery(Radio):
 
 
 class Controller(Radio):
-    """An IQ System Controller (Enpower). Its temperature is in Fahrenheit (72 to 91 where batteries have 11 to 28)."""
+    """An IQ System Controller (Enpower). Its temperature is in Fahrenheit: 72 where its batteries have 12."""
 
     communicating: Connected = wire("communicating", diagnostic=True, enabled=True)
     last_report: Epoch = wire("last_rpt_date", diagnostic=True, enabled=True)

@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from values import Row, rows, sources
+from values import Row, in_order, rows, sources
 
 from bridge.config import CONFIG_VARIABLE, PREFIX, PollSettings, Settings
 from bridge.discovery import METERS
-from bridge.endpoints import BY_SOURCE, ENDPOINTS
+from bridge.endpoints import BY_SOURCE
 from bridge.model import Platform, Quantity
 from bridge.topics import Names
 
@@ -79,8 +79,7 @@ def source_table() -> str:
     """Where the values come from, and how often."""
     profiles = get_args(PollSettings.model_fields["profile"].annotation)
     lines = (
-        [f"`{e.source}`", f"`{e.path}`", *(_period(e.period(profile)) for profile in profiles)]
-        for e in sorted(ENDPOINTS, key=lambda e: e.appendix)
+        [f"`{e.source}`", f"`{e.path}`", *(_period(e.period(profile)) for profile in profiles)] for e in in_order()
     )
     return table(("source", "endpoint", *(f"`{profile}`" for profile in profiles)), lines)
 

@@ -14,6 +14,7 @@ from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
+from bridge.endpoints.switchgear import MAINS
 from bridge.model import Facts, Quantity, Reading
 from bridge.records import Record
 from bridge.service.diagnostics import ROWS, SOURCE
@@ -28,7 +29,10 @@ BY_ID = {
     "inverter": "<serial>",
     "battery": "<serial>",
     "controller": "<serial>",
+    "collar": "<serial>",
+    "combiner": "<serial>",
     "device": "<serial>",
+    "relay": "<contact>",
 }
 FREE = ("live/connection", "live/tasks", "live/counters")
 """Devices whose values are the gateway's own affair."""
@@ -113,9 +117,11 @@ def answers(home: str) -> Iterator[tuple[Endpoint, bytes]]:
 
 
 def readings(given: Iterable[tuple[Endpoint, bytes]]) -> Iterator[tuple[str, Reading]]:
-    """What becomes of the answers, with the source of each reading."""
+    """What becomes of the answers, with the source of each reading. What needs gear that is not there is left out."""
     facts = Facts("")
     for endpoint, body in given:
+        if not endpoint.wanted(facts):
+            continue
         parsed = endpoint.split(body, facts, NOON)
         facts = parsed.facts or facts
         yield from ((endpoint.source, reading) for reading in parsed.readings)
@@ -145,14 +151,22 @@ def rows() -> Sequence[Row]:
 
 
 def _key(source: str, reading: Reading) -> tuple[str, ...]:
-    """Devices of one source share a row where they share a name; those of `FREE` have one row for all names."""
-    return (source, reading.device, "<key>") if reading.device in FREE else (source, reading.name)
+    """Devices of one source share a row where they share a name and are shown alike; one of `FREE` has one row."""
+    shown = str(reading.measurement.enabled)
+    return (source, reading.device, "<key>") if reading.device in FREE else (source, shown, reading.name)
 
 
 def sources() -> Sequence[str]:
-    return [*(endpoint.source for endpoint in sorted(ENDPOINTS, key=lambda e: e.appendix)), SITE, SOURCE]
+    return [*(endpoint.source for endpoint in in_order()), SITE, SOURCE]
+
+
+def in_order() -> Sequence[Endpoint]:
+    """In the order of the brief; what is not in it comes last."""
+    return sorted(ENDPOINTS, key=lambda endpoint: endpoint.appendix or "~")
 
 
 def place(device: str) -> str:
     kind = device.partition("/")[0]
+    if device == MAINS:
+        return device
     return f"{kind}/{BY_ID[kind]}" if kind in BY_ID else device

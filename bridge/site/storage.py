@@ -1,4 +1,4 @@
-"""What a site's batteries hold and give, from what tells it best: live data, the storage's sums, or the batteries."""
+"""What a site's batteries hold and give, from what tells it best: live data, the sums, or the batteries."""
 
 from collections.abc import Mapping
 

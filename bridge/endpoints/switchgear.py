@@ -11,6 +11,7 @@ from bridge.endpoints.inventory import MainsClosed
 from bridge.model import Facts
 from bridge.records import (
     POWER,
+    TEXT,
     Absent,
     Amperes,
     Flag,
@@ -22,10 +23,20 @@ from bridge.records import (
     Text,
     Texts,
     finite,
+    spelt,
     wire,
 )
 
 MAINS, GENERATOR = "relay/mains", "generator/1"
+
+
+def _choice(value: object) -> str | None:
+    """One of several words, in lower case; here `none` says something."""
+    is_none = isinstance(value, str) and value.strip().lower() == "none"
+    return "none" if is_none else (spelt(value) or "").lower() or None
+
+
+Choice = Annotated[str | Absent | None, TEXT, BeforeValidator(_choice)]
 
 
 # Relays
@@ -58,12 +69,12 @@ class ContactSettings(Record):
 
     id: Annotated[Identity, Field(validation_alias="id")]
     name: Text = wire("load_name", enabled=True)
-    type: Text = wire("type", diagnostic=True)
-    mode: Text = wire("mode")
-    grid_action: Text = wire("grid_action")
-    microgrid_action: Text = wire("micro_grid_action")
-    generator_action: Text = wire("gen_action")
-    safe_state_action: Text = wire("safe_state_action", diagnostic=True)
+    type: Choice = wire("type", diagnostic=True)
+    mode: Choice = wire("mode")
+    grid_action: Choice = wire("grid_action")
+    microgrid_action: Choice = wire("micro_grid_action")
+    generator_action: Choice = wire("gen_action")
+    safe_state_action: Choice = wire("safe_state_action", diagnostic=True)
     soc_low: Share = wire("soc_low", label="Cut-off charge")
     soc_high: Share = wire("soc_high", label="Restore charge")
     priority: Number = wire("priority", diagnostic=True)

@@ -117,7 +117,7 @@ def answers(home: str) -> Iterator[tuple[Endpoint, bytes]]:
 
 
 def readings(given: Iterable[tuple[Endpoint, bytes]]) -> Iterator[tuple[str, Reading]]:
-    """What becomes of the answers, with the source of each reading. What needs gear that is not there is skipped."""
+    """What becomes of the answers, with the source of each reading; of gear that is not there, nothing."""
     facts = Facts("")
     for endpoint, body in given:
         if not endpoint.wanted(facts):

@@ -711,7 +711,7 @@ STRUCTURE = {
 
 
 def test_every_endpoint_of_the_brief_is_in_the_table() -> None:
-    assert {endpoint.appendix: endpoint.path for endpoint in ENDPOINTS} == {
+    assert {endpoint.appendix: endpoint.path for endpoint in ENDPOINTS if endpoint.appendix} == {
         "A": "/info",
         "B": "/ivp/ensemble/device_list",
         "C": "/ivp/meters",

@@ -5,9 +5,9 @@ settings. Not in the brief: fields as seen on firmware 7.3 to 8.3.
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from bridge.endpoints.body import PHASES, Parsed, Sheet, decode, level, phases, whole
+from bridge.endpoints.body import PHASES, Identity, Parsed, Sheet, decode, level, phases, whole
 from bridge.endpoints.device_list import TYPES, kind_of
 from bridge.endpoints.inventory import Line
 from bridge.endpoints.switchgear import Mains
@@ -115,6 +115,7 @@ BIAS = ("freq_bias_hz", "voltage_bias_v", "freq_bias_hz_q8", "voltage_bias_v_q5"
 class Detail(Record):
     """What is inside a unit, and how it is reached. The rest of it is known better from the inventory."""
 
+    serial: Annotated[Identity, Field(validation_alias="device_id")]
     type: Annotated[str | Absent | None, TEXT, worded(lambda number: TYPES.get(number, number))] = wire(
         "device_type", diagnostic=True, fallback=True
     )
@@ -149,10 +150,10 @@ def split_status(body: bytes, facts: Facts, _now: float) -> Parsed:
     answer = whole(Inside, body, sheet.problems)
     units = answer.inventory.get("serial_nums") if isinstance(answer.inventory, dict) else None
     for serial, item in units.items() if isinstance(units, dict) else ():
-        detail = Detail.read(item, sheet.problems)
-        if detail is None or not level(serial):
+        detail = Detail.read({**item, "device_id": serial} if isinstance(item, dict) else item, sheet.problems)
+        if detail is None:
             continue
-        device = f"{kind_of(detail.type, level(serial), facts)}/{level(serial)}"
+        device = f"{kind_of(detail.type, detail.serial, facts)}/{detail.serial}"
         sheet.add(device, detail)
         if modules := item.get("submodules"):
             sheet.value(device, "modules", TEXT, structure(modules), document_only=True)
@@ -188,7 +189,10 @@ class Override(Record):
 def _rate(value: object) -> str | None:
     """Prices have more decimals than measurements: they are texts."""
     found = finite(value)
-    return None if found is None else f"{found:.5f}".rstrip("0").rstrip(".")
+    if found is None:
+        return None
+    digits = f"{found:.5f}".rstrip("0").rstrip(".")
+    return "0" if digits == "-0" else digits
 
 
 Rate = Annotated[str | Absent | None, TEXT, BeforeValidator(_rate)]

@@ -68,7 +68,7 @@ class ContactSettings(Record):
     """What a dry contact does, and when. Times are counted from midnight."""
 
     id: Annotated[Identity, Field(validation_alias="id")]
-    name: Text = wire("load_name", enabled=True)
+    name: Text = wire("load_name")
     type: Choice = wire("type", diagnostic=True)
     mode: Choice = wire("mode")
     grid_action: Choice = wire("grid_action")

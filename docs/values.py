@@ -76,7 +76,49 @@ class Row:
         return known.get(f"{self.devices[0]}/{self.name}") or known[self.name]
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An entity of Home Assistant's own integration: `topic` is our value, or `why` we have none."""
+
+    platform: str
+    group: str
+    key: str
+    name: str
+    enabled: bool
+    unit: str | None = None
+    device_class: str | None = None
+    state_class: str | None = None
+    topic: str | None = None
+    note: str = ""
+    why: str = ""
+
+    @property
+    def ours(self) -> Reading | None:
+        """A reading of our value; `None` where no source of this version has it."""
+        if self.topic is None:
+            return None
+        kind, key, *_, name = self.topic.split("/")
+        return examples().get((place(f"{kind}/{key}"), name))
+
+
 # What there is
+
+
+@cache
+def offers() -> Sequence[Offer]:
+    """The entities of Home Assistant's own integration."""
+    found = tomllib.loads(Path(__file__).with_name("entities.toml").read_text())
+    return [Offer(group["platform"], group["name"], **row) for group in found["group"] for row in group["rows"]]
+
+
+@cache
+def examples() -> Mapping[tuple[str, str], Reading]:
+    """A reading of every value, by place and name; one that tells of a whole device where there is one."""
+    found: dict[tuple[str, str], Reading] = {}
+    for home in _seen():
+        for _, reading in sorted(home, key=lambda pair: pair[1].phase is not None):
+            found.setdefault((place(reading.device), reading.name), reading)
+    return found
 
 
 @cache

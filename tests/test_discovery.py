@@ -512,7 +512,9 @@ def test_enabled_by_default_in_a_three_phase_home(devices: dict[str, dict[str, A
         "battery_492300000002": ["soc", "status"],
         "storage": ["settings_charge_from_grid", "settings_mode", "settings_reserve"],
         "controller_482303009999": ["communicating", "grid_connected", "last_report", "temperature"],
-        **{"relay_mains": ["grid_connected"], "relay_nc1": ["state"], "generator_1": ["state"]},
+        "relay_mains": ["grid_connected"],
+        "relay_nc1": ["state"],
+        "generator_1": ["state"],
     }
     without_controller = [keys for name, keys in found.items() if not name.startswith(("contr", "relay", "gen"))]
     assert sum(map(len, without_controller)) - len(found["gateway"]) == 53

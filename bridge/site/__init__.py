@@ -202,6 +202,9 @@ class Site:
         for flow, source in shown.items():
             battery = flow == BATTERY and self._seen.battery
             if source is None and not battery:
+                switched = flow == GRID and self._relays.keys() - {"livedata"}
+                if switched and (connected := self._connected(answer.now)) is not None:  # without a meter, too
+                    yield Reading("site/grid", None, ROWS[GRID]["connected"], connected)
                 continue
             estimated = (plan.live and flow in {BATTERY, HOME}) or (alone and flow == BATTERY)
             facts = {"power": getattr(self._powers, flow), "source": source, "estimated": estimated}

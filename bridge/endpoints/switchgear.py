@@ -152,7 +152,7 @@ class Generator(Record):
 
 
 class GeneratorSettings(Record):
-    """What the installer has said of it."""
+    """What the installer has said of it; not who that was."""
 
     manufacturer: Text = wire("manufacturer", diagnostic=True)
     model: Text = wire("model", diagnostic=True)
@@ -166,7 +166,6 @@ class GeneratorSettings(Record):
     warm_up: Number = wire("warm_up_mins", label="Warm-up minutes", diagnostic=True)
     cool_down: Number = wire("cool_down_mins", label="Cool-down minutes", diagnostic=True)
     charge_from_generator: Flag = wire("charge_from_generator", diagnostic=True)
-    updated_by: Text = wire("last_updated_by", diagnostic=True)
 
 
 def split_generator(body: bytes, facts: Facts, _now: float) -> Parsed:

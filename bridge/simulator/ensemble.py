@@ -280,14 +280,15 @@ def contacts(home: Home, _truth: Truth) -> Json:
     return {"dry_contacts": [{"id": name, "status": "closed" if name in closed else "open"} for name in IDS]}
 
 
-def contact_settings(_home: Home, _truth: Truth) -> Json:
-    return {"dry_contacts": [_contact(place, name) for place, name in enumerate(IDS)]}
+def contact_settings(home: Home, _truth: Truth) -> Json:
+    loads = LOADS if home.has(CONTROLLER, COLLAR, COMBINER) else ("",) * len(IDS)
+    return {"dry_contacts": [_contact(place, name, loads[place]) for place, name in enumerate(IDS)]}
 
 
-def _contact(place: int, name: str) -> Json:
+def _contact(place: int, name: str, load: str) -> Json:
     return {
         "id": name,
-        "type": "LOAD" if LOADS[place] else "NONE",
+        "type": "LOAD" if load else "NONE",
         "grid_action": ("apply", "none", "shed", "schedule")[place],
         "micro_grid_action": ("shed", "none", "apply", "shed")[place],
         "gen_action": ("none", "none", "shed", "apply")[place],
@@ -300,7 +301,7 @@ def _contact(place: int, name: str) -> Json:
         "action_retries": 2.0 + place,
         "override": "true" if place else "false",
         "manual_override": "false" if place else "true",
-        "load_name": LOADS[place],
+        "load_name": load,
         "mode": "soc" if place == 0 else "manual",
         "soc_low": 25.0 + place,
         "soc_high": 70.0 + place,

@@ -109,6 +109,7 @@ DIMENSIONS = {
     "Hz": "Frequency",
     "%": "Dimensionless",
     "s": "Time",
+    "°C": "Temperature",
 }
 """The units that it knows, of those that may come here."""
 PARAMETERS = {
@@ -215,7 +216,7 @@ ITEM = re.compile(rf"({TYPE}) +(\w+) +{LABEL} +(?:\((\w+)\) )?(?:({TAGS}) )?\{{ 
 LINK = re.compile(r'channel="([\w:-]+)"(?:, unit="([^"]+)")?')
 SEMANTIC = {
     *("Equipment", "Inverter", "Battery", "Measurement", "Status"),
-    *("Power", "Energy", "Voltage", "Current", "Frequency", "Level", "Timestamp"),
+    *("Power", "Energy", "Voltage", "Current", "Frequency", "Level", "Temperature", "Timestamp"),
 }
 
 

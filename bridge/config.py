@@ -235,6 +235,26 @@ class PollSettings(Section):
     """`/ivp/meters/reports/consumption`"""
     grid: Period | None = None
     """`/ivp/meters/gridReading`"""
+    inventory: Period | None = None
+    """`/ivp/ensemble/inventory`"""
+    power: Period | None = None
+    """`/ivp/ensemble/power`"""
+    secctrl: Period | None = None
+    """`/ivp/ensemble/secctrl`"""
+    relay: Period | None = None
+    """`/ivp/ensemble/relay`"""
+    dry_contacts: Period | None = None
+    """`/ivp/ensemble/dry_contacts`"""
+    dry_contact_settings: Period | None = None
+    """`/ivp/ss/dry_contact_settings`"""
+    generator: Period | None = None
+    """`/ivp/ensemble/generator`"""
+    gen_config: Period | None = None
+    """`/ivp/ss/gen_config`"""
+    tariff: Period | None = None
+    """`/admin/lib/tariff`"""
+    status: Period | None = None
+    """`/ivp/ensemble/status`"""
 
 
 class SiteSettings(Section):

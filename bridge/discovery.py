@@ -37,7 +37,13 @@ ENERGIES = {
 }
 """What `energy_delivered` and `energy_received` of a meter or a report are to people."""
 
-GROUPS = {"site": "Enphase", "energy": "Energy counters", "live": "Live data", "report": "Meter reports"}
+GROUPS = {
+    "site": "Enphase",
+    "energy": "Energy counters",
+    "live": "Live data",
+    "report": "Meter reports",
+    "storage": "Storage",
+}
 """Kinds whose devices of the tree are one device of Home Assistant."""
 
 PARTS = {
@@ -46,11 +52,19 @@ PARTS = {
     "production-eim": "Production meter",
     "consumption-eim": "Consumption meter",
     "pv": "PV",
+    "totals": "",
+    "settings": "",
+    "offgrid": "Off-grid",
 }
 """What the devices of a group are called in its entities' names; others by their own name."""
 
 MAIN = {"meter": "readings", "inverter": "inverters"}
 """The source that a kind of device lives by, where it is one of several."""
+NAMES = {"relay/mains": "Grid relay", "generator/1": "Generator", "tariff/current": "Tariff"}
+"""Devices that a home has one of."""
+
+SERIAL_KINDS = frozenset({"inverter", "battery", "controller", "collar", "combiner", "device"})
+"""Kinds whose devices are named by their serial numbers."""
 
 MODELS = {
     "gateway": "IQ Gateway",
@@ -58,6 +72,11 @@ MODELS = {
     "inverter": "Microinverter",
     "battery": "IQ Battery",
     "controller": "IQ System Controller",
+    "collar": "IQ Meter Collar",
+    "combiner": "IQ Combiner",
+    "relay": "Relay",
+    "generator": "Generator",
+    "tariff": "Tariff",
 }
 
 
@@ -203,7 +222,7 @@ def _device(gateway: Gateway, device: Device) -> dict[str, Any]:
         "identifiers": [_id(gateway, device.key)],
         "name": device_name(gateway, device),
         "manufacturer": "Enphase",
-        "model": _model(device),
+        "model": _model(gateway, device),
     }
     if device.kind == "gateway":
         about |= {
@@ -214,12 +233,19 @@ def _device(gateway: Gateway, device: Device) -> dict[str, Any]:
         about |= {"configuration_url": gateway.url}
     else:
         about["via_device"] = _id(gateway, "gateway")
-    if device.kind in {"inverter", "battery", "controller", "device"}:
+    if device.kind in SERIAL_KINDS:
         about["serial_number"] = device.name
     return {key: value for key, value in about.items() if value is not None}
 
 
-def _model(device: Device) -> str:
+def _is_ac_battery(gateway: Gateway, device: Device) -> bool:
+    """They report as inverters do, and stand among them."""
+    return device.kind == "inverter" and f"acb/{device.name}" in gateway.facts.gear
+
+
+def _model(gateway: Gateway, device: Device) -> str:
+    if _is_ac_battery(gateway, device):
+        return "AC Battery"
     return MODELS.get(device.kind) or GROUPS.get(device.kind) or "Device"
 
 
@@ -233,8 +259,11 @@ def device_name(gateway: Gateway, device: Device) -> str:
         base = METERS.get(device.name) or f"{_words(device.name)} meter"
     elif device.kind == "gateway":
         base = "IQ Gateway"
+    elif device.kind in SERIAL_KINDS:
+        kind = "AC Battery" if _is_ac_battery(gateway, device) else _words(device.kind)
+        return f"{kind} {device.name}"
     else:
-        return f"{_words(device.kind)} {device.name}"
+        base = NAMES.get(device.key) or f"{_words(device.kind)} {device.name.upper()}"
     return f"{base} {gateway.suffix}".strip()
 
 
@@ -253,7 +282,7 @@ def _phrase(*parts: str) -> str:
 def entity_name(row: Row, *, lone: bool = False) -> str:
     """`lone` tells that the device has one DC input only, which needs no number."""
     kind, _, name = row.device.partition("/")
-    part = (PARTS.get(name) or _words(name)) if kind in GROUPS else ""
+    part = PARTS.get(name, _words(name)) if kind in GROUPS else ""
     return _phrase(
         part,
         row.phase.label if row.phase and not (lone and isinstance(row.phase, Input)) else "",

@@ -1,7 +1,8 @@
 """What flows through the pipeline: plain frozen values that every stage shares."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
 
@@ -74,7 +75,8 @@ class Measurement:
     `name` is the topic's last part; `label` says it in people's words, without the device's name.
     `enabled` is whether Home Assistant shows the entity unasked; `phases` the same for one phase of a device.
     `entity` False keeps it out of discovery; `document_only` keeps it out of the value topics as well.
-    `interval` is the least number of seconds between two publications.
+    `interval` is the least number of seconds between two publications. `fallback` gives way to any source that
+    names the value without it.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Measurement:
     entity: bool = True
     document_only: bool = False
     interval: float = 0.0
+    fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +123,17 @@ class MeterFacts:
     phase_mode: str
 
 
+MOST_GEAR = 256
+"""No home has more units; a gateway that made up serial numbers must not fill our memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What other endpoints must know to be understood, learnt from `/info` and `/ivp/meters`.
+    """What endpoints must know to be understood, or to be asked at all; most of it from `/info` and `/ivp/meters`.
 
     `meters` is `None` until `/ivp/meters` has answered or is known to be missing.
     `clock_offset` is the gateway's clock minus ours in seconds.
+    `gear` is what was ever seen beside inverters and meters, as `kind/id`: `battery/492301002201`.
     """
 
     serial: str
@@ -133,6 +141,27 @@ class Facts:
     part_number: str | None = None
     clock_offset: float = 0.0
     meters: tuple[MeterFacts, ...] | None = None
+    gear: frozenset[str] = frozenset()
+
+    @property
+    def release(self) -> int | None:
+        """The firmware's major version: 8 of `D8.3.5169`."""
+        found = re.match(r"\D*(\d+)", self.firmware)
+        return int(found[1]) if found else None
+
+    def has(self, *kinds: str) -> bool:
+        """Whether gear of one of these kinds was seen."""
+        return any(item.partition("/")[0] in kinds for item in self.gear)
+
+    def kind_of(self, serial: str) -> str | None:
+        """The kind of device in the tree that has this serial number. AC Batteries stand among the inverters."""
+        kinds = (item.partition("/")[0] for item in sorted(self.gear) if item.endswith(f"/{serial}"))
+        return next(("inverter" if kind == "acb" else kind for kind in kinds), None)
+
+    def with_gear(self, seen: Iterable[str]) -> "Facts | None":
+        """What is known after more gear was seen; `None` where nothing of it is new."""
+        gear = self.gear.union(sorted(seen)[: MOST_GEAR - len(self.gear)])
+        return None if gear == self.gear else replace(self, gear=gear)
 
     def meter(self, eid: int) -> MeterFacts | None:
         return next((meter for meter in self.meters or () if meter.eid == eid), None)

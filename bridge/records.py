@@ -66,9 +66,12 @@ def finite(value: object) -> int | float | None:
         return None
 
 
-def number(*, scale: float = 1, unsigned: bool = False) -> BeforeValidator:
-    """A finite number, given as a number or as text; `scale` turns the wire's unit into ours.
+def number(
+    *, scale: float = 1, zero: float = 0, digits: int | None = None, unsigned: bool = False
+) -> BeforeValidator:
+    """A finite number, given as a number or as text.
 
+    `scale` turns the wire's unit into ours, counted from the wire's `zero`, and `digits` keeps so many decimals.
     `unsigned` fields of 32 bits show small negatives as 4294967292 (seen on firmware 7 and 8).
     """
 
@@ -80,7 +83,9 @@ def number(*, scale: float = 1, unsigned: bool = False) -> BeforeValidator:
             raise _unusable(value, info)
         if unsigned and UINT32 / 2 <= found < UINT32:
             found -= UINT32
-        return found if scale == 1 else found * scale
+        if scale != 1:
+            found = (found - zero) * scale
+        return found if digits is None else round(found, digits)
 
     return BeforeValidator(convert)
 
@@ -135,6 +140,11 @@ def _flag(value: object, info: ValidationInfo) -> object:
     raise _unusable(value, info)
 
 
+def _not_flag(value: object, info: ValidationInfo) -> object:
+    found = _flag(value, info)
+    return None if found is None else not found
+
+
 def _time(value: object, info: ValidationInfo) -> object:
     """Seconds since 1970; 0 means never."""
     if _says_nothing(value):
@@ -173,6 +183,7 @@ REACTIVE_ENERGY_REPORT = Quantity("varh", None, "total", 0, 1)
 CHARGE = Quantity("%", "battery", "measurement", 0)
 STORED = Quantity("Wh", "energy_storage", "measurement", 0, 1)
 TEMPERATURE = Quantity("°C", "temperature", "measurement", 1, 0.1)
+SHARE = Quantity("%", None, "measurement", 0)
 DURATION = Quantity("s", "duration", "measurement", 3)
 INTERVAL = Quantity("s", "duration", "measurement", 0)
 COUNT = Quantity(None, None, "measurement", 0)
@@ -209,14 +220,17 @@ VarHours = Annotated[type_number, REACTIVE_ENERGY, number()]
 VarHoursReport = Annotated[type_number, REACTIVE_ENERGY_REPORT, number()]
 Percent = Annotated[type_number, CHARGE, number()]
 StoredWattHours = Annotated[type_number, STORED, number()]
+Celsius = Annotated[type_number, TEMPERATURE, number(unsigned=True)]
+Fahrenheit = Annotated[type_number, TEMPERATURE, number(scale=5 / 9, zero=32, digits=1)]
+Share = Annotated[type_number, SHARE, number()]
+Seconds = Annotated[type_number, INTERVAL, number()]
 Number = Annotated[type_number, NUMBER, number()]
 Count = Annotated[type_number, COUNT, number()]
-Celsius = Annotated[type_number, TEMPERATURE, number(unsigned=True)]
-Seconds = Annotated[type_number, INTERVAL, number()]
 Text = Annotated[str | Absent | None, TEXT, BeforeValidator(_text)]
 LowerText = Annotated[str | Absent | None, TEXT, worded(str.lower)]
 Texts = Annotated[str | Absent | None, TEXT, BeforeValidator(_list)]
 Flag = Annotated[bool | Absent | None, FLAG, BeforeValidator(_flag)]
+NotFlag = Annotated[bool | Absent | None, FLAG, BeforeValidator(_not_flag)]
 Connected = Annotated[bool | Absent | None, CONNECTIVITY, BeforeValidator(_flag)]
 Epoch = Annotated[datetime | Absent | None, TIME, BeforeValidator(_time)]
 

@@ -101,7 +101,7 @@ GONE = 7 * 86_400.0
 class Tree:
     """The newest readings of one gateway, kept by source, since a device can have several.
 
-    Where two sources name one value, the one that comes first in `sources` owns it.
+    Where two sources name one value, the one that comes first in `sources` owns it, those last that only fall in.
     """
 
     def __init__(self, names: Names, serial: str, sources: Sequence[str], payload: str = "both") -> None:
@@ -174,7 +174,8 @@ class Tree:
     def _owns(self, source: str, reading: Reading) -> bool:
         key = (reading.device, reading.phase, reading.name)
         known = self._rows.get(key)
-        if known is not None and self._order[known.source] < self._order[source]:
+        rank = self._rank(source, reading.measurement)
+        if known is not None and self._rank(known.source, known.measurement) < rank:
             return False
         if known is None or known.source != source or known.measurement != reading.measurement:
             self._gone.pop(key, None)
@@ -184,6 +185,9 @@ class Tree:
             self._rows[key] = replace(known, absent_since=None)
         self._mark(key, reading)
         return True
+
+    def _rank(self, source: str, measurement: Measurement) -> tuple[bool, int]:
+        return measurement.fallback, self._order[source]
 
     def _mark(self, key: Key, reading: Reading) -> None:
         """Keep out of discovery what is no entity, such as a text that is too long for one."""
@@ -201,9 +205,9 @@ class Tree:
         )
 
     def _document(self, device: str, when: datetime) -> Message:
-        by_source = self._readings[device]
-        ordered = sorted(by_source, key=self._order.__getitem__, reverse=True)
-        readings = [reading for source in ordered for reading in by_source[source]]
+        given = ((source, reading) for source, known in self._readings[device].items() for reading in known)
+        ordered = sorted(given, key=lambda pair: self._rank(pair[0], pair[1].measurement), reverse=True)
+        readings = [reading for _, reading in ordered]
         body: dict[str, Any] = {"timestamp": text(when)}
         for reading in readings:
             place = body if reading.phase is None else body.setdefault(reading.phase.value, {})

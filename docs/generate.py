@@ -13,13 +13,14 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from values import Row, in_order, rows, sources
+from values import Offer, Row, in_order, offers, rows, sources
 
 from bridge.config import CONFIG_VARIABLE, PREFIX, PollSettings, Settings
-from bridge.discovery import METERS
+from bridge.discovery import METERS, entity_name
 from bridge.endpoints import BY_SOURCE
 from bridge.model import Platform, Quantity
 from bridge.topics import Names
+from bridge.topics import Row as Place
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -145,6 +146,28 @@ def quantity_table() -> str:
     )
 
 
+def entity_tables() -> str:
+    """Home Assistant's own integration, entity by entity, and what we have for each."""
+    head = ("theirs", "called", "shown", "our topic", "called", "unit", "shown", "remark")
+    parts = []
+    for platform, group in _once((offer.platform, offer.group) for offer in offers()):
+        lines = [_offer_line(offer) for offer in offers() if (offer.platform, offer.group) == (platform, group)]
+        parts.append(f"### {platform}: {group}\n\n{table(head, lines)}")
+    return "\n\n".join(parts)
+
+
+def _offer_line(offer: Offer) -> Sequence[str]:
+    theirs = [f"`{offer.key}`", offer.name, "yes" if offer.enabled else ""]
+    reading = offer.ours
+    if offer.topic is None or reading is None:
+        return [*theirs, f"`{offer.topic}`" if offer.topic else "none", "", "", "", offer.why or "not yet"]
+    measurement = reading.measurement
+    is_phase = "<phase>" in offer.topic
+    name = entity_name(Place(offer.topic.rpartition("/")[0].replace("/<phase>", ""), None, measurement, ""))
+    shown = measurement.enabled_phases if is_phase else measurement.enabled or measurement.enabled_phases
+    return [*theirs, f"`{offer.topic}`", name, _unit(measurement.quantity), "yes" if shown else "", offer.note]
+
+
 def roles() -> str:
     return table(("role", "device in Home Assistant"), ([f"`{role}`", name] for role, name in METERS.items()))
 
@@ -263,6 +286,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "topics": topic_tables,
     "quantities": quantity_table,
     "roles": roles,
+    "entities": entity_tables,
     "layers": layer_table,
     "parts": part_table,
 }

@@ -14,6 +14,7 @@ from pydantic import AliasChoices, AliasPath
 from pydantic.fields import FieldInfo
 
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
+from bridge.endpoints.switchgear import MAINS
 from bridge.model import Facts, Input, Phase, Quantity, Reading
 from bridge.records import Record
 from bridge.service.diagnostics import ROWS, SOURCE
@@ -28,7 +29,10 @@ BY_ID = {
     "inverter": "<serial>",
     "battery": "<serial>",
     "controller": "<serial>",
+    "collar": "<serial>",
+    "combiner": "<serial>",
     "device": "<serial>",
+    "relay": "<contact>",
 }
 FREE = ("live/connection", "live/tasks", "live/counters")
 """Devices whose values are the gateway's own affair."""
@@ -84,7 +88,49 @@ class Row:
         return known.get(f"{self.devices[0]}/{self.name}") or known[self.name]
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An entity of Home Assistant's own integration: `topic` is our value, or `why` we have none."""
+
+    platform: str
+    group: str
+    key: str
+    name: str
+    enabled: bool
+    unit: str | None = None
+    device_class: str | None = None
+    state_class: str | None = None
+    topic: str | None = None
+    note: str = ""
+    why: str = ""
+
+    @property
+    def ours(self) -> Reading | None:
+        """A reading of our value; `None` where no source of this version has it."""
+        if self.topic is None:
+            return None
+        kind, key, *_, name = self.topic.split("/")
+        return examples().get((place(f"{kind}/{key}"), name))
+
+
 # What there is
+
+
+@cache
+def offers() -> Sequence[Offer]:
+    """The entities of Home Assistant's own integration."""
+    found = tomllib.loads(Path(__file__).with_name("entities.toml").read_text())
+    return [Offer(group["platform"], group["name"], **row) for group in found["group"] for row in group["rows"]]
+
+
+@cache
+def examples() -> Mapping[tuple[str, str], Reading]:
+    """A reading of every value, by place and name; one that tells of a whole device where there is one."""
+    found: dict[tuple[str, str], Reading] = {}
+    for home in _seen():
+        for _, reading in sorted(home, key=lambda pair: pair[1].phase is not None):
+            found.setdefault((place(reading.device), reading.name), reading)
+    return found
 
 
 @cache
@@ -126,9 +172,11 @@ def answers(home: str) -> Iterator[tuple[Endpoint, bytes]]:
 
 
 def readings(given: Iterable[tuple[Endpoint, bytes]]) -> Iterator[tuple[str, Reading]]:
-    """What becomes of the answers, with the source of each reading."""
+    """What becomes of the answers, with the source of each reading; of gear that is not there, nothing."""
     facts = Facts("")
     for endpoint, body in given:
+        if not endpoint.wanted(facts):
+            continue
         parsed = endpoint.split(body, facts, NOON)
         facts = parsed.facts or facts
         yield from ((endpoint.source, reading) for reading in parsed.readings)
@@ -158,8 +206,9 @@ def rows() -> Sequence[Row]:
 
 
 def _key(source: str, reading: Reading) -> tuple[str, ...]:
-    """Devices of one source share a row where they share a name; those of `FREE` have one row for all names."""
-    return (source, reading.device, "<key>") if reading.device in FREE else (source, reading.name)
+    """Devices of one source share a row where they share a name and are shown alike; one of `FREE` has one row."""
+    shown = str(reading.measurement.enabled)
+    return (source, reading.device, "<key>") if reading.device in FREE else (source, shown, reading.name)
 
 
 def sources() -> Sequence[str]:
@@ -173,4 +222,6 @@ def in_order() -> Sequence[Endpoint]:
 
 def place(device: str) -> str:
     kind = device.partition("/")[0]
+    if device == MAINS:
+        return device
     return f"{kind}/{BY_ID[kind]}" if kind in BY_ID else device

@@ -24,7 +24,7 @@ SLOW = re.compile(r"/gateway/(last_answer|answer_time|failures)$")
 """Value topics that follow their document at most once a minute."""
 STATE = re.compile(r"^[^/]+/\w+/(state$|availability/)")
 DISCOVERY = "homeassistant/device/"
-TOGETHER = ("site", "energy", "live", "report")
+TOGETHER = ("site", "energy", "live", "report", "storage")
 """Kinds of which Home Assistant sees one device."""
 
 

@@ -42,6 +42,8 @@ def home(
 
 THREE, SPLIT, SINGLE = home(3), home(2), home(1)
 NO_METERS = Facts(SERIAL, "D8.3.5169", meters=())
+STRUCTURES = {"packages", "modules", "seasons", "seasons_sell"}
+"""What only documents hold."""
 UNKNOWN = Facts(SERIAL, "D8.3.5169")
 """A gateway of whose meters nothing is known yet."""
 
@@ -96,7 +98,7 @@ def flat(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
                 found |= {f"{device}/{key}/{name}": spoken(item) for name, item in value.items()}
             elif key == "timestamp_2":
                 found[f"{device}/timestamp"] = spoken(value)
-            elif key not in {"timestamp", "packages"}:
+            elif key != "timestamp" and key not in STRUCTURES:
                 found[f"{device}/{key}"] = spoken(value)
     return found
 
@@ -296,6 +298,82 @@ def answers(count: int = 3, inverters: int = 20, batteries: int = 2) -> dict[str
                 {"serial_number": "122302001234", "device_type": 22, "status": "Connected"},
             ],
         },
+        **storage(batteries),
+    }
+
+
+def unit(serial: str, step: int, **more: object) -> dict[str, Any]:
+    """What `/ivp/ensemble/inventory` says of every unit."""
+    return {
+        "serial_num": serial,
+        "part_num": f"836-{step:05d}-r32",
+        "installed": 1_718_000_000 + step,
+        "device_status": ["envoy.global.ok", "prop.done"],
+        "last_rpt_date": int(NOW) - 100 - step,
+        "admin_state": step,
+        "admin_state_str": f"STATE_{step}",
+        "created_date": 1_719_000_000 + step,
+        "img_load_date": 1_720_000_000 + step,
+        "img_pnum_running": f"2.0.{step}",
+        "communicating": True,
+        "temperature": 20 + step,
+        **more,
+    }
+
+
+def storage(batteries: int) -> dict[str, Any]:
+    """What the endpoints beside the brief answer in a home with batteries and a controller."""
+    serials = [f"4923{unit:08d}" for unit in range(1, batteries + 1)]
+    encharge = [
+        unit(serial, step, percentFull=50 + step, encharge_capacity=4960, phase="ph-a", dc_switch_off=False)
+        for step, serial in enumerate(serials, 1)
+    ]
+    enpower = unit("482303009999", 30, temperature=77, mains_oper_state="closed", mains_admin_state="closed")
+    contact = {"id": "NC1", "status": "closed"}
+    return {
+        "inventory": [{"type": "ENCHARGE", "devices": encharge}, {"type": "ENPOWER", "devices": [enpower]}],
+        "power": {
+            "devices:": [
+                {"serial_num": serial, "real_power_mw": 1000 * step, "apparent_power_mva": 2000 * step, "soc": step}
+                for step, serial in enumerate(serials, 41)
+            ]
+        },
+        "secctrl": {
+            "agg_soc": 43,
+            "ENC_agg_soc": 44,
+            "ENC_agg_avail_energy": 4450,
+            "ENC_agg_backup_energy": 1984,
+            "Enc_max_available_capacity": 9920,
+            "freq_bias_hz": 0.5,
+            "freq_bias_hz_phaseb": 0.25,
+            "freq_bias_hz_phasec": 0.125,
+            "offgrid_secctrl": {"F": 0.75, "is_active": False},
+        },
+        "relay": {"mains_admin_state": "closed", "mains_oper_state": "closed", "der1_state": 1},
+        "dry_contacts": {"dry_contacts": [contact]},
+        "dry_contact_settings": {
+            "dry_contacts": [{"id": "NC1", "load_name": "Pool", "soc_low": 25.5, "type": "NONE"}]
+        },
+        "generator": {"admin_state": "close", "oper_state": "open", "present": 1, "type": 1, "start_soc": 30},
+        "gen_config": {"manufacturer": "Maker", "name_plate_rating_wat": 14.0, "max_cont_gen_amps": 58.25},
+        "tariff": {
+            "tariff": {
+                "currency": {"code": "EUR"},
+                "storage_settings": {"mode": "backup", "reserved_soc": 21.5, "charge_from_grid": True},
+                "single_rate": {"rate": 0.21835, "sell": 0.08},
+                "seasons": [{"id": "winter"}],
+            },
+            "schedule": {"override": False, "override_backup_soc": 33.0},
+        },
+        "status": {
+            "inventory": {
+                "serial_nums": {
+                    serial: {"device_type": 13, "encharge_rated_power": 1280, "msg_retry_count": step}
+                    for step, serial in enumerate(serials, 3)
+                }
+            },
+            "relay": {"mains_oper_state": "open", "srt12_state": "closed"},
+        },
     }
 
 
@@ -303,6 +381,8 @@ def feed(into: Tree, given: Mapping[str, Any], facts: Facts = UNKNOWN) -> tuple[
     """All answers of a gateway, in the order of the table. What they taught, and all that was published."""
     messages: list[Message] = []
     for source in (source for source in ORDER if source in given):
+        if not BY_SOURCE[source].wanted(facts):
+            continue
         parsed = parse(source, given[source], facts)
         facts = parsed.facts or facts
         messages += publish(source, parsed.readings, into)

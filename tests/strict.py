@@ -46,8 +46,8 @@ NUMERIC = {
     None: (None, {"measurement", "total_increasing", None}),
 }
 """Device classes of sensors with their unit and the state classes that may go with it."""
-UNCLASSED = {"VAh", "varh"}
-"""Units for which Home Assistant has no device class that all supported versions know."""
+UNCLASSED = {"VAh", "varh", "%"}
+"""Units for which Home Assistant has no device class that all supported versions know, or none that is meant."""
 ABSENT = object()
 
 

@@ -56,7 +56,7 @@ def test_all_answers_are_taken_each_once(shell: Shell) -> None:
     files = contents()
     assert set(files) == {"_readme"} | {f"{file_of(path)}{end}" for path in paths for end in ("", "_log.json")}
     assert json.loads(files["ivp_meters_log.json"])["code"] == 200
-    assert json.loads(files["admin_lib_tariff_log.json"])["code"] == 404
+    assert json.loads(files["ivp_sc_pvlimit_log.json"])["code"] == 404
 
 
 def test_the_file_is_private_and_nothing_is_overwritten(shell: Shell) -> None:
@@ -168,7 +168,8 @@ def test_nothing_secret_is_in_it(shell: Shell) -> None:
     serials = [simulator.serial, *(unit.serial for unit in simulator.home.inverters), *batteries(simulator)]
     for secret in (*shell.secrets, *serials, "user@example.com", "brokeruser", "brokerword", "Villa", "127.0.0.1"):
         assert secret not in text
-    assert told.about("replaced").text == f"{len(serials)} serial numbers"
+    modules = len(simulator.home.batteries)  # what is inside a battery has a serial number of its own
+    assert told.about("replaced").text == f"{len(serials) + modules} serial numbers"
     assert "set-cookie" not in text.lower()
 
 
@@ -299,7 +300,7 @@ def test_real_gateways_lose_their_serials_and_nothing_else(folder: Path) -> None
     assert not [serial for serial in before if serial in after]
     for endpoint in ENDPOINTS:
         name = file_of(endpoint.path)
-        if name in bodies and name != "info":
+        if name in bodies and name != "info" and endpoint.appendix:  # what loads are called is personal
             kept, was = (re.sub(f"{DEVICE}|{RANDOM}", "#", all_[name].decode()) for all_ in (made, bodies))
             assert kept == was
     again = Redactor()
@@ -313,6 +314,7 @@ def test_real_gateways_lose_their_serials_and_nothing_else(folder: Path) -> None
 
 MOMENT = re.compile(
     r"/(certificate|token_expires|last_answer|answer_time|failures|info|\w+_since|counters/.*)( |$)"
+    r"|/relay/n\w+(/name)? "
     r'|"timestamp"|configuration_url'
 )
 

@@ -72,6 +72,7 @@ def test_which_devices_there_are(devices: dict[str, dict[str, Any]]) -> None:
             *("gateway", "meter_production", "meter_net-consumption", "energy", "live", "report"),
             *(f"inverter_4822{unit:08d}" for unit in range(1, 21)),
             *("battery_492300000001", "battery_492300000002", "controller_482303009999", "device_122302001234"),
+            *("storage", "tariff_current", "relay_mains", "relay_nc1", "generator_1"),
         ]
     )
 
@@ -124,6 +125,11 @@ def test_all_others_refer_to_the_gateway(devices: dict[str, dict[str, Any]]) -> 
         ),
         ("energy", {"name": "Energy counters", "model": "Energy counters"}),
         ("live", {"name": "Live data", "model": "Live data"}),
+        ("storage", {"name": "Storage", "model": "Storage"}),
+        ("tariff_current", {"name": "Tariff", "model": "Tariff"}),
+        ("relay_mains", {"name": "Grid relay", "model": "Relay"}),
+        ("relay_nc1", {"name": "Relay NC1", "model": "Relay"}),
+        ("generator_1", {"name": "Generator", "model": "Generator"}),
         ("report", {"name": "Meter reports", "model": "Meter reports"}),
     ],
 )
@@ -213,7 +219,9 @@ def test_a_device_that_two_endpoints_name_is_one() -> None:
     [
         ("gateway", None),
         ("meter_production", "availability/readings"),
-        (f"battery_{BATTERY}", "availability/device_list"),
+        (f"battery_{BATTERY}", "state"),
+        ("tariff_current", "availability/tariff"),
+        ("relay_nc1", "state"),
         (f"inverter_{INVERTER}", "availability/inverters"),
         ("device_122302001234", "availability/device_list"),
         ("live", "availability/livedata"),
@@ -509,10 +517,16 @@ def test_enabled_by_default_in_a_three_phase_home(devices: dict[str, dict[str, A
         "meter_production": METER,
         "meter_net-consumption": METER,
         **{f"inverter_4822{unit:08d}": ["power"] for unit in range(1, 21)},
-        "battery_492300000001": ["status"],
-        "battery_492300000002": ["status"],
+        "battery_492300000001": ["soc", "status"],
+        "battery_492300000002": ["soc", "status"],
+        "storage": ["settings_charge_from_grid", "settings_mode", "settings_reserve"],
+        "controller_482303009999": ["communicating", "grid_connected", "last_report", "temperature"],
+        "relay_mains": ["grid_connected"],
+        "relay_nc1": ["state"],
+        "generator_1": ["state"],
     }
-    assert sum(map(len, found.values())) == 52
+    without_controller = [keys for name, keys in found.items() if not name.startswith(("contr", "relay", "gen"))]
+    assert sum(map(len, without_controller)) - len(found["gateway"]) == 53
 
 
 def test_the_token_is_shown_where_there_is_one() -> None:

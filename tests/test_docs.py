@@ -229,6 +229,8 @@ def home() -> Shown:
     tree = Tree(Names(), HOMES[HOME].serial, [*(endpoint.source for endpoint in ENDPOINTS), SITE, SOURCE])
     counting = Counting(netted=True, zone=UTC, kept={})
     for endpoint, body in values.answers(HOME):
+        if not endpoint.wanted(facts):
+            continue
         parsed = endpoint.split(body, facts, values.NOON)
         facts = parsed.facts or facts
         counted = counting.count(endpoint.source, parsed, facts, now=values.NOON, steady=0)

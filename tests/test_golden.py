@@ -29,7 +29,7 @@ OURS = sorted(path for path in (HERE / "data").iterdir() if (path / "info").is_f
 REAL = sorted(path for path in CAPTURED.iterdir() if (path / "info").is_file()) if CAPTURED.is_dir() else []
 LAST = "/ivp/ensemble/device_list"
 """What the first round asks last."""
-FIRST_ROUND = 12
+FIRST_ROUND = 13
 
 RUN = ("certificate", "token_expires", "last_answer", "answer_time", "energy_since")
 IN_DOCUMENTS = (*RUN, "timestamp", "started", "version")

@@ -1,6 +1,7 @@
 """The whole service against a simulated home and a real broker: what a subscriber sees."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from brokers import Mosquitto, watching
 from houses import House, house, housed, publish
 from running import running, settings, tree, until
 
+from bridge.endpoints import BY_SOURCE
 from bridge.simulator.gateway import DETAILS, INVERTERS, LIVEDATA, METERS, STREAM
 from bridge.simulator.homes import Inverter
 from bridge.simulator.livedata import STREAM as QUARTER
@@ -19,6 +21,11 @@ pytestmark = pytest.mark.hasty
 SOURCES = [
     "info",
     "device_list",
+    "inventory",
+    "power",
+    "secctrl",
+    "tariff",
+    "status",
     "meters",
     "readings",
     "production",
@@ -39,11 +46,39 @@ METER = "eid enabled metering_status status_flags phase_mode phase_count"
 ENERGIES = "energy_delivered energy_received apparent_energy reactive_energy_lagging reactive_energy_leading"
 READING = f"power instantaneous_demand apparent_power reactive_power voltage frequency {ENERGIES}"
 STORED = "soc backup_soc encharge_soc acb_soc encharge_energy acb_energy backup_mode"
+BATTERY = (
+    "type status connection interface capacity phase soc temperature cell_temperature power apparent_power "
+    "communicating operating last_report admin_state admin_state_code firmware firmware_loaded part_number "
+    "installed created firmware_zigbee link_sub_ghz link_2_4_ghz der_index dc_switch sleep_enabled grid_state "
+    "led_status revision firmware_bmu assembly_number rated_power grid_mode retries configured firmware_asic "
+    "bootloader bootloader_zigbee"
+)
+TOTALS = (
+    "soc encharge_soc acb_soc encharge_energy acb_energy max_energy encharge_soh capacity commissioned_capacity "
+    "reserve reserve_now reserve_energy reserve_lowest recovery recovery_entry recovery_exit shutdown "
+    "commissioning updating upgrading"
+)
+SETTINGS = (
+    "mode mode_subtype reserve reserve_lowest charge_from_grid optimized changed "
+    "override override_reserve override_rate override_mode"
+)
+MAINS = (
+    "grid_connected state admin_state der1_state der2_state der3_state srt12_state srt13_state "
+    "battery_grid_mode solar_grid_mode"
+)
 COUNTER = "power energy_today energy_7d energy_lifetime"
 TREE = {
     "gateway": GATEWAY,
-    "battery/492301002201": "type status connection interface capacity phase",
-    "battery/492301002214": "type status connection interface capacity phase",
+    "battery/492301002201": BATTERY,
+    "battery/492301002214": BATTERY,
+    "relay/mains": MAINS,
+    "storage/totals": TOTALS,
+    **{
+        f"storage/totals/l{n}": "frequency_bias voltage_bias frequency_bias_raw voltage_bias_raw" for n in (1, 2, 3)
+    },
+    "storage/offgrid": "active balanced f v vd_neg vq_neg vd_zero vq_zero",
+    "storage/settings": SETTINGS,
+    "tariff/current": "currency rate rate_sell",
     "device/122301009007": "type status interface",
     "meter/production": f"{METER} {READING} measured_at",
     "meter/net-consumption": f"{METER} {READING} measured_at",
@@ -251,7 +286,7 @@ def _rank(topic: str) -> int:
     """Discovery, then availability, then values."""
     if topic.startswith("homeassistant/"):
         return 0
-    return 1 if topic.endswith("/state") or "/availability/" in topic else 2
+    return 1 if re.fullmatch(r"enphase/[^/]+/(state|availability/\w+)", topic) else 2
 
 
 async def test_a_birth_message_that_was_retained_is_old_news(tmp_path: Path) -> None:
@@ -273,8 +308,10 @@ async def test_an_endpoint_that_is_not_there_has_no_availability(tmp_path: Path)
     """404 where there is no storage gear: it is neither online nor offline."""
     async with house(tmp_path, "single-phase") as home, running(home.settings()):
         await home.settled()
-        there = {source: "online" for source in SOURCES if source != "device_list"}
+        gear = {"device_list", "power", "secctrl", "tariff", "status"}
+        there = {source: "online" for source in SOURCES if source not in gear}
         await until(lambda: home.availability == there)
+        assert not any(home.simulator.count(BY_SOURCE[source].path) for source in gear - {"device_list"})
 
 
 async def test_two_gateways_have_trees_of_their_own(tmp_path: Path) -> None:
@@ -328,3 +365,32 @@ async def test_other_homes_come_up_whole(home: str, tmp_path: Path) -> None:
         assert built.topic("gateway/problem") == "none"
         assert built.simulator.count(LIVEDATA) >= 1
         assert tree(built.watcher)["enphase/bridge/state"] == "online"
+
+
+async def test_storage_gear_is_asked_for_once_it_was_seen(tmp_path: Path) -> None:
+    """A controller is asked for its relays in the first round."""
+    async with house(tmp_path, "split-phase") as home, running(home.settings()):
+        await home.settled()
+        assert home.topic("relay/no1/name") == "Fridge and freezer"
+        assert home.topic("generator/1/manufacturer") == "Simulated"
+        assert home.topic("controller/122302007001/temperature") == "31.1"
+        assert home.topic("site/grid/connected") == "ON"
+
+
+async def test_old_firmware_is_asked_for_no_storage_gear(tmp_path: Path) -> None:
+    async with house(tmp_path, "legacy") as home, running(home.settings()):
+        await home.settled()
+        known = {endpoint.path for endpoint in BY_SOURCE.values() if endpoint.appendix}
+        assert {seen.path for seen in home.simulator.requests} <= known
+
+
+async def test_what_gear_there_is_outlives_a_restart(tmp_path: Path) -> None:
+    """Its values must not wait for an inventory that is asked for seldom, or fails."""
+    async with house(tmp_path, "split-phase") as home:
+        async with running(home.settings()):
+            await home.settled()
+        for path in ("/ivp/ensemble/inventory", "/ivp/ensemble/device_list"):
+            home.simulator.faults.add(path, "404")
+        asked = home.simulator.count("/ivp/ensemble/relay")
+        async with running(home.settings()):
+            await until(lambda: home.simulator.count("/ivp/ensemble/relay") > asked)

@@ -21,7 +21,7 @@ BROKER_USER, BROKER_PASSWORD = "bridge", 'it\'s "hard" #1 $\\ to quote'
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "LISTEN", 1.0)
+    monkeypatch.setattr(setup, "LISTEN", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,17 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
 
 
 @pytest.fixture
-def home(shell: Shell) -> Iterator[Simulator]:
-    """Nothing of it is in the settings but where the cloud is."""
-    simulator = Simulator("three-phase")
-    with served(shell, simulator, with_cloud=True) as address:
+def home() -> Simulator:
+    return Simulator("three-phase")
+
+
+@pytest.fixture
+def address(shell: Shell, home: Simulator) -> Iterator[str]:
+    """Nothing of the home is in the settings but where the cloud is."""
+    with served(shell, home, with_cloud=True) as place:
         shell.unset("gateway__host")
-        shell.secrets |= {PASSWORD, BROKER_PASSWORD, simulator.token()}
-        with announced(simulator.serial, int(address.rpartition(":")[2])):
-            yield simulator
+        shell.secrets |= {PASSWORD, BROKER_PASSWORD, home.token()}
+        yield place
 
 
 def answered(shell: Shell, *answers: str, arguments: tuple[str, ...] = ()) -> Told:
@@ -48,8 +51,12 @@ def answered(shell: Shell, *answers: str, arguments: tuple[str, ...] = ()) -> To
     return told
 
 
-def test_an_account_a_found_gateway_and_a_broker(shell: Shell, home: Simulator, broker: Mosquitto) -> None:
-    told = answered(shell, "", USER, PASSWORD, broker.url, BROKER_USER, BROKER_PASSWORD)
+def test_an_account_a_found_gateway_and_a_broker(
+    shell: Shell, home: Simulator, address: str, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "LISTEN", 8.0)
+    with announced(home.serial, int(address.rpartition(":")[2])):
+        told = answered(shell, "", USER, PASSWORD, broker.url, BROKER_USER, BROKER_PASSWORD)
     assert told.code == 0
     assert f"gateway {home.serial} at " in told.text
     assert "Now: iqgateway2mqtt run" in told.text
@@ -64,10 +71,10 @@ def test_an_account_a_found_gateway_and_a_broker(shell: Shell, home: Simulator, 
 
 
 def test_a_pasted_token_and_a_toml_file(
-    shell: Shell, home: Simulator, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+    shell: Shell, home: Simulator, address: str, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = home.token()
-    answers = ("1", "", token, broker.url, BROKER_USER, BROKER_PASSWORD)
+    answers = (address, "", token, broker.url, BROKER_USER, BROKER_PASSWORD)
     told = answered(shell, *answers, arguments=("--output", "etc/bridge.toml"))
     assert told.code == 0
     written = tomllib.loads(Path("etc/bridge.toml").read_text())
@@ -78,11 +85,10 @@ def test_a_pasted_token_and_a_toml_file(
     assert shell.run("check").code == 0
 
 
-@pytest.mark.usefixtures("home")
-def test_wrong_answers_are_told_and_asked_for_again(shell: Shell, broker: Mosquitto) -> None:
+def test_wrong_answers_are_told_and_asked_for_again(shell: Shell, address: str, broker: Mosquitto) -> None:
     told = answered(
         shell,
-        *(NOWHERE, "", USER, "wrong password", "", "no token", USER, PASSWORD),
+        *(NOWHERE, address, USER, "wrong password", "", "no token", USER, PASSWORD),
         *("mqtt://" + NOWHERE, "", broker.url, BROKER_USER, "wrong", broker.url, BROKER_USER, BROKER_PASSWORD),
     )
     assert told.code == 0
@@ -95,17 +101,15 @@ def test_wrong_answers_are_told_and_asked_for_again(shell: Shell, broker: Mosqui
     assert "not authorized" in problems[4]
 
 
-@pytest.mark.usefixtures("home")
-def test_the_environment_is_shown_only_where_it_is_asked_for(shell: Shell, broker: Mosquitto) -> None:
+def test_the_environment_is_shown_only_where_it_is_asked_for(shell: Shell, address: str, broker: Mosquitto) -> None:
     shell.secrets.clear()  # that is what it is asked for
-    answers = ("", USER, PASSWORD, broker.url, BROKER_USER, BROKER_PASSWORD)
+    answers = (address, USER, PASSWORD, broker.url, BROKER_USER, BROKER_PASSWORD)
     told = answered(shell, *answers, arguments=("--show",))
     assert told.code == 0
     assert f"\nBRIDGE_GATEWAY__PASSWORD='{PASSWORD}'\n" in told.text
     assert not Path(".env").exists()
 
 
-@pytest.mark.usefixtures("home")
 def test_it_gives_up_where_nothing_works(shell: Shell) -> None:
     told = answered(shell, *[NOWHERE] * 5)
     assert told.code == 78
@@ -113,9 +117,8 @@ def test_it_gives_up_where_nothing_works(shell: Shell) -> None:
     assert not Path(".env").exists()
 
 
-@pytest.mark.usefixtures("home")
-def test_who_leaves_leaves_nothing(shell: Shell) -> None:
-    told = answered(shell, "", USER)
+def test_who_leaves_leaves_nothing(shell: Shell, address: str) -> None:
+    told = answered(shell, address, USER)
     assert told.code == 78
     assert "nothing was written" in told.errors
     assert not Path(".env").exists()

@@ -9,7 +9,7 @@ import pytest
 from bridge.endpoints import BY_SOURCE, ENDPOINTS
 from bridge.model import Facts, MeterFacts, Reading
 from bridge.quirks import repaired
-from bridge.records import ENERGY, POWER, STORED, measurement
+from bridge.records import CONNECTIVITY, ENERGY, POWER, STORED, measurement
 from bridge.simulator import Simulator
 from bridge.site import Answer, Site
 
@@ -382,3 +382,201 @@ def test_another_source_goes_on_where_the_old_one_ended() -> None:
     facts = meters("production")
     assert lifetime(answer(facts, "readings", meter__production__energy_delivered=300)) == 5000
     assert lifetime(answer(facts, "readings", meter__production__energy_delivered=310)) == 5010
+
+
+# Batteries and relays, by what storage gear says of itself
+
+BATTERIES = ("battery/1", "battery/2")
+CTS = Facts(
+    "1", meters=(MeterFacts(1, "production", True, 1, "three"), MeterFacts(2, "net-consumption", True, 1, "three"))
+)
+WITH_BATTERIES = Facts("1", meters=CTS.meters, gear=frozenset(BATTERIES))
+FLAG_ROW = measurement("grid_connected", CONNECTIVITY)
+METERED = {"meter/production/power": 3000.0, "meter/net-consumption/power": -400.0}
+
+
+class Told:
+    """A site that is told values by topic, as their sources would."""
+
+    def __init__(self, facts: Facts = WITH_BATTERIES) -> None:
+        self.site, self.facts, self.now = Site(), facts, NOW
+        self.shown: dict[str, object] = {}
+
+    def tell(self, source: str, given: Mapping[str, float | bool], *, fresh: bool = True) -> None:
+        readings = [self._reading(topic, value) for topic, value in given.items()]
+        answer = Answer(source, readings, self.facts, self.now, "2026-09-21", fresh)
+        for reading in self.site.update(answer):
+            self.shown[f"{reading.device.removeprefix('site/')}/{reading.name}"] = reading.value
+
+    @staticmethod
+    def _reading(topic: str, value: float | bool) -> Reading:
+        device, _, name = topic.rpartition("/")
+        row = FLAG_ROW if isinstance(value, bool) else measurement(name, POWER)
+        return Reading(device, None, row, value)
+
+    def powers(self, *watts: float) -> None:
+        self.tell("power", {f"{name}/power": value for name, value in zip(BATTERIES, watts, strict=True)})
+
+
+def test_batteries_that_nobody_measures_tell_their_power_themselves() -> None:
+    told = Told()
+    told.tell("readings", METERED)
+    assert (told.shown["battery/power"], told.shown["battery/source"]) == (None, None)
+    told.powers(-700.5, -600.25)
+    assert (told.shown["battery/power"], told.shown["battery/source"]) == (-1300.75, "battery")
+    assert told.shown["battery/estimated"] is True
+    assert (told.shown["solar/power"], told.shown["grid/power"]) == (3000.0, -400.0)
+    assert "home/power" not in told.shown
+
+
+def test_their_power_counts_for_three_minutes() -> None:
+    told = Told()
+    told.powers(100.0, 200.0)
+    told.now += 180
+    told.tell("readings", METERED)
+    assert told.shown["battery/power"] == 300.0
+    told.now += 1
+    told.tell("readings", METERED)
+    assert told.shown["battery/power"] is None
+
+
+def test_their_energy_is_added_up() -> None:
+    """Half a minute between two answers: a quarter of an hour with 1200 W is 300 Wh."""
+    told = Told()
+    told.tell("readings", METERED)
+    for _ in range(31):
+        told.powers(700.0, 500.0)
+        told.now += 30
+    assert told.shown["battery/energy_discharged"] == pytest.approx(300.0)
+    assert told.shown["battery/energy_charged"] == 0
+    for _ in range(31):
+        told.powers(-1000.0, -200.0)
+        told.now += 30
+    assert told.shown["battery/energy_charged"] == pytest.approx(300.0, abs=5)
+
+
+def test_a_meter_and_live_data_come_first() -> None:
+    metered = Told(
+        Facts(
+            "1", meters=(*(CTS.meters or ()), MeterFacts(3, "storage", True, 1, "three")), gear=WITH_BATTERIES.gear
+        )
+    )
+    metered.tell("readings", {**METERED, "meter/storage/power": 55.0})
+    metered.powers(1.0, 2.0)
+    assert (metered.shown["battery/power"], metered.shown["battery/source"]) == (55.0, "meter/storage")
+
+    live = Told()
+    flows = {
+        "live/pv/power": 3000.0,
+        "live/grid/power": -400.0,
+        "live/storage/power": 66.0,
+        "live/load/power": 2666.0,
+    }
+    live.tell("livedata", flows)
+    live.powers(1.0, 2.0)
+    assert (live.shown["battery/power"], live.shown["battery/source"]) == (66.0, "live/storage")
+    live.now += 31
+    live.tell("readings", METERED)
+    assert (live.shown["battery/power"], live.shown["battery/source"], live.shown["home/power"]) == (
+        3.0,
+        "battery",
+        None,
+    )
+    live.tell("livedata", {**flows, "live/grid/power": -390.0})
+    assert (live.shown["battery/power"], live.shown["battery/source"]) == (66.0, "live/storage")
+
+
+TOTALS = {"encharge_soc": 40.0, "encharge_energy": 4000.0, "acb_soc": 0.0, "acb_energy": 0.0, "capacity": 10_000.0}
+
+
+def under(device: str, given: Mapping[str, float]) -> dict[str, float]:
+    return {f"{device}/{name}": value for name, value in given.items()}
+
+
+def test_charge_and_energy_come_from_live_data_while_they_are_fresh() -> None:
+    told = Told()
+    told.tell("secctrl", under("storage/totals", TOTALS))
+    assert [told.shown[f"battery/{name}"] for name in ("soc", "energy_stored", "capacity")] == [
+        40.0,
+        4000.0,
+        10_000.0,
+    ]
+    told.tell("livedata", {"live/storage/encharge_soc": 41.0, "live/storage/encharge_energy": 4100.0})
+    assert [told.shown[f"battery/{name}"] for name in ("soc", "energy_stored")] == [41.0, 4100.0]
+    told.now += 31
+    told.tell("livedata", {"live/storage/encharge_soc": 41.0, "live/storage/encharge_energy": 4100.0}, fresh=False)
+    assert [told.shown[f"battery/{name}"] for name in ("soc", "energy_stored")] == [40.0, 4000.0]
+
+
+def test_each_batterys_charge_where_nobody_adds_them_up() -> None:
+    told = Told()
+    told.tell("power", {"battery/1/soc": 80.0, "battery/2/soc": 20.0})
+    assert told.shown["battery/soc"] == 50.0
+    assert "battery/energy_stored" not in told.shown
+    told.tell("inventory", {"battery/1/capacity": 5000.0, "battery/2/capacity": 2500.0})
+    assert [told.shown[f"battery/{name}"] for name in ("soc", "energy_stored", "capacity")] == [60.0, 4500, 7500.0]
+
+
+def test_ac_batteries() -> None:
+    """As two captured gateways have them: on one the highest energy is less than what is stored."""
+    told = Told(Facts("1", meters=CTS.meters, gear=frozenset({"acb/1"})))
+    nothing = dict.fromkeys(("encharge_soc", "encharge_energy", "capacity", "soc"), 0.0)
+    told.tell(
+        "secctrl", under("storage/totals", {**nothing, "acb_soc": 18.0, "acb_energy": 446.0, "max_energy": 412.0})
+    )
+    assert [told.shown[f"battery/{name}"] for name in ("soc", "energy_stored")] == [18.0, 446.0]
+    assert "battery/capacity" not in told.shown
+    told.tell(
+        "secctrl", under("storage/totals", {**nothing, "acb_soc": 1.0, "acb_energy": 24.0, "max_energy": 2480.0})
+    )
+    assert [told.shown[f"battery/{name}"] for name in ("soc", "energy_stored", "capacity")] == [1.0, 24.0, 2480.0]
+
+
+def test_the_relay_tells_best_whether_the_grid_is_connected() -> None:
+    told = Told(CTS)
+    told.tell("inventory", {"collar/1/grid_connected": True})
+    assert told.shown["grid/connected"] is True
+    told.tell("livedata", {"live/system/main_relay": 2.0})
+    assert told.shown["grid/connected"] is False
+    told.tell("relay", {"relay/mains/grid_connected": True})
+    assert told.shown["grid/connected"] is True
+    told.now += 181
+    told.tell("livedata", {"live/system/main_relay": 2.0})
+    assert told.shown["grid/connected"] is False
+    told.shown.clear()
+    told.now += 181
+    told.tell("livedata", {"live/system/main_relay": 7.0})
+    assert told.shown["grid/connected"] is True
+    told.shown.clear()
+    told.now += 3600
+    told.tell("livedata", {"live/system/main_relay": 7.0})
+    assert "grid/connected" not in told.shown
+
+
+def test_two_relays_must_both_be_closed() -> None:
+    told = Told(CTS)
+    told.tell("inventory", {"controller/1/grid_connected": True, "collar/2/grid_connected": False})
+    assert told.shown["grid/connected"] is False
+
+
+def test_a_relay_tells_it_also_where_no_meter_measures_the_grid() -> None:
+    told = Told(Facts("1", meters=()))
+    told.tell("livedata", {"live/system/main_relay": 1.0})
+    assert told.shown.keys() == {"solar/power", "solar/source", "solar/estimated"}
+    told.tell("relay", {"relay/mains/grid_connected": False})
+    assert {name: value for name, value in told.shown.items() if name.startswith("grid/")} == {
+        "grid/connected": False
+    }
+
+
+async def test_a_home_with_a_collar_and_one_with_ac_batteries() -> None:
+    collar, ac = await settled("collar", start_hour=9.0), await settled("ac-batteries", start_hour=9.0)
+    for home, capacity in (collar, 10_010), (ac, 2410):
+        true = home.simulator.truth()
+        assert home.shown["battery/source"] == "live/storage"
+        assert home["battery/soc"] == pytest.approx(true.soc, abs=1)
+        assert home["battery/energy_stored"] == pytest.approx(
+            sum(battery.stored for battery in true.batteries), abs=5
+        )
+        assert home["battery/capacity"] == capacity
+        assert home.shown["grid/connected"] is True

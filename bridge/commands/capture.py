@@ -26,19 +26,9 @@ from bridge.store import Store
 MORE = (
     "/ivp/meters/reports",
     "/ivp/meters/pvReading",
-    "/ivp/ensemble/inventory",
-    "/ivp/ensemble/status",
-    "/ivp/ensemble/secctrl",
-    "/ivp/ensemble/power",
-    "/ivp/ensemble/relay",
-    "/ivp/ensemble/generator",
-    "/ivp/ensemble/dry_contacts",
-    "/ivp/ss/dry_contact_settings",
-    "/ivp/ss/gen_config",
     "/ivp/ss/gen_schedule",
     "/ivp/ss/pel_settings",
     "/ivp/sc/pvlimit",
-    "/admin/lib/tariff",
 )
 """What a gateway tells quickly, beside the endpoints of the table. Those that take it down are none of them."""
 PATHS = (*(endpoint.path for endpoint in ENDPOINTS), *MORE)

@@ -151,10 +151,14 @@ class Round:
 
     async def run(self, periods: Mapping[str, float]) -> None:
         silent = failed = 0
+        needless: list[str] = []
         for endpoint in ENDPOINTS:
             if periods[endpoint.source] == 0:
                 setting = f"BRIDGE_POLL__{endpoint.source.upper()}"
                 self._report.note(endpoint.source, f"turned off ({setting} is 0)")
+                continue
+            if not endpoint.wanted(self._facts):
+                needless.append(endpoint.source)
                 continue
             error = await self._ask(endpoint)
             if isinstance(error, TokenRejected | CloudRejected | CloudUnavailable):
@@ -165,6 +169,8 @@ class Round:
             if silent >= ENOUGH:
                 self._report.note("the others", "not asked, for the gateway does not answer any more")
                 break
+        if needless:
+            self._report.ok("storage gear", f"none was seen that needs {', '.join(needless)}")
         if failed:
             advice = "if it lasts, restart the gateway; for a report of it, see `iqgateway2mqtt capture`"
             self._report.note("advice", f"the bridge goes on with what answers, and asks again; {advice}")

@@ -93,6 +93,8 @@ def run(home: str, mqtt: str | None) -> int:
     log.configure(LogSettings(level="WARNING"))
     logging.getLogger("amqtt").setLevel(logging.CRITICAL)
     logging.getLogger("transitions").setLevel(logging.CRITICAL)
+    # amqtt again: a client that leaves while it is being served
+    logging.getLogger("asyncio").addFilter(lambda record: "client_connected_cb" not in record.getMessage())
     try:
         asyncio.run(_run(home, mqtt))
     except* BrokenPipeError:  # whoever reads our lines has seen enough

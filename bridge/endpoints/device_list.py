@@ -19,9 +19,17 @@ from bridge.records import (
     worded,
 )
 
-# Types 17 (System Controller 3) and 22 (comms kit) were seen on firmware 8; the brief names 0, 13 and 14.
-TYPES = {"0": "unidentified", "13": "battery", "14": "microinverter", "17": "controller"}
-KINDS = {"battery": "battery", "microinverter": "inverter", "controller": "controller"}
+# Types 17 (System Controller), 22 (comms kit), 27 (collar) and 125 (the controller of a Combiner 6C) were seen on
+# firmware 8; the brief names 0, 13 and 14.
+TYPES = {
+    "0": "unidentified",
+    "13": "battery",
+    "14": "microinverter",
+    "17": "controller",
+    "27": "collar",
+    "125": "combiner",
+}
+KINDS = {"microinverter": "inverter", **{kind: kind for kind in ("battery", "controller", "collar", "combiner")}}
 LINES = {str(place): phase.value for place, phase in enumerate(PHASES, 1)}
 
 Type = Annotated[str | Absent | None, TEXT, worded(lambda number: TYPES.get(number, number))]
@@ -36,10 +44,10 @@ class Usb(Record):
 
 
 class Capacity(Record):
-    """`dev_info`, absent on many devices."""
+    """`dev_info`, absent on many devices. An inventory knows the phase better: index 2 was seen for `ph-a`."""
 
     capacity: StoredWattHours = wire("capacity", diagnostic=True)
-    phase: Line = wire("DER_Index", diagnostic=True)
+    phase: Line = wire("DER_Index", diagnostic=True, fallback=True)
 
 
 class Device(Record):
@@ -66,14 +74,20 @@ class DeviceList(Record):
     devices: Any = None
 
 
+def kind_of(kind: object, serial: str, facts: Facts) -> str:
+    """The kind of device in the tree, by what is known of its type, or else of its serial number."""
+    known = KINDS.get(kind) if isinstance(kind, str) else None
+    return known or facts.kind_of(serial) or "device"
+
+
 def _device(item: object, problems: list[str]) -> Device | None:
     device = Device.read(item, problems)
     return Battery.read(item, []) if device and device.type == "battery" else device
 
 
-def split(body: bytes, _facts: Facts, _now: float) -> Parsed:
-    """Readings of each device, and of the stick on `gateway`."""
-    sheet = Sheet()
+def split(body: bytes, facts: Facts, _now: float) -> Parsed:
+    """Readings of each device, and of the stick on `gateway`; what gear there is."""
+    sheet, seen = Sheet(), set[str]()
     answer = whole(DeviceList, body, sheet.problems)
     if isinstance(answer.usb, dict) and (usb := Usb.read(answer.usb, sheet.problems)):
         sheet.add("gateway", usb)
@@ -81,9 +95,11 @@ def split(body: bytes, _facts: Facts, _now: float) -> Parsed:
         device = _device(item, sheet.problems)
         if device is None:
             continue
-        kind = KINDS.get(device.type, "device") if isinstance(device.type, str) else "device"
+        kind = kind_of(device.type, device.serial, facts)
         topic = f"{kind}/{device.serial}"
+        if kind not in {"inverter", "device"}:
+            seen.add(topic)
         sheet.add(topic, device)
         if isinstance(device.details, dict) and (details := Capacity.read(device.details, sheet.problems)):
             sheet.add(topic, details)
-    return sheet.parsed()
+    return sheet.parsed(facts=facts.with_gear(seen))

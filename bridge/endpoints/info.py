@@ -109,4 +109,5 @@ def _facts(info: Info, old: Facts, now: float) -> Facts:
         part_number=info.part_number if isinstance(info.part_number, str) else None,
         clock_offset=clock.timestamp() - now,
         meters=old.meters if old.serial == serial else None,
+        gear=old.gear if old.serial == serial else frozenset(),
     )

@@ -9,6 +9,8 @@ from bridge.endpoints.body import Identity, Parsed, Sheet, each
 from bridge.model import Facts
 from bridge.records import CONNECTIVITY, COUNT, Epoch, Record, Text, UnsignedWatts, wire
 
+AC_BATTERY = "11"
+"""Their `devType`: they report as inverters do."""
 REPORTING = 30 * 60
 """Seconds after which an inverter that sent nothing is no longer reporting."""
 
@@ -49,4 +51,5 @@ def split(body: bytes, facts: Facts, now: float) -> Parsed:
         enabled=True,
         diagnostic=True,
     )
-    return sheet.parsed()
+    storing = [f"acb/{inverter.serial}" for inverter in inverters if inverter.type == AC_BATTERY]
+    return sheet.parsed(facts=facts.with_gear(storing))

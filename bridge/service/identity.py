@@ -4,17 +4,18 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from bridge.config import GatewaySettings
 from bridge.gateway import Gateway, KeyChanged, Token
-from bridge.model import Facts, MeterFacts, Rejected
+from bridge.model import MOST_GEAR, Facts, MeterFacts, Rejected
 from bridge.store import Store
 
 LOG = logging.getLogger(__name__)
 METERS = TypeAdapter(tuple[MeterFacts, ...])
+GEAR = TypeAdapter(Annotated[frozenset[str], Field(max_length=MOST_GEAR)])
 
 
 class Identity:
@@ -54,7 +55,7 @@ class Identity:
             if token := self._store.load(facts.serial).token:  # known, though at another address
                 self._gateway.tokens.offer(token)
             self._store.remember(self._settings.host, facts.serial)
-            facts = replace(facts, meters=self._known_meters(facts))
+            facts = replace(facts, meters=self._known_meters(facts), gear=self._known_gear(facts))
         self.learn(facts)
 
     def learn(self, facts: Facts) -> None:
@@ -62,7 +63,8 @@ class Identity:
         self.facts = facts
         state = self._store.load(facts.serial)
         meters = None if facts.meters is None else [asdict(meter) for meter in facts.meters]
-        changed = state.changed(firmware=facts.firmware, extra={**state.extra, "meters": meters})
+        known = {"meters": meters, "gear": sorted(facts.gear)}
+        changed = state.changed(firmware=facts.firmware, extra={**state.extra, **known})
         if changed != state:
             self._store.save(facts.serial, changed)
 
@@ -121,6 +123,12 @@ class Identity:
         with suppress(ValidationError):
             return METERS.validate_python(self._store.load(facts.serial).extra.get("meters"))
         return None
+
+    def _known_gear(self, facts: Facts) -> frozenset[str]:
+        """From an earlier run, so that its values do not wait for the inventory."""
+        with suppress(ValidationError):
+            return GEAR.validate_python(self._store.load(facts.serial).extra.get("gear"))
+        return frozenset()
 
 
 def _counters_of(serial: str) -> str:

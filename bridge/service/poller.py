@@ -165,6 +165,10 @@ class Poller:
 
     async def _ask(self, source: str) -> BridgeError | None:
         endpoint = BY_SOURCE[source]
+        if not endpoint.wanted(self._identity.facts):
+            self._health.sources[source].needless()
+            self._schedule.asked(source, self._time())
+            return None
         started, before = self._time(), self._gateway.requests
         try:
             answer = await self._gateway.fetch(Request(endpoint.path), deadline=endpoint.timeout)

@@ -84,6 +84,11 @@ class Source:
         self.state, self.good_at = State.ABSENT, None
         return news
 
+    def needless(self) -> None:
+        """By all that is known the gateway can't have this: it is not even asked."""
+        if self.state is State.WAITING:
+            self.state = State.ABSENT
+
     @property
     def pause(self) -> float:
         """Seconds to leave the source alone: it lacks, or fails again and again."""

@@ -12,9 +12,10 @@
     async with serve(simulator, tls=True) as address:       # "127.0.0.1:41233"
 
 A simulator answers for the gateway and for the cloud; give the bridge its address for both. The homes are in
-`HOMES`: `three-phase` (20 inverters and one that was removed), `split-phase`, `single-phase`, `no-cts`, `legacy`,
-`large`. The clock is a callable that tells unix time; another clock makes another speed. `start_hour` makes it that
-hour of the simulated day at the start, so that the sun shines in a demo at night.
+`HOMES`: `three-phase` (20 inverters and one that was removed), `split-phase` (controller, dry contacts, generator),
+`single-phase`, `no-cts`, `legacy`, `large`, `collar` (meter collar, combiner), `ac-batteries`. The clock is a
+callable that tells unix time; another clock makes another speed. `start_hour` makes it that hour of the simulated
+day at the start, so that the sun shines in a demo at night.
 
 Also: `become(firmware=...)`, `revoke_tokens()`, `reboot(zeros=120)`, `gateway.guard.needs_check = True` (the token
 is refused until `/auth/check_jwt` was asked), `cloud.role = "installer"`. What faults there are stands in `faults`.

@@ -2,7 +2,7 @@
 
 from bridge.simulator.homes import PRODUCTION, Battery, Gear, Home
 from bridge.simulator.rendering import Json, compact, element, pretty
-from bridge.simulator.truth import Truth
+from bridge.simulator.truth import BatteryTruth, Truth
 
 DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 PACKAGES = (
@@ -28,6 +28,7 @@ PCU = 1.0093
 STALLED = {"wattHoursToday": 0, "wattHoursSevenDays": 1583, "wattHoursLifetime": 1583, "wattsNow": 4}
 """What a metered gateway without CTs says of its production for ever, from 8.2.4264."""
 NEW = (8, 3)
+AC_BATTERY = 11
 
 
 def info(home: Home, truth: Truth) -> bytes:
@@ -62,19 +63,29 @@ def energy(home: Home, truth: Truth) -> bytes:
 def inverters(home: Home, truth: Truth) -> bytes:
     """Old firmware does not name the type."""
     kind = {"devType": 1} if home.secure else {}
-    return pretty(
-        [
-            {
-                "serialNumber": inverter.serial,
-                "lastReportDate": inverter.reported_at,
-                **kind,
-                "lastReportWatts": inverter.reported,
-                "maxReportWatts": inverter.peak,
-            }
-            for inverter in truth.inverters
-        ],
-        "  ",
-    )
+    units: list[Json] = [
+        {
+            "serialNumber": inverter.serial,
+            "lastReportDate": inverter.reported_at,
+            **kind,
+            "lastReportWatts": inverter.reported,
+            "maxReportWatts": inverter.peak,
+        }
+        for inverter in truth.inverters
+    ]
+    units += [_ac_battery(battery, place, home, truth) for place, battery in enumerate(truth.ac_batteries)]
+    return pretty(units, "  ")
+
+
+def _ac_battery(battery: BatteryTruth, place: int, home: Home, truth: Truth) -> Json:
+    """It tells what it gives or takes without a sign."""
+    return {
+        "serialNumber": battery.serial,
+        "lastReportDate": int(truth.at) - 30 - 17 * place,
+        "devType": AC_BATTERY,
+        "lastReportWatts": abs(round(battery.power)),
+        "maxReportWatts": home.ac_batteries[place].power,
+    }
 
 
 def _device(home: Home) -> str:

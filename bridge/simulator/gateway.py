@@ -6,7 +6,7 @@ from dataclasses import replace
 from email.utils import formatdate
 from threading import Lock
 
-from bridge.simulator import answers, details, livedata, metering
+from bridge.simulator import answers, details, ensemble, livedata, metering
 from bridge.simulator.access import Guard, digest_allows, digest_challenge, unauthorized
 from bridge.simulator.exchange import Ask, Reply
 from bridge.simulator.homes import Home
@@ -114,6 +114,7 @@ class Gateway:
             REPORTS: lambda: metering.consumption_reports(home, truth),
             GRID: lambda: metering.grid_reading(home, truth),
             **{path: lambda: b"{}\n" for path in NEVER},
+            **ensemble.documents(home, truth),
         }
         if home.ensemble:
             documents[DEVICES] = lambda: answers.device_list(home)

@@ -56,7 +56,9 @@ class Battery:
 
 @dataclass(frozen=True, slots=True)
 class Gear:
-    """Other equipment in the device list: 0 unknown, 17 system controller, 22 communications kit."""
+    """Other equipment in the device list: 0 unknown, 17 system controller, 22 communications kit, 27 meter collar,
+    125 controller of a combiner.
+    """
 
     serial: str
     kind: int
@@ -67,7 +69,8 @@ class Home:
     """A home and its gateway. `load` is what each phase draws when nothing in particular is switched on.
 
     `phase_mode` is the grid's kind and `legs` the number of phases that are really connected: the ordinary European
-    home with one phase has "three" and 1. `nominal` is the voltage of a phase against neutral.
+    home with one phase has "three" and 1. `nominal` is the voltage of a phase against neutral. AC Batteries report
+    as inverters do.
     """
 
     name: str
@@ -80,7 +83,9 @@ class Home:
     load: tuple[float, ...]
     meters: tuple[Meter, ...] = ()
     batteries: tuple[Battery, ...] = ()
+    ac_batteries: tuple[Battery, ...] = ()
     gear: tuple[Gear, ...] = ()
+    generator: bool = False
     nominal: float = 230.0
     frequency: float = 50.0
     imeter: bool | None = True
@@ -99,6 +104,14 @@ class Home:
     def ensemble(self) -> bool:
         """Storage gear is what makes a gateway answer on `/ivp/ensemble/*`."""
         return bool(self.batteries or self.gear)
+
+    @property
+    def storing(self) -> tuple[Battery, ...]:
+        """Batteries of both kinds."""
+        return (*self.batteries, *self.ac_batteries)
+
+    def has(self, *kinds: int) -> bool:
+        return any(gear.kind in kinds for gear in self.gear)
 
     @property
     def working(self) -> tuple[Inverter, ...]:
@@ -154,6 +167,7 @@ SPLIT_PHASE = Home(
     meters=_meters(PRODUCTION, NET),
     batteries=(Battery("492302002102", 5000, 3840, leg=0), Battery("492302002119", 3360, 1280, leg=1)),
     gear=(Gear("122302007001", 17), Gear("122302007044", 22)),
+    generator=True,
     nominal=120.0,
     frequency=60.0,
 )
@@ -206,5 +220,37 @@ LARGE = Home(
     meters=_meters(PRODUCTION, NET),
 )
 
-HOMES = {home.name: home for home in (THREE_PHASE, SPLIT_PHASE, SINGLE_PHASE, NO_CTS, LEGACY, LARGE)}
+COLLAR = Home(
+    name="collar",
+    serial="482307003777",
+    firmware="D8.3.1598",
+    part_number="800-02403-r08",
+    legs=2,
+    phase_mode="split",
+    inverters=_inverters(482307001003, 14, legs=2),
+    load=(345.0, 480.0),
+    meters=_meters(PRODUCTION, NET),
+    batteries=(Battery("492307002301", 5000, 3540, leg=0), Battery("492307002318", 5010, 3550, leg=1)),
+    gear=(Gear("482307007027", 27), Gear("482307007125", 125)),
+    nominal=120.0,
+    frequency=60.0,
+)
+
+AC_BATTERIES = Home(
+    name="ac-batteries",
+    serial="122308003888",
+    firmware="D8.3.5169",
+    part_number="800-00554-r03",
+    legs=1,
+    phase_mode="three",
+    inverters=_inverters(482308001007, 6, legs=1),
+    load=(265.0,),
+    meters=_meters(PRODUCTION, NET),
+    ac_batteries=(Battery("121908002401", 1200, 270, leg=0), Battery("121908002419", 1210, 260, leg=0)),
+)
+
+HOMES = {
+    home.name: home
+    for home in (THREE_PHASE, SPLIT_PHASE, SINGLE_PHASE, NO_CTS, LEGACY, LARGE, COLLAR, AC_BATTERIES)
+}
 """The homes by name."""

@@ -75,13 +75,13 @@ def _state(home: Home, truth: Truth) -> dict[str, Json]:
         "main_relay_state": ON_GRID,
         "gen_relay_state": GENERATOR_ABSENT,
         "backup_bat_mode": 1,
-        "backup_soc": BACKUP if home.batteries else 0,
+        "backup_soc": BACKUP if home.storing else 0,
         "is_split_phase": int(home.phase_mode == "split"),
         "phase_count": home.legs,
-        "enc_agg_soc": round(truth.soc),
-        "enc_agg_energy": round(sum(battery.stored for battery in truth.batteries)),
-        "acb_agg_soc": 0,
-        "acb_agg_energy": 0,
+        "enc_agg_soc": truth.charge(truth.iq_batteries),
+        "enc_agg_energy": round(sum(battery.stored for battery in truth.iq_batteries)),
+        "acb_agg_soc": truth.charge(truth.ac_batteries),
+        "acb_agg_energy": round(sum(battery.stored for battery in truth.ac_batteries)),
     }
 
 

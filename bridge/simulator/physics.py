@@ -58,8 +58,8 @@ def summed(counters: list[Counter]) -> Flow:
 class Store:
     """One battery: `energy` in uJ."""
 
-    def __init__(self, battery: Battery) -> None:
-        self.battery = battery
+    def __init__(self, battery: Battery, *, is_ac: bool) -> None:
+        self.battery, self.is_ac = battery, is_ac
         self.full = battery.capacity * WH
         self.energy = self.full * 55 // 100
         self.power = 0
@@ -82,6 +82,7 @@ class Store:
             soc=100 * self.energy / self.full,
             stored=self.energy / WH,
             capacity=float(self.battery.capacity),
+            is_ac=self.is_ac,
             power=self.power / 1000,
         )
 
@@ -101,7 +102,7 @@ class House:
         self._meters = _meters(home, Random(f"{home.name}/{seed}"))  # noqa: S311 (numbers, not secrets)
         self._site_grid = Counter()
         self._solar = [Counter(0, c.delivered, 0) for c in self._meters[PRODUCTION]]
-        self._stores = [Store(battery) for battery in home.batteries]
+        self._stores = [Store(battery, is_ac=battery in home.ac_batteries) for battery in home.storing]
         self._reports: dict[str, InverterTruth] = {}
         self._midnights: deque[list[int]] = deque(maxlen=7)
         """What each phase had produced at the last midnights (uJ)."""
@@ -253,7 +254,7 @@ def _meters(home: Home, random: Random) -> dict[str, list[Counter]]:
     years = {
         PRODUCTION: (2900.0, 2.1),
         NET: (2300.0, 1500.0),
-        STORAGE: (800.0 if home.batteries else 0.0, 910.0 if home.batteries else 0.0),
+        STORAGE: (800.0 if home.storing else 0.0, 910.0 if home.storing else 0.0),
         TOTAL: (0.0, 0.0),
     }
     scale = sum(home.load) / len(home.load) / 300 * WH * 1000

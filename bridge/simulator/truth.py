@@ -52,6 +52,7 @@ class BatteryTruth:
     stored: float
     capacity: float
     power: float
+    is_ac: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,20 @@ class Truth:
     soc: float
     today: float
     week: float
+
+    @property
+    def iq_batteries(self) -> tuple[BatteryTruth, ...]:
+        return tuple(battery for battery in self.batteries if not battery.is_ac)
+
+    @property
+    def ac_batteries(self) -> tuple[BatteryTruth, ...]:
+        return tuple(battery for battery in self.batteries if battery.is_ac)
+
+    @staticmethod
+    def charge(batteries: tuple[BatteryTruth, ...]) -> int:
+        """Whole percent, as gateways say it."""
+        capacity = sum(battery.capacity for battery in batteries)
+        return round(100 * sum(battery.stored for battery in batteries) / capacity) if capacity else 0
 
 
 def zeroed(truth: Truth) -> Truth:

@@ -1,7 +1,7 @@
 """The site's flows: solar, grid, battery, generator, home. Pure: times and the local day come from the caller."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from bridge.site.energies import Energies
 from bridge.site.plan import NET, PRODUCTION, STORAGE, Plan, choose
 from bridge.site.powers import Powers, Values, balance, fallback
 from bridge.site.rows import BATTERY, FLOWS, GENERATOR, GRID, HOME, ROWS, SOLAR
+from bridge.site.storage import BATTERIES, Storage
 
 __all__ = ["FLOWS", "ROWS", "Answer", "Site"]
 
@@ -20,6 +21,11 @@ PATIENCE = 2
 """Answers for which an impossible balance is held."""
 RELAY = {1: True, 2: False}
 """`main_relay_state`: on grid, off grid. Other codes are not known for certain."""
+RELAYS = ("relay", "livedata", "inventory", "status")
+"""Sources that tell whether the grid is connected, the best first."""
+SWITCHED = {"inventory": 3600.0, "status": 14_400.0}
+"""Seconds for which such an answer counts; others: `RECENT`."""
+RECENT = 180.0
 TALLIES = {
     "imported": "site/grid/energy_imported",
     "exported": "site/grid/energy_exported",
@@ -45,6 +51,13 @@ class Answer:
     day: str
     fresh: bool = True
 
+    def connected(self) -> bool | None:
+        """Whether the grid is connected, where the answer tells: with several relays, through all of them."""
+        states = [r.value for r in self.readings if r.name == "grid_connected" and isinstance(r.value, bool)]
+        codes = [r.value for r in self.readings if (r.device, r.name) == ("live/system", "main_relay")]
+        states += [RELAY[int(code)] for code in codes if isinstance(code, int | float) and int(code) in RELAY]
+        return all(states) if states else None
+
     def values(self) -> Values:
         return {
             (reading.device, reading.name): float(reading.value)
@@ -64,11 +77,11 @@ class Seen:
     stalled: bool = False
     generator: bool = False
 
-    def observe(self, source: str, values: Values, latest: Values) -> None:
-        self.livedata |= source == "livedata" and ("live/grid", "power") in values
+    def observe(self, answer: Answer, values: Values, latest: Values) -> None:
+        self.livedata |= answer.source == "livedata" and ("live/grid", "power") in values
         held = ("encharge_energy", "acb_energy", "encharge_soc", "acb_soc")
         self.battery |= any(values.get(("live/storage", name), 0) > 0 for name in held)
-        self.battery |= any(device.startswith("battery/") for device, _ in values)
+        self.battery |= answer.facts.has("battery", "acb")
         self.generator |= values.get(("live/generator", "power"), 0) != 0
         counted = latest.get(("energy/production", "energy_lifetime"))
         self.stalled |= counted == 0 and latest.get(("energy/production-pcu", "energy_lifetime"), 0) > 0
@@ -85,6 +98,8 @@ class Site:
         self._seen = Seen()
         self._latest: dict[tuple[str, str], float] = {}
         self._powers = Powers()
+        self._storage = Storage()
+        self._relays: dict[str, tuple[bool, float]] = {}
         self._impossible = 0
         self._live_at = self._moved_at = float("-inf")
         self._flows: tuple[float | None, ...] = ()
@@ -95,7 +110,10 @@ class Site:
         """The site as it is after an answer."""
         values = answer.values()
         self._latest.update(values)
-        self._seen.observe(answer.source, values, self._latest)
+        self._seen.observe(answer, values, self._latest)
+        self._storage.observe(answer.source, values, answer.now, fresh=answer.fresh)
+        if (connected := answer.connected()) is not None:
+            self._relays[answer.source] = connected, answer.now
         plan = choose(
             answer.facts, battery=self._seen.battery, livedata=self._seen.livedata, stalled=self._seen.stalled
         )
@@ -104,6 +122,8 @@ class Site:
         found = self._balanced(plan, answer, values)
         if found is not None:
             self._take(found, answer.source)
+        if self._alone(plan, answer.now):
+            self._powers = replace(self._powers, battery=self._storage.given(answer.now))
         self._count(plan, answer, values)
         return list(self._readings(plan, answer))
 
@@ -134,6 +154,11 @@ class Site:
         stale = answer.now - self._live_at > STILL
         return fallback(values, plan) if plan.live and answer.source == "readings" and stale else None
 
+    def _alone(self, plan: Plan, now: float) -> bool:
+        """Whether the batteries' own word is all there is: no meter measures them, and no live data move."""
+        live = plan.live and now - self._live_at <= STILL
+        return self._seen.battery and STORAGE not in plan.meters and not live
+
     def _moving(self, answer: Answer, values: Values) -> bool:
         flows = tuple(
             values.get((f"live/{name}", kind))
@@ -159,25 +184,30 @@ class Site:
 
     def _count(self, plan: Plan, answer: Answer, values: Values) -> None:
         if answer.source == "livedata" and plan.battery == "live/storage" and self._live_at == answer.now:
-            stored = self._stored()
+            stored = self._storage.stored(answer.now)
             self._energies.integrate(values.get(("live/storage", "power"), 0.0), stored, answer.now)
+        given = self._storage.given(answer.now) if answer.source == "power" else None
+        if given is not None and self._alone(plan, answer.now):
+            self._energies.integrate(given, self._storage.stored(answer.now), answer.now)
         if answer.source == "readings":
             self._energies.meters(plan, values, answer.now, netted=self._netted)
-
-    def _stored(self) -> float | None:
-        known = [self._latest.get(("live/storage", name)) for name in ("encharge_energy", "acb_energy")]
-        return sum(value for value in known if value is not None) if any(v is not None for v in known) else None
 
     # Readings
 
     def _readings(self, plan: Plan, answer: Answer) -> Iterator[Reading]:
         shown = {SOLAR: plan.solar, GRID: plan.grid, HOME: plan.home, BATTERY: plan.battery}
         shown[GENERATOR] = "live/generator" if plan.live and self._seen.generator else None
+        alone = self._alone(plan, answer.now)
+        if alone and self._powers.battery is not None:
+            shown[BATTERY] = BATTERIES
         for flow, source in shown.items():
             battery = flow == BATTERY and self._seen.battery
             if source is None and not battery:
+                switched = flow == GRID and self._relays.keys() - {"livedata"}
+                if switched and (connected := self._connected(answer.now)) is not None:  # without a meter, too
+                    yield Reading("site/grid", None, ROWS[GRID]["connected"], connected)
                 continue
-            estimated = plan.live and flow in {BATTERY, HOME}
+            estimated = (plan.live and flow in {BATTERY, HOME}) or (alone and flow == BATTERY)
             facts = {"power": getattr(self._powers, flow), "source": source, "estimated": estimated}
             facts |= {name: value for name, value in self._more(flow, plan, answer) if value is not None}
             yield from (Reading(f"site/{flow}", None, ROWS[flow][name], value) for name, value in facts.items())
@@ -187,9 +217,9 @@ class Site:
             case "solar":
                 yield from self._solar(plan, answer.day)
             case "grid":
-                yield from self._grid(plan)
+                yield from self._grid(plan, answer.now)
             case "battery":
-                yield from self._battery(plan)
+                yield from self._battery(plan, answer.now)
             case "home":
                 yield from self._made("home", "energy_lifetime")
                 if (tally := self._energies.tallies.get("home")) is not None:
@@ -203,8 +233,8 @@ class Site:
             yield "energy_lifetime", lifetime
             yield "energy_today", self._days.today(SOLAR, lifetime, day)
 
-    def _grid(self, plan: Plan) -> Iterator[tuple[str, Scalar]]:
-        yield "connected", RELAY.get(int(self._latest.get(("live/system", "main_relay"), 0)))
+    def _grid(self, plan: Plan, now: float) -> Iterator[tuple[str, Scalar]]:
+        yield "connected", self._connected(now)
         if NET in plan.meters and not self._netted:
             yield from self._counted("meter/net-consumption", imported="delivered", exported="received")
         else:
@@ -213,24 +243,23 @@ class Site:
                 (name, value) for name, value in self._made("exported", "energy_exported") if name != "energy_since"
             )
 
-    def _battery(self, plan: Plan) -> Iterator[tuple[str, Scalar]]:
+    def _connected(self, now: float) -> bool | None:
+        told = ((source, *self._relays[source]) for source in RELAYS if source in self._relays)
+        return next((state for source, state, at in told if now - at <= SWITCHED.get(source, RECENT)), None)
+
+    def _battery(self, plan: Plan, now: float) -> Iterator[tuple[str, Scalar]]:
         if STORAGE in plan.meters:
             yield from self._counted("meter/storage", discharged="delivered", charged="received")
-        elif plan.battery:
+        else:
             yield from self._made("charged", "energy_charged")
             yield from (
                 (name, value)
                 for name, value in self._made("discharged", "energy_discharged")
                 if name != "energy_since"
             )
-        yield "soc", self._charge()
-        yield "energy_stored", self._stored()
-        capacities = [
-            value
-            for (device, name), value in self._latest.items()
-            if device.startswith("battery/") and name == "capacity"
-        ]
-        yield "capacity", sum(capacities) or None
+        yield "soc", self._storage.charge(now)
+        yield "energy_stored", self._storage.stored(now)
+        yield "capacity", self._storage.capacity(now)
 
     def _counted(self, device: str, **names: str) -> Iterator[tuple[str, Scalar]]:
         for ours, theirs in names.items():
@@ -243,20 +272,3 @@ class Site:
         if made is not None:
             yield name, round(made.total, 3)
             yield "energy_since", datetime.fromtimestamp(int(made.since), UTC)
-
-    def _charge(self) -> float | None:
-        """Of both kinds of battery, weighted by what they can hold; of the one that is there."""
-        packs = [
-            (
-                self._latest.get(("live/storage", f"{kind}_soc"), 0.0),
-                self._latest.get(("live/storage", f"{kind}_energy"), 0.0),
-            )
-            for kind in ("encharge", "acb")
-        ]
-        there = [(soc, energy) for soc, energy in packs if soc > 0 or energy > 0]
-        if len(there) > 1 and all(soc > 0 for soc, _ in there):
-            room = sum(energy / soc for soc, energy in there)
-            return round(sum(energy for _, energy in there) / room, 1) if room else None
-        if there:
-            return there[0][0]
-        return self._latest.get(("live/storage", "encharge_soc"), self._latest.get(("live/storage", "soc")))

@@ -44,8 +44,12 @@ PROPERTIES = {
 }
 """openHAB's semantic property of each device class."""
 EQUIPMENT = {"inverter": "Inverter", "battery": "Battery"}
-ORDER = ("site", "meter", "inverter", "battery", "controller", "device", "gateway", "live", "energy", "report")
-FRAMES = {"site": "Site", "meter": "Meters", "inverter": "Inverters", "battery": "Batteries", "gateway": "Gateway"}
+ORDER = (
+    *("site", "meter", "inverter", "battery", "storage", "controller", "collar", "combiner", "relay", "generator"),
+    *("tariff", "device", "gateway", "live", "energy", "report"),
+)
+"""Kinds of devices; those that are not here come last."""
+FRAMES = {"site": "Site", "meter": "Meters", "inverter": "Inverters", "battery": "Batteries", "relay": "Relays"}
 BULK = ("live", "energy", "report")
 """Devices that few people want: several hundred values."""
 PASSING = {"number": "REGEX:s/^None$/NaN/", "switch": "REGEX:(ON|OFF)", "datetime": "REGEX:([0-9].*)"}
@@ -129,7 +133,7 @@ def read(lines: Iterable[str], *, bulk: bool = False) -> list[Thing]:
             bodies[found[1]] = json.loads(payload)
     things = [_thing(identity, body, bodies) for identity, body in bodies.items()]
     chosen = (thing for thing in things if bulk or thing.kind not in BULK)
-    return sorted(chosen, key=lambda thing: ORDER.index(thing.kind))
+    return sorted(chosen, key=lambda thing: (*ORDER, thing.kind).index(thing.kind))
 
 
 def _thing(identity: str, body: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Thing:

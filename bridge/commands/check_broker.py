@@ -101,6 +101,8 @@ class Trial:
             self._report.note("limits", f"{text}; announcements of large homes are longer: allow {size(ROOMY)}")
         else:
             self._report.ok("limits", text)
+        if not limits.retain:
+            self._report.note("retained", "it keeps no retained messages: late subscribers see nothing at first")
 
     async def _exchange(self) -> None:
         sent = await self._broker.send(self._mine)
@@ -110,7 +112,9 @@ class Trial:
             async with asyncio.timeout(PATIENCE):
                 await self._verdict()
         if not sent or not self._broker.connected:
-            self._report.problem("publish", f"the connection ended: {await self._broker.lost()}", UNAVAILABLE)
+            doubt = "some brokers do so where they do not let this user write or read"
+            reason = await self._broker.lost()
+            self._report.problem("publish", f"the connection ended: {reason}; {doubt}", UNAVAILABLE)
             return
         await self._broker.close(self._gone)  # all is acknowledged then
         self._tell_publish()

@@ -1,28 +1,31 @@
-"""A real mosquitto for tests, on a loopback port of its own, and a subscriber that tells what it sees."""
+"""Real brokers for tests, on loopback ports of their own, and a subscriber that tells what it sees."""
 
 import asyncio
 import getpass
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import pytest
 
 PATIENCE = 20
 """Seconds until a test gives up; nothing here takes so long."""
 
 
-def program(name: str) -> str:
+def program(name: str, package: str = "mosquitto mosquitto-clients") -> str:
     """Its path. A test that needs it fails without it: skipped, nobody would see that nothing was tested."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if found is None:
-        raise FileNotFoundError(f"{name} is not installed: apt-get install mosquitto mosquitto-clients")
+        raise FileNotFoundError(f"{name} is not installed: apt-get install {package}")
     return found
 
 
@@ -33,28 +36,43 @@ def send(process: asyncio.subprocess.Process, number: int) -> None:
             os.kill(process.pid, number)
 
 
+def needed(name: str, package: str) -> str:
+    """The path of a program that not everybody has: where CI has not installed it, that is a failure."""
+    try:
+        return program(name, package)
+    except FileNotFoundError as missing:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(missing))
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
-class Mosquitto:
-    """One broker. It may be stopped and started again, on the same port; it forgets everything in between.
+class Served:
+    """One broker on a loopback port of its own. It may be stopped and started again, on the same port.
 
-    `lines` are added to the configuration of its one listener. A context manager starts and stops it.
+    A context manager starts and stops it.
     """
 
-    def __init__(self, folder: Path, *lines: str, scheme: str = "mqtt") -> None:
+    name = "broker"
+    starts_within = PATIENCE
+
+    def __init__(self, folder: Path, scheme: str = "mqtt") -> None:
+        self.folder = folder
         self.port = free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}"
-        self._log = folder / f"mosquitto-{self.port}.log"
-        self._config = folder / f"mosquitto-{self.port}.conf"
-        anonymous = [] if any(line.startswith("allow_anonymous") for line in lines) else ["allow_anonymous true"]
-        # as root it would become a user who may not read the test's files
-        fixed = [f"listener {self.port} 127.0.0.1", "persistence false", f"user {getpass.getuser()}"]
-        self._config.write_text("\n".join([*fixed, *anonymous, *lines, ""]))
+        self._log = folder / f"{self.name}-{self.port}.log"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
 
     def __enter__(self) -> Self:
         self.start()
@@ -65,17 +83,18 @@ class Mosquitto:
 
     @property
     def log(self) -> str:
-        return self._log.read_text() if self._log.exists() else ""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            command = [program("mosquitto"), "-v", "-c", str(self._config)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + PATIENCE
-        while not self._listens():
+            self._process = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment()
+            )
+        deadline = time.monotonic() + self.starts_within
+        while not self.listens():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError(f"mosquitto does not start:\n{self.log}")
+                raise RuntimeError(f"{self.name} does not start:\n{self.log}")
             time.sleep(0.02)
 
     def stop(self) -> None:
@@ -91,10 +110,113 @@ class Mosquitto:
             self._process.kill()
         self.stop()
 
-    def _listens(self) -> bool:
-        with socket.socket() as sock:
-            sock.settimeout(1)
-            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+    def listens(self) -> bool:
+        return answers(self.port)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(1)
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Mosquitto(Served):
+    """It forgets everything when it is stopped. `lines` are added to the configuration of its one listener."""
+
+    name = "mosquitto"
+
+    def __init__(self, folder: Path, *lines: str, scheme: str = "mqtt") -> None:
+        super().__init__(folder, scheme)
+        self._config = folder / f"mosquitto-{self.port}.conf"
+        anonymous = [] if any(line.startswith("allow_anonymous") for line in lines) else ["allow_anonymous true"]
+        # as root it would become a user who may not read the test's files
+        fixed = [f"listener {self.port} 127.0.0.1", "persistence false", f"user {getpass.getuser()}"]
+        self._config.write_text("\n".join([*fixed, *anonymous, *lines, ""]))
+
+    def command(self) -> list[str]:
+        return [program("mosquitto"), "-v", "-c", str(self._config)]
+
+
+class Nats(Served):
+    """With its MQTT and WebSocket listeners. `users` and the like are added to its configuration."""
+
+    name = "nats-server"
+
+    def __init__(self, folder: Path, *lines: str) -> None:
+        super().__init__(folder)
+        self._program = needed("nats-server", "nats-server")
+        self.websocket_url = f"ws://127.0.0.1:{(websocket := free_port())}/mqtt"
+        self._config = folder / "nats.conf"
+        # MQTT needs its persistence (JetStream), and that a name
+        fixed = (
+            f"listen: 127.0.0.1:{free_port()}",
+            f'server_name: test, jetstream: {{ store_dir: "{folder}/jetstream" }}',
+            f"mqtt: {{ listen: 127.0.0.1:{self.port} }}",
+            f"websocket: {{ listen: 127.0.0.1:{websocket}, no_tls: true }}",
+        )
+        self._config.write_text("\n".join([*fixed, *lines, ""]))
+
+    def command(self) -> list[str]:
+        return [self._program, "-c", str(self._config)]
+
+
+class RabbitMq(Served):
+    """With its MQTT plugins, and users as its definitions say. It takes seconds to start: one for all tests."""
+
+    name = "rabbitmq"
+    starts_within = 120
+
+    def __init__(self, folder: Path, definitions: Mapping[str, Any], *lines: str) -> None:
+        super().__init__(folder)
+        needed("rabbitmq-server", "rabbitmq-server")
+        # what is found first insists on root, or on a user of its own
+        self._program = next(Path("/usr/lib/rabbitmq/lib").glob("*/sbin/rabbitmq-server"))
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._epmd_port, self._node_port, web = free_port(), free_port(), free_port()
+        self.websocket_url = f"ws://127.0.0.1:{web}/ws"
+        (folder / "definitions.json").write_text(json.dumps(definitions))
+        (folder / "plugins").write_text("[rabbitmq_mqtt, rabbitmq_web_mqtt].")
+        fixed = (
+            "listeners.tcp = none",
+            f"mqtt.listeners.tcp.1 = 127.0.0.1:{self.port}",
+            "mqtt.allow_anonymous = false",
+            "web_mqtt.tcp.ip = 127.0.0.1",
+            f"web_mqtt.tcp.port = {web}",
+            f"load_definitions = {folder}/definitions.json",
+            "log.console = true",
+            "log.file = false",
+        )
+        (folder / "rabbitmq.conf").write_text("\n".join([*fixed, *lines, ""]))
+
+    def command(self) -> list[str]:
+        return [str(self._program)]
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HOME": str(self.folder),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_NODENAME": "test@localhost",
+            "RABBITMQ_DIST_PORT": str(self._node_port),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+    def start(self) -> None:
+        """Erlang's name server would outlive the tests, and listen to everybody: it gets one of its own."""
+        epmd = [program("epmd", "rabbitmq-server"), "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+        self._epmd = subprocess.Popen(epmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        super().start()
+
+    def stop(self) -> None:
+        super().stop()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait(PATIENCE)
+            self._epmd = None
 
 
 def password_lines(folder: Path, user: str, password: str) -> tuple[str, ...]:
@@ -155,14 +277,19 @@ class Watcher:
 
 
 @asynccontextmanager
-async def watching(port: int, *topics: str, qos: int = 1) -> AsyncIterator[Watcher]:
-    """A subscriber, of all topics unless named. With QoS 1 mosquitto drops what it can't deliver soon enough."""
+async def watching(
+    port: int, *topics: str, qos: int = 1, options: Sequence[str] = ("-V", "5")
+) -> AsyncIterator[Watcher]:
+    """A subscriber, of all topics unless named. With QoS 1 mosquitto drops what it can't deliver soon enough.
+
+    `options` are more options of `mosquitto_sub`.
+    """
     output = "Seen\t%r\t%q\t%C\t%t\t%p"
     filters = [part for topic in topics or ("#",) for part in ("-t", topic)]
-    options = ["-d", "-h", "127.0.0.1", "-p", str(port), "-V", "5", "-q", str(qos), "-F", output]
+    fixed = ["-d", "-h", "127.0.0.1", "-p", str(port), "-q", str(qos), "-F", output]
     line_by_line = [program("stdbuf"), "-oL"]  # into a pipe it would write by the block
     process = await asyncio.create_subprocess_exec(
-        *line_by_line, program("mosquitto_sub"), *options, *filters, stdout=subprocess.PIPE, limit=2**24
+        *line_by_line, program("mosquitto_sub"), *fixed, *options, *filters, stdout=subprocess.PIPE, limit=2**24
     )
     watcher = Watcher()
     assert process.stdout is not None

@@ -2,25 +2,44 @@
 
 import asyncio
 import base64
-import datetime as dt
 import hashlib
-import ipaddress
 import logging
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from brokers import PATIENCE, Mosquitto, Seen, free_port, password_lines, watching
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from authority import LOOPBACK, Authority
+from brokers import Mosquitto, Seen, free_port, password_lines, watching
+from cryptography.hazmat.primitives import serialization
+from edge import (
+    CONFIG,
+    CONNACK_3,
+    CONNACK_5,
+    DISCONNECT,
+    DOCUMENT,
+    OFFLINE,
+    PASSWORD,
+    PUBLISH,
+    VALUE,
+    WILL,
+    Received,
+    Talk,
+    answers,
+    closes,
+    fake_broker,
+    packet,
+    publish_id,
+    resets,
+    says_nothing,
+    until,
+    using,
+    within,
+)
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 from tenacity import Future, RetryCallState, Retrying
@@ -29,25 +48,13 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.typing import Subprotocol
 
 from bridge.config import MqttSettings
-from bridge.model import BridgeError, Message, Rank, Rejected, Unavailable
+from bridge.model import BridgeError, Message, Rejected, Unavailable
 from bridge.mqtt import Broker, Limits, MessageRefused
 from bridge.mqtt import broker as broker_module
 from bridge.mqtt import link as link_module
 from bridge.mqtt.dial import Address, _in_thread
 from bridge.mqtt.pump import Pump
 from bridge.mqtt.welcome import _speechless
-
-PASSWORD = "hunter2-Ä/€"
-WILL = Message("enphase/bridge/state", "gone", qos=1, rank=Rank.AVAILABILITY)
-OFFLINE = Message("enphase/bridge/state", "offline", qos=1, rank=Rank.AVAILABILITY)
-VALUE = Message("enphase/1/site/solar/power", "4321.5")
-DOCUMENT = Message("enphase/1/site/solar", '{"power": 4321.5}', content_type="application/json")
-CONFIG = Message("homeassistant/device/x/config", '{"a": "ü"}', qos=1, rank=Rank.DISCOVERY)
-CONNACK_3, CONNACK_5 = b"\x20\x02\x00\x00", b"\x20\x03\x00\x00\x00"
-PUBLISH, DISCONNECT = 0x30, 0xE0
-
-Received = tuple[str, bytes, bool]
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @pytest.fixture(autouse=True)
@@ -61,64 +68,6 @@ def _no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
     with Mosquitto(tmp_path) as broker:
         yield broker
-
-
-@asynccontextmanager
-async def using(url: str, *, received: list[Received] | None = None, **options: Any) -> AsyncIterator[Broker]:
-    """A `Broker` that is dropped at the end. Options that are not the broker's are settings."""
-    own = {name: options.pop(name) for name in ("keepalive", "connect_timeout") if name in options}
-    broker = Broker(
-        MqttSettings(url=url, **options),
-        client_id="iqgateway2mqtt-test",
-        will=WILL,
-        on_message=lambda *message: received.append(message) if received is not None else None,
-        subscriptions=["homeassistant/status"],
-        **own,
-    )
-    try:
-        yield broker
-    finally:
-        broker.abort()
-
-
-@asynccontextmanager
-async def fake_broker(talk: Talk) -> AsyncIterator[str]:
-    """Its URL. `talk` serves one connection."""
-    tasks: set[asyncio.Task[None]] = set()
-    writers = []
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        writers.append(writer)
-        try:
-            with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await talk(reader, writer)
-        finally:
-            writer.close()
-            tasks.discard(task)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    async with server:
-        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks)
-        for writer in writers:
-            writer.transport.abort()
-    await asyncio.sleep(0)
-
-
-async def packet(reader: asyncio.StreamReader) -> bytes:
-    """One MQTT packet, without its length."""
-    kind, length, shift = await reader.readexactly(1), 0, 0
-    while True:
-        (byte,) = await reader.readexactly(1)
-        length |= (byte & 127) << shift
-        shift += 7
-        if not byte & 128:
-            return kind + await reader.readexactly(length)
 
 
 async def level(reader: asyncio.StreamReader) -> int:
@@ -161,26 +110,6 @@ async def test_an_empty_payload_clears_the_topic(mosquitto: Mosquitto) -> None:
             await late.until_seen(VALUE.topic, VALUE.payload)
 
     assert set(late.seen) == {Seen(VALUE.topic, VALUE.payload, qos=0, retained=True, content_type="")}
-
-
-async def closes(*_: Any) -> None:
-    """What brokers do that do not know MQTT 5 and were written in a hurry."""
-
-
-async def resets(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.transport.abort()
-
-
-async def says_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-    await reader.read()
-
-
-def answers(connack: bytes) -> Talk:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(connack)
-        await reader.read()
-
-    return answer
 
 
 REFUSES_5 = {
@@ -324,11 +253,6 @@ async def test_cancelling_a_connect_leaves_no_connection_behind() -> None:
         go_on.set()
         await within(dropped.wait())
         assert not broker.connected
-
-
-async def within(awaitable: Awaitable[Any]) -> Any:
-    async with asyncio.timeout(PATIENCE):
-        return await awaitable
 
 
 def websocket_welcome(key: bytes) -> bytes:
@@ -571,11 +495,6 @@ async def test_no_more_unacknowledged_messages_than_the_broker_allows() -> None:
     assert (most, acknowledged) == (3, 30)
 
 
-def publish_id(body: bytes) -> bytes:
-    end = 3 + int.from_bytes(body[1:3], "big")
-    return body[end : end + 2]
-
-
 async def test_a_packet_id_that_is_still_in_use_ends_the_connection() -> None:
     """Ids come round after 65535 messages; a new connection settles what became of the old one."""
     async with fake_broker(answers(CONNACK_5)) as url, using(url) as broker:
@@ -633,12 +552,6 @@ async def test_messages_are_received(mosquitto: Mosquitto) -> None:
         ("homeassistant/status", b"online", True),
         ("homeassistant/status", b"offline", False),
     ]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - a log or a counter has no event
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.expects_log(r"could not be handled")
@@ -956,68 +869,9 @@ unclosed = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 """paho leaves a socket to the garbage collector when the connection fails early."""
 
 
-@dataclass(frozen=True)
-class Authority:
-    """A certificate authority as people make it at home: without the extensions that purists ask for."""
-
-    folder: Path
-    key: ec.EllipticCurvePrivateKey
-    name: x509.Name
-
-    @classmethod
-    def make(cls, folder: Path) -> "Authority":
-        authority = cls(folder, ec.generate_private_key(ec.SECP256R1()), common_name("home CA"))
-        builder = authority.certificate(authority.name, authority.key)
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        authority.write("ca", builder, authority.key)
-        return authority
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "ca.pem"
-
-    def issue(self, name: str, *hosts: x509.GeneralName) -> tuple[Path, Path]:
-        """Files of a certificate and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = self.certificate(common_name(name), key)
-        if hosts:
-            builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        return self.write(name, builder, key)
-
-    def certificate(self, name: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        now = dt.datetime.now(dt.UTC)
-        return x509.CertificateBuilder(
-            issuer_name=self.name,
-            subject_name=name,
-            public_key=key.public_key(),
-            serial_number=x509.random_serial_number(),
-            not_valid_before=now - dt.timedelta(days=1),
-            not_valid_after=now + dt.timedelta(days=1),
-        )
-
-    def write(
-        self, name: str, builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey
-    ) -> tuple[Path, Path]:
-        certificate, private = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-        certificate.write_bytes(builder.sign(self.key, hashes.SHA256()).public_bytes(pem))
-        private.write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
-        return certificate, private
-
-
-def common_name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority.make(tmp_path_factory.mktemp("ca"))
-
-
 @pytest.fixture(scope="module")
 def tls_lines(authority: Authority) -> tuple[str, ...]:
-    host = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate, key = authority.issue("broker", host)
+    certificate, key = authority.issue("broker", LOOPBACK)
     return (f"cafile {authority.file}", f"certfile {certificate}", f"keyfile {key}")
 
 
@@ -1067,7 +921,7 @@ async def test_a_broker_that_refuses_in_the_middle_of_the_handshake(authority: A
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(authority.file)
-    context.load_cert_chain(*authority.issue("strict", x509.IPAddress(ipaddress.ip_address("127.0.0.1"))))
+    context.load_cert_chain(*authority.issue("strict", LOOPBACK))
 
     def refuse(listener: socket.socket) -> None:  # asyncio's TLS closes without the alert
         connection, _ = listener.accept()
@@ -1184,7 +1038,7 @@ async def test_websocket(mosquitto: Mosquitto, authority: Authority, scheme: str
     context = None
     if scheme == "wss":
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*authority.issue("relay", x509.IPAddress(ipaddress.ip_address("127.0.0.1"))))
+        context.load_cert_chain(*authority.issue("relay", LOOPBACK))
     received: list[Received] = []
     async with websocket_relay(mosquitto.port, context) as port:
         broker = Broker(

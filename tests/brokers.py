@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -121,20 +122,83 @@ def answers(port: int) -> bool:
 
 
 class Mosquitto(Served):
-    """It forgets everything when it is stopped. `lines` are added to the configuration of its one listener."""
+    """It forgets everything when it is stopped.
+
+    `lines` are added to the configuration of its one listener; `first` stands before it.
+    """
 
     name = "mosquitto"
 
-    def __init__(self, folder: Path, *lines: str, scheme: str = "mqtt") -> None:
+    def __init__(self, folder: Path, *lines: str, scheme: str = "mqtt", first: Sequence[str] = ()) -> None:
         super().__init__(folder, scheme)
         self._config = folder / f"mosquitto-{self.port}.conf"
         anonymous = [] if any(line.startswith("allow_anonymous") for line in lines) else ["allow_anonymous true"]
         # as root it would become a user who may not read the test's files
         fixed = [f"listener {self.port} 127.0.0.1", "persistence false", f"user {getpass.getuser()}"]
-        self._config.write_text("\n".join([*fixed, *anonymous, *lines, ""]))
+        self._config.write_text("\n".join([*first, *fixed, *anonymous, *lines, ""]))
 
     def command(self) -> list[str]:
         return [program("mosquitto"), "-v", "-c", str(self._config)]
+
+
+OWN_NETWORK = ("unshare", "--map-root-user", "--net")
+
+
+class EnclosedMosquitto(Served):
+    """One with a WebSocket listener, which would listen to everybody: it has a network of its own.
+
+    `port` is a loopback port that leads to it; its plain listener is a Unix socket.
+    """
+
+    name = "mosquitto-enclosed"
+
+    def __init__(self, folder: Path, *lines: str, scheme: str = "ws") -> None:
+        super().__init__(folder, scheme)
+        self.plain, self._door = folder / "plain.sock", folder / "door.sock"
+        self._config = folder / "mosquitto.conf"
+        fixed = ("persistence false", "user root", "allow_anonymous true", f"listener 0 {self.plain}")
+        websocket = (f"listener {self.port}", "protocol websockets", *lines)
+        self._config.write_text("\n".join([*fixed, *websocket, ""]))
+
+    def command(self) -> list[str]:
+        enclave = [sys.executable, str(Path(__file__).with_name("enclave.py")), str(self._door), str(self.port)]
+        return [
+            "unshare",
+            "--map-root-user",
+            "--net",
+            *enclave,
+            program("mosquitto"),
+            "-v",
+            "-c",
+            str(self._config),
+        ]
+
+    @classmethod
+    def check(cls) -> None:
+        """Skip where this machine lets nobody make a network."""
+        if subprocess.run([*OWN_NETWORK, "true"], check=False, capture_output=True).returncode:
+            pytest.skip("no network namespaces here")
+
+    def listens(self) -> bool:
+        return self.plain.exists() and self._door.exists()
+
+    @asynccontextmanager
+    async def reachable(self) -> AsyncIterator[None]:
+        """At its port, for the time being."""
+
+        async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError):
+                while data := await reader.read(65_536):
+                    writer.write(data)
+                    await writer.drain()
+            writer.close()
+
+        async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            inner_reader, inner_writer = await asyncio.open_unix_connection(str(self._door))
+            await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+
+        async with await asyncio.start_server(join, "127.0.0.1", self.port):
+            yield
 
 
 class Nats(Served):
@@ -211,6 +275,10 @@ class RabbitMq(Served):
         self._epmd = subprocess.Popen(epmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         super().start()
 
+    def listens(self) -> bool:
+        """It does so before it knows its users."""
+        return "startup complete" in self.log
+
     def stop(self) -> None:
         super().stop()
         if self._epmd is not None:
@@ -278,15 +346,16 @@ class Watcher:
 
 @asynccontextmanager
 async def watching(
-    port: int, *topics: str, qos: int = 1, options: Sequence[str] = ("-V", "5")
+    where: int | Path, *topics: str, qos: int = 1, options: Sequence[str] = ("-V", "5")
 ) -> AsyncIterator[Watcher]:
     """A subscriber, of all topics unless named. With QoS 1 mosquitto drops what it can't deliver soon enough.
 
-    `options` are more options of `mosquitto_sub`.
+    `where` is a port or a Unix socket, `options` are more options of `mosquitto_sub`.
     """
     output = "Seen\t%r\t%q\t%C\t%t\t%p"
     filters = [part for topic in topics or ("#",) for part in ("-t", topic)]
-    fixed = ["-d", "-h", "127.0.0.1", "-p", str(port), "-q", str(qos), "-F", output]
+    road = ["-h", "127.0.0.1", "-p", str(where)] if isinstance(where, int) else ["--unix", str(where)]
+    fixed = ["-d", *road, "-q", str(qos), "-F", output]
     line_by_line = [program("stdbuf"), "-oL"]  # into a pipe it would write by the block
     process = await asyncio.create_subprocess_exec(
         *line_by_line, program("mosquitto_sub"), *fixed, *options, *filters, stdout=subprocess.PIPE, limit=2**24

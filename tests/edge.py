@@ -19,7 +19,7 @@ DOCUMENT = Message("enphase/1/site/solar", '{"power": 4321.5}', content_type="ap
 CONFIG = Message("homeassistant/device/x/config", '{"a": "ü"}', qos=1, rank=Rank.DISCOVERY)
 CONNACK_3, CONNACK_5 = b"\x20\x02\x00\x00", b"\x20\x03\x00\x00\x00"
 PUBLISH, DISCONNECT = 0x30, 0xE0
-
+OF_THE_BROKER = ("client_id", "will", "keepalive", "connect_timeout")
 
 Received = tuple[str, bytes, bool]
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -28,14 +28,12 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 @asynccontextmanager
 async def using(url: str, *, received: list[Received] | None = None, **options: Any) -> AsyncIterator[Broker]:
     """A `Broker` that is dropped at the end. Options that are not the broker's are settings."""
-    own = {name: options.pop(name) for name in ("keepalive", "connect_timeout") if name in options}
+    own = {name: options.pop(name) for name in OF_THE_BROKER if name in options}
     broker = Broker(
         MqttSettings(url=url, **options),
-        client_id="iqgateway2mqtt-test",
-        will=WILL,
         on_message=lambda *message: received.append(message) if received is not None else None,
         subscriptions=["homeassistant/status"],
-        **own,
+        **{"client_id": "iqgateway2mqtt-test", "will": WILL, **own},
     )
     try:
         yield broker

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,9 @@ WINDOW = 20
 """QoS 1 messages that may be unacknowledged; a broker may ask for less."""
 ACK_TIMEOUT = 60.0
 """A broker that does not acknowledge for so long, yet answers pings, is stuck."""
+CLOSED = re.compile("broken pipe|connection reset", re.IGNORECASE)
+"""How the system says that the broker has closed the connection, if it was in a hurry."""
+TROUBLE = re.compile(r"^failed to receive on socket: |\[Errno \d+\] ")
 TAKEN_OVER = 0x8E
 LOSSES = {
     0x8B: "the broker is shutting down",
@@ -209,8 +213,8 @@ class Link:
             self.hang_up(f"the broker has not acknowledged a message for {ACK_TIMEOUT:g} s")
 
     def _noted(self, _client: Client, _data: object, level: int, text: str) -> None:
-        if level == LogLevel.MQTT_LOG_ERR:
-            self._trouble = text.removeprefix("failed to receive on socket: ")
+        if level == LogLevel.MQTT_LOG_ERR and not CLOSED.search(text):
+            self._trouble = TROUBLE.sub("", text)
 
     def _connected(
         self,

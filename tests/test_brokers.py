@@ -1,0 +1,308 @@
+"""The broker edge at the brokers that people have, over every road. docs/brokers.md tells what is seen here."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from authority import LOOPBACK, Authority
+from brokers import PATIENCE, EnclosedMosquitto, Mosquitto, Nats, RabbitMq, Seen, Served, password_lines, watching
+from edge import CONFIG, DOCUMENT, OFFLINE, PASSWORD, VALUE, WILL, Received, using, within
+from houses import House, housed, publish
+from running import disagreements, running, until
+
+from bridge.config import MqttSettings
+from bridge.model import Message, Rejected, Unavailable
+from bridge.service.memory import retained
+
+USER, LIMITED = "bridge", "limited"
+BIRTH = ("homeassistant/status", b"online", False)
+LARGE = Message("homeassistant/device/large/config", "x" * 60_000, qos=1)
+"""As long as our longest announcement."""
+AS_USER = ("-V", "mqttv311", "-u", USER, "-P", PASSWORD)
+ALL = {"configure": ".*", "write": ".*", "read": ".*", "vhost": "/"}
+OURS = {"vhost": "/", "exchange": "amq.topic", "write": r"^enphase\..*", "read": r"^enphase\..*"}
+
+
+@pytest.fixture
+def nats(tmp_path: Path) -> Iterator[Nats]:
+    with Nats(tmp_path, f'authorization {{ users: [ {{ user: {USER}, password: "{PASSWORD}" }} ] }}') as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
+    definitions = {
+        "users": [{"name": name, "password": PASSWORD, "tags": ""} for name in (USER, LIMITED)],
+        "vhosts": [{"name": "/"}],
+        "permissions": [{"user": name, **ALL} for name in (USER, LIMITED)],
+        "topic_permissions": [{"user": LIMITED, **OURS}],
+    }
+    with RabbitMq(tmp_path_factory.mktemp("rabbitmq"), definitions) as broker:
+        yield broker
+
+
+@pytest.fixture(params=["nats", "rabbitmq"])
+def other(request: pytest.FixtureRequest) -> Served:
+    """A broker that is not mosquitto."""
+    broker: Served = request.getfixturevalue(request.param)
+    return broker
+
+
+@dataclass
+class Road:
+    """How we get to a broker, and how somebody who watches does."""
+
+    settings: dict[str, Any]
+    watch: int | Path
+    options: tuple[str, ...] = ("-V", "5")
+    protocol: str = "5"
+    wills_always: bool = False
+    """RabbitMQ's WebSocket listener does: our last will says the same as our farewell."""
+
+    @property
+    def content_type(self) -> str:
+        return "application/json" if self.protocol == "5" else ""
+
+    async def keeps(self, expected: dict[str, str], nothing_at: str = "no/thing") -> list[Seen]:
+        """Look until a new subscriber gets this. RabbitMQ keeps a message a moment after it has passed it on."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            async with watching(self.watch, *expected, nothing_at, options=self.options) as late:
+                await asyncio.sleep(0.2)
+            if late.newest == expected:
+                return late.seen
+            assert time.monotonic() < deadline, f"kept: {late.newest}"
+
+    def connected(self, received: list[Received] | None = None) -> Any:
+        return using(received=received, **self.settings)
+
+
+ROADS = (
+    *("mosquitto mqtt", "mosquitto mqtts", "mosquitto certificate", "mosquitto password", "mosquitto unix"),
+    *("mosquitto ws", "mosquitto wss", "nats mqtt", "nats ws", "rabbitmq mqtt", "rabbitmq ws"),
+)
+
+
+@pytest.fixture(params=ROADS)
+async def road(request: pytest.FixtureRequest, tmp_path: Path, authority: Authority) -> AsyncIterator[Road]:
+    kind, by = request.param.split()
+    if kind == "mosquitto":
+        async with to_mosquitto(by, tmp_path, authority) as found:
+            yield found
+    else:
+        broker = request.getfixturevalue(kind)
+        url = broker.websocket_url if by == "ws" else broker.url
+        user = {"username": USER, "password": PASSWORD}
+        yield Road({"url": url, **user}, broker.port, AS_USER, "3.1.1", wills_always=request.param == "rabbitmq ws")
+
+
+@asynccontextmanager
+async def to_mosquitto(by: str, folder: Path, authority: Authority) -> AsyncIterator[Road]:
+    certificate, key = authority.issue("broker", LOOPBACK)
+    tls = (f"certfile {certificate}", f"keyfile {key}")
+    trust = {"ca_file": authority.file}
+    if by in {"ws", "wss"}:
+        EnclosedMosquitto.check()
+        with EnclosedMosquitto(folder, *(tls if by == "wss" else ()), scheme=by) as enclosed:
+            async with enclosed.reachable():
+                yield Road({"url": enclosed.url, **trust}, enclosed.plain)
+        return
+    plain = folder / "plain.sock"
+    lines: tuple[str, ...] = ("allow_anonymous true",)
+    settings: dict[str, Any] = {}
+    if by in {"mqtts", "certificate"}:
+        lines, settings = (*lines, *tls), {**trust}
+    if by == "certificate":
+        lines = (*lines, f"cafile {authority.file}", "require_certificate true")
+        settings |= dict(zip(("cert_file", "key_file"), authority.issue("bridge"), strict=True))
+    if by == "password":
+        lines = password_lines(folder, USER, PASSWORD)
+        settings = {"username": USER, "password": PASSWORD}
+    own = ("per_listener_settings true",)
+    scheme = "mqtts" if by in {"mqtts", "certificate"} else "mqtt"
+    with Mosquitto(
+        folder, *lines, f"listener 0 {plain}", "allow_anonymous true", scheme=scheme, first=own
+    ) as broker:
+        yield Road({"url": f"unix://{plain}" if by == "unix" else broker.url, **settings}, plain)
+
+
+async def test_every_road_takes_and_gives_everything(road: Road) -> None:
+    sent = (CONFIG, LARGE, VALUE, DOCUMENT)
+    expected = {message.topic: message.payload for message in sent}
+    topics = list(expected)
+    received: list[Received] = []
+    async with watching(road.watch, *topics, WILL.topic, options=road.options) as live:
+        async with road.connected(received) as broker:
+            await broker.connect()
+            assert broker.protocol == road.protocol
+            for message in sent:
+                assert await broker.send(message)
+            await live.until(lambda: expected.items() <= live.newest.items())
+            await broker.send(Message("homeassistant/status", "online"))
+            await until(lambda: BIRTH in received)
+
+            late = await road.keeps(expected)
+            broker.abort()
+            await live.until_seen(WILL.topic, WILL.payload)
+        assert all(seen.retained for seen in late)
+        kinds = {seen.topic: seen.content_type for seen in late}
+        assert kinds == {**dict.fromkeys(topics, ""), DOCUMENT.topic: road.content_type}
+
+
+async def test_every_road_knows_a_farewell_and_clears_what_is_gone(road: Road) -> None:
+    async with watching(road.watch, VALUE.topic, WILL.topic, options=road.options) as live:
+        async with using(client_id="farewell", **road.settings) as broker:
+            await broker.connect()
+            await broker.send(VALUE)
+            await broker.send(Message(VALUE.topic, ""))
+            await broker.close(OFFLINE)
+            await live.until_seen(OFFLINE.topic, OFFLINE.payload)
+        last = WILL if road.wills_always else OFFLINE
+        await road.keeps({last.topic: last.payload}, nothing_at=VALUE.topic)
+    assert (WILL.payload in [seen.payload for seen in live.seen if not seen.retained]) == road.wills_always
+
+
+async def test_a_wrong_password_is_for_the_owner(other: Served) -> None:
+    async with using(other.url, username=USER, password="wrong") as broker:
+        with pytest.raises(Rejected, match="BRIDGE_MQTT__PASSWORD"):
+            await broker.connect()
+
+
+@pytest.mark.expects_log("does another client use the same client id")
+async def test_a_second_client_of_the_same_id(other: Served, warned: Sequence[str]) -> None:
+    """These brokers do not say who has taken over."""
+    user = {"username": USER, "password": PASSWORD, "client_id": "twin"}
+    async with using(other.url, **user) as one, using(other.url, **user) as two:
+        await one.connect()
+        await asyncio.sleep(1.1)  # NATS lets nobody take over sooner
+        await two.connect()
+        await within(one.lost())
+        trying = asyncio.create_task(one.reconnect())
+        await until(lambda: bool(warned))
+        trying.cancel()
+        assert two.connected
+
+
+async def test_nats_takes_no_dots(nats: Nats) -> None:
+    will = Message("home.solar/bridge/state", "gone", qos=1)
+    async with using(nats.url, username=USER, password=PASSWORD, will=will) as broker:
+        with pytest.raises(Unavailable, match=r"does it take a \. in topics \(BRIDGE_MQTT__BASE_TOPIC\)"):
+            await broker.connect()
+
+
+async def test_rabbitmq_shows_dots_as_slashes(rabbitmq: RabbitMq) -> None:
+    """So a base topic must have none: who reads a topic by its name would get it by another one."""
+    dotted = Message("home.solar/value", "1")
+    async with (
+        using(rabbitmq.url, username=USER, password=PASSWORD) as broker,
+        watching(rabbitmq.port, dotted.topic, options=AS_USER) as watcher,
+    ):
+        await broker.connect()
+        await broker.send(dotted)
+        await watcher.until_seen("home/solar/value", "1")
+
+
+@pytest.mark.parametrize("kind", ["mosquitto", "nats", "rabbitmq"])
+async def test_what_the_broker_remembers(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """RabbitMQ gives nothing that it keeps to a subscription with wildcards: then our own store has to do."""
+    user = {"username": USER, "password": PASSWORD}
+    mosquitto = Mosquitto(tmp_path, *password_lines(tmp_path, USER, PASSWORD)) if kind == "mosquitto" else None
+    broker = mosquitto or request.getfixturevalue(kind)
+    broker.start() if mosquitto else None
+    try:
+        settings = MqttSettings(url=broker.url, **user)
+        async with using(broker.url, **user) as writer:
+            await writer.connect()
+            await writer.send(Message("enphase/7/energy/production/energy_lifetime", "4321.5", qos=1))
+            await writer.close()
+        found = await retained(settings, "reader", "enphase/7")
+    finally:
+        mosquitto.stop() if mosquitto else None
+    assert found == ({} if kind == "rabbitmq" else {"energy/production/energy_lifetime": 4321.5})
+
+
+# The whole bridge
+
+
+@asynccontextmanager
+async def home_at(broker: Served, folder: Path) -> AsyncIterator[House]:
+    filters = ("enphase/#", "homeassistant/#")
+    async with (
+        housed(folder, broker, "three-phase") as home,
+        watching(broker.port, *filters, qos=0, options=AS_USER) as home.watcher,
+    ):
+        yield home
+
+
+def announcements(home: House) -> int:
+    return sum(seen.topic.startswith("homeassistant/device/") for seen in home.watcher.seen)
+
+
+@pytest.mark.hasty
+async def test_the_whole_bridge(other: Served, tmp_path: Path) -> None:
+    user = {"username": USER, "password": PASSWORD}
+    async with home_at(other, tmp_path) as home:
+        async with running(home.settings(mqtt=user)):
+            await home.settled()
+            assert home.seen["enphase/bridge/state"] == "online"
+            before = announcements(home)
+            await publish(other, "homeassistant/status", "online", *AS_USER)
+            await until(lambda: announcements(home) >= 2 * before)
+        await until(lambda: home.seen["enphase/bridge/state"] == home.topic("state") == "offline")
+        lifetime = home.topic("site/solar/energy_lifetime")
+
+        home.watcher.seen.clear()
+        home.folder = tmp_path / "anew"  # whoever loses the state folder has only what the broker keeps
+        async with running(home.settings(mqtt=user)):
+            await home.settled()
+            assert home.topic("state") == "online"
+            assert home.topic("site/solar/energy_lifetime") == lifetime
+
+
+LEFT_OUT = r"homeassistant/device/\S+ is left out: the broker closes the connection over it; check its access rules"
+NO_BIRTH = "when we subscribe to homeassistant/status, so we do not; check its access rules"
+
+
+@pytest.mark.hasty
+@pytest.mark.may_log("the broker closed the connection after a moment")
+@pytest.mark.expects_log(
+    LEFT_OUT, "when we subscribe to homeassistant/status, so we do not; check its access rules"
+)
+async def test_rabbitmq_hangs_up_over_what_is_not_allowed(
+    rabbitmq: RabbitMq, tmp_path: Path, warned: Sequence[str]
+) -> None:
+    """What is allowed arrives all the same."""
+    user = {"username": LIMITED, "password": PASSWORD}
+    async with home_at(rabbitmq, tmp_path) as home, running(home.settings(mqtt=user)):
+        await until(lambda: (home.topic("live/tasks"), home.topic("state")) != (None, None))
+        await until(lambda: set(home.availability.values()) == {"online"})
+        await until(lambda: home.topic("site/home/power") is not None)
+        assert announcements(home) == 0
+    assert len([line for line in warned if "left out" in line]) == 1
+
+
+LONG = ("report", "live")
+"""Devices that take more than 30,000 bytes to announce."""
+
+
+@pytest.mark.hasty
+@pytest.mark.may_log("after a moment")
+@pytest.mark.expects_log(LEFT_OUT)
+async def test_a_broker_that_hangs_up_over_long_messages(tmp_path: Path, warned: Sequence[str]) -> None:
+    """In MQTT 3.1.1 it can't tell its limit."""
+    with Mosquitto(tmp_path, "max_packet_size 30000") as mosquitto:
+        async with (
+            housed(tmp_path, mosquitto, "three-phase") as home,
+            watching(mosquitto.port) as home.watcher,
+            running(home.settings(mqtt={"protocol": "3.1.1"})),
+        ):
+            prefix = f"homeassistant/device/iqgateway_{home.serial}"
+            await until(
+                lambda: set(disagreements(home.seen, home.serial)) == {f"{prefix}_{n}/config" for n in LONG}
+            )
+    assert len(warned) == 2

@@ -105,6 +105,10 @@ class Served:
             self._process.wait(PATIENCE)
             self._process = None
 
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """As a power cut does."""
         if self._process is not None:
@@ -332,7 +336,7 @@ class Watcher:
 
     async def read(self, stream: asyncio.StreamReader) -> None:
         async for line in stream:
-            self._take(line.decode().rstrip("\n"))
+            self._take(line.decode(errors="replace").rstrip("\n"))
             self._news.set()
 
     def _take(self, line: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from authority import Authority
+from brokers import Mosquitto
 from running import HastyLoop
 
 OURS = ("BRIDGE_", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "XDG_STATE_HOME")
@@ -46,6 +47,12 @@ def _untouched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Whoever signs the brokers' certificates."""
     return Authority.make(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path) as broker:
+        yield broker
 
 
 class Recorder(logging.Handler):

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import pytest
 from brokers import PATIENCE
 
 from bridge.config import MqttSettings
@@ -23,6 +24,10 @@ OF_THE_BROKER = ("client_id", "will", "keepalive", "connect_timeout")
 
 Received = tuple[str, bytes, bool]
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+unclosed = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+"""paho leaves a socket to the garbage collector when the connection fails early."""
 
 
 @asynccontextmanager
@@ -106,7 +111,7 @@ async def within(awaitable: Awaitable[Any]) -> Any:
         return await awaitable
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def soon(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - a log or a counter has no event
             await asyncio.sleep(0.01)

@@ -36,7 +36,8 @@ from edge import (
     publish_id,
     resets,
     says_nothing,
-    until,
+    soon,
+    unclosed,
     using,
     within,
 )
@@ -62,12 +63,6 @@ def _no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.DEBUG)
     yield
     assert PASSWORD not in caplog.text
-
-
-@pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
-    with Mosquitto(tmp_path) as broker:
-        yield broker
 
 
 async def level(reader: asyncio.StreamReader) -> int:
@@ -321,7 +316,7 @@ async def test_a_broker_that_retains_nothing_may_tell_it_in_its_welcome() -> Non
     async with fake_broker(talk) as url, using(url) as broker:
         await broker.connect()
         assert await broker.send(VALUE)
-        await until(lambda: len(published) == 1)
+        await soon(lambda: len(published) == 1)
 
     assert published[0][0] & 1 == 0  # the retain flag
 
@@ -544,9 +539,9 @@ async def test_messages_are_received(mosquitto: Mosquitto) -> None:
         await other.connect()
         await other.send(Message("homeassistant/status", "online"))
         await broker.connect()
-        await until(lambda: len(received) == 1)
+        await soon(lambda: len(received) == 1)
         await other.send(Message("homeassistant/status", "offline", qos=1))
-        await until(lambda: len(received) == 2)
+        await soon(lambda: len(received) == 2)
 
     assert received == [
         ("homeassistant/status", b"online", True),
@@ -571,7 +566,7 @@ async def test_a_fault_in_what_is_made_of_a_message_is_logged_and_costs_nothing(
     await broker.connect()
     await broker.send(Message("a", "1"))
     await broker.send(Message("b", "1", qos=1))
-    await until(lambda: calls == 2)
+    await soon(lambda: calls == 2)
     await broker.close()
 
     assert caplog.text.count("LookupError: stumbled") == 2
@@ -583,7 +578,7 @@ async def test_a_topic_that_is_no_text_costs_nothing(caplog: pytest.LogCaptureFi
     talk = answers(CONNACK_5 + b"\x30\x05\x00\x01\xff\x00x" + b"\x30\x05\x00\x01a\x00y")
     async with fake_broker(talk) as url, using(url, received=received) as broker:
         await broker.connect()
-        await until(lambda: len(received) == 1)
+        await soon(lambda: len(received) == 1)
         assert broker.connected
 
     assert received == [("a", b"y", False)]
@@ -601,7 +596,7 @@ async def test_a_subscription_that_is_refused_is_told(caplog: pytest.LogCaptureF
 
     async with fake_broker(talk) as url, using(url) as broker:
         await broker.connect()
-        await until(lambda: "subscribe to homeassistant/status: Not authorized" in caplog.text)
+        await soon(lambda: "subscribe to homeassistant/status: Not authorized" in caplog.text)
         assert broker.connected
 
 
@@ -630,7 +625,7 @@ async def test_offline_comes_before_a_clean_leave_and_no_will(mosquitto: Mosquit
         await broker.close(OFFLINE)
         assert not broker.connected
         await watcher.until_seen(OFFLINE.topic, OFFLINE.payload)
-        await until(lambda: "Client iqgateway2mqtt-test disconnected." in mosquitto.log)
+        await soon(lambda: "Client iqgateway2mqtt-test disconnected." in mosquitto.log)
 
     assert [seen.payload for seen in watcher.seen] == [VALUE.payload, OFFLINE.payload]
     assert "Received DISCONNECT from iqgateway2mqtt-test" in mosquitto.log
@@ -678,7 +673,7 @@ async def test_a_broker_that_falls_silent_is_noticed() -> None:
 async def test_a_quiet_connection_is_kept_alive(mosquitto: Mosquitto) -> None:
     async with using(mosquitto.url, keepalive=1) as broker:
         await broker.connect()
-        await until(lambda: mosquitto.log.count("PINGRESP") >= 2)
+        await soon(lambda: mosquitto.log.count("PINGRESP") >= 2)
         assert broker.connected
 
 
@@ -745,7 +740,7 @@ async def test_a_fault_in_paho_ends_the_connection_and_is_logged(caplog: pytest.
     pump = Pump(client, flushed=nothing, ticked=nothing, failed=failed, overfed=nothing)
     pump.start()
     theirs.send(b"x")
-    await until(lambda: bool(failures))
+    await soon(lambda: bool(failures))
     theirs.close()
 
     assert failures == ["a fault in the MQTT library"]
@@ -772,7 +767,7 @@ async def test_it_connects_again_after_a_restart(
         mosquitto.stop()
         await within(broker.lost())
         trying = asyncio.create_task(broker.reconnect())
-        await until(lambda: caplog.text.count("connection refused: no broker listens there") >= 2)
+        await soon(lambda: caplog.text.count("connection refused: no broker listens there") >= 2)
         mosquitto.start()
         await within(trying)
 
@@ -803,7 +798,7 @@ async def test_two_clients_of_one_id_do_not_chase_each_other(caplog: pytest.LogC
         await broker.connect()
         await within(broker.lost())
         trying = asyncio.create_task(broker.reconnect())
-        await until(
+        await soon(
             lambda: re.search("BRIDGE_MQTT__CLIENT_ID; trying again in [0-9]{2,3} s", caplog.text) is not None
         )
         trying.cancel()
@@ -820,7 +815,7 @@ async def test_a_second_client_of_the_same_id(mosquitto: Mosquitto, caplog: pyte
         await other.connect()
         await within(one.lost())
         trying = asyncio.create_task(one.reconnect())
-        await until(lambda: "does another client use the same client id" in caplog.text)
+        await soon(lambda: "does another client use the same client id" in caplog.text)
         trying.cancel()
         assert other.connected
 
@@ -839,7 +834,7 @@ async def test_a_connection_that_does_not_last_is_no_success(caplog: pytest.LogC
         await broker.connect()
         await within(broker.lost())
         trying = asyncio.create_task(broker.reconnect())
-        await until(lambda: "trying again" in caplog.text)
+        await soon(lambda: "trying again" in caplog.text)
         assert connects == 1
         await within(trying)
         assert connects == 2
@@ -864,9 +859,6 @@ async def test_the_pauses_grow(problem: BridgeError, least: float, most: float) 
 
 
 # TLS, WebSocket and Unix sockets
-
-unclosed = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-"""paho leaves a socket to the garbage collector when the connection fails early."""
 
 
 @pytest.fixture(scope="module")
@@ -895,7 +887,7 @@ async def test_tls(mosquitto_tls: Mosquitto, authority: Authority, protocol: str
     await broker.connect()
     for number in range(200):
         assert await broker.send(Message(f"enphase/{number}", "x" * 5000, qos=number % 2))
-    await until(lambda: len(received) == 200)
+    await soon(lambda: len(received) == 200)
     await broker.close()
 
 
@@ -1051,7 +1043,7 @@ async def test_websocket(mosquitto: Mosquitto, authority: Authority, scheme: str
         await broker.connect()
         for number in range(100):
             assert await broker.send(Message(f"enphase/{number}", "x" * 500, qos=number % 2))
-        await until(lambda: len(received) == 100)
+        await soon(lambda: len(received) == 100)
         await broker.close()
 
 

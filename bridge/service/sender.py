@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from bridge.model import Message
+from bridge.model import Message, Rank
 from bridge.mqtt import Broker, MessageRefused, area
 from bridge.outbox import Outbox
 
@@ -17,6 +17,7 @@ BIRTH_DELAY = 5.0
 """Seconds over which answers to Home Assistant's birth are spread, lest all bridges of a house answer at once."""
 BIRTH_PAUSE = 10.0
 """Seconds between two answers: anybody may send a birth message, and an answer is everything there is."""
+SHORTER = ", or set BRIDGE_HOMEASSISTANT__DISCOVERY to component, which has shorter ones, or to off"
 
 
 class Sender:
@@ -130,5 +131,6 @@ class Sender:
     def _report(self, message: Message, refusal: MessageRefused) -> None:
         """Aloud once for all that is alike."""
         alike = area(message.topic)
-        LOG.log(logging.DEBUG if alike in self._reported else logging.WARNING, "%s", refusal)
+        advice = SHORTER if message.rank == Rank.DISCOVERY else ""
+        LOG.log(logging.DEBUG if alike in self._reported else logging.WARNING, "%s%s", refusal, advice)
         self._reported.add(alike)

@@ -205,6 +205,23 @@ class EnclosedMosquitto(Served):
             yield
 
 
+class Configured(Served):
+    """A broker with a configuration that somebody else has written, such as the documents.
+
+    `port` has to stand in it.
+    """
+
+    def __init__(self, folder: Path, name: str, configuration: str, port: int, *options: str) -> None:
+        super().__init__(folder)
+        self.port, self.url = port, f"mqtt://127.0.0.1:{port}"
+        self.name, self._program, self._options = name, program(name, name), options
+        self._config = folder / f"{name}-{port}.conf"
+        self._config.write_text(configuration)
+
+    def command(self) -> list[str]:
+        return [self._program, "-c", str(self._config), *self._options]
+
+
 class Nats(Served):
     """With its MQTT and WebSocket listeners. `users` and the like are added to its configuration."""
 

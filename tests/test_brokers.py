@@ -1,6 +1,10 @@
 """The broker edge at the brokers that people have, over every road. docs/brokers.md tells what is seen here."""
 
 import asyncio
+import getpass
+import os
+import re
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,16 +14,32 @@ from typing import Any
 
 import pytest
 from authority import LOOPBACK, Authority
-from brokers import PATIENCE, EnclosedMosquitto, Mosquitto, Nats, RabbitMq, Seen, Served, password_lines, watching
+from brokers import (
+    PATIENCE,
+    Configured,
+    EnclosedMosquitto,
+    Mosquitto,
+    Nats,
+    RabbitMq,
+    Seen,
+    Served,
+    free_port,
+    needed,
+    password_lines,
+    program,
+    watching,
+)
 from edge import CONFIG, DOCUMENT, OFFLINE, PASSWORD, VALUE, WILL, Received, soon, using, within
 from houses import House, housed, publish
 from running import disagreements, running, until
 
 from bridge.config import MqttSettings
 from bridge.model import Message, Rejected, Unavailable
+from bridge.mqtt.dial import Address
 from bridge.service.memory import retained
 
 USER, LIMITED = "bridge", "limited"
+DOCUMENT_OF_BROKERS = Path(__file__).parents[1] / "docs/brokers.md"
 BIRTH = ("homeassistant/status", b"online", False)
 LARGE = Message("homeassistant/device/large/config", "x" * 60_000, qos=1)
 """As long as our longest announcement."""
@@ -42,8 +62,16 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
         "permissions": [{"user": name, **ALL} for name in (USER, LIMITED)],
         "topic_permissions": [{"user": LIMITED, **OURS}],
     }
-    with RabbitMq(tmp_path_factory.mktemp("rabbitmq"), definitions) as broker:
+    shown = [line for line in blocks("RabbitMQ")[0].splitlines() if "port" not in line and "tcp" not in line]
+    with RabbitMq(tmp_path_factory.mktemp("rabbitmq"), definitions, *shown) as broker:
         yield broker
+
+
+def blocks(heading: str, language: str = "conf") -> list[str]:
+    """What docs/brokers.md shows under a heading."""
+    section = re.split(rf"^## {heading}$", DOCUMENT_OF_BROKERS.read_text(), flags=re.MULTILINE)[1]
+    section = re.split(r"^## ", section, flags=re.MULTILINE)[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(params=["nats", "rabbitmq"])
@@ -307,3 +335,125 @@ async def test_a_broker_that_takes_no_long_messages(protocol: str, tmp_path: Pat
                 lambda: set(disagreements(home.seen, home.serial)) == {f"{prefix}_{n}/config" for n in LONG}
             )
     assert len(warned) == 2
+
+
+# What docs/brokers.md shows
+
+RULES = blocks("mosquitto", "text")[0].splitlines()
+SECRET = "secret"
+
+
+def ruled(folder: Path, *rules: str) -> Mosquitto:
+    """mosquitto with the first configuration that is shown, these rules, and a user who may do everything."""
+    file, passwords = folder / "rules", password_lines(folder, "enphase", SECRET)[1].split()[1]
+    command = [program("mosquitto_passwd"), "-b", passwords, USER, PASSWORD]
+    subprocess.run(command, check=True, capture_output=True)
+    file.write_text("\n".join([*rules, f"user {USER}", "topic readwrite #", ""]))
+    listener, *shown = blocks("mosquitto")[0].splitlines()
+    assert listener.startswith("listener ")
+    places = {"/etc/mosquitto/passwords": passwords, "/etc/mosquitto/rules": str(file)}
+    assert [line.split()[1] for line in shown[1:]] == list(places)
+    return Mosquitto(folder, *(" ".join(places.get(word, word) for word in line.split()) for line in shown))
+
+
+@pytest.mark.hasty
+async def test_the_rules_that_are_shown_are_enough(tmp_path: Path) -> None:
+    with ruled(tmp_path, *RULES) as mosquitto:
+        async with home_at(mosquitto, tmp_path) as home:
+            async with running(home.settings(mqtt={"username": "enphase", "password": SECRET})):
+                await home.settled()
+                before = announcements(home)
+                await publish(mosquitto, "homeassistant/status", "online", *AS_USER)
+                await until(lambda: announcements(home) >= 2 * before)
+            await until(lambda: home.seen["enphase/bridge/state"] == "offline")
+        assert "Denied" not in mosquitto.log
+
+
+@pytest.mark.may_log("does not accept")
+@pytest.mark.parametrize("left_out", [1, 2, 3], ids=["tree", "discovery", "birth"])
+async def test_each_rule_that_is_shown_is_needed(left_out: int, tmp_path: Path) -> None:
+    received: list[Received] = []
+    rules = [rule for number, rule in enumerate(RULES) if number != left_out]
+    with ruled(tmp_path, *rules) as mosquitto:
+        async with (
+            watching(mosquitto.port, "#", options=AS_USER) as watcher,
+            using(mosquitto.url, received=received, username="enphase", password=SECRET) as broker,
+            using(mosquitto.url, client_id="other", username=USER, password=PASSWORD) as other,
+        ):
+            await broker.connect()
+            await other.connect()
+            for message in (VALUE, CONFIG):
+                await broker.send(message)
+            await broker.send(Message("homeassistant/last/x/config", "1", qos=1))
+            await other.send(Message("homeassistant/status", "online", qos=1))
+            await other.close()
+            await watcher.until_seen("homeassistant/status", "online")
+            await broker.close()
+    seen = [VALUE.topic in watcher.newest, CONFIG.topic in watcher.newest, BIRTH in received]
+    assert seen == [number != left_out for number in (1, 2, 3)]
+
+
+async def test_the_tls_that_is_shown(tmp_path: Path, authority: Authority) -> None:
+    certificate, key = authority.issue("broker", LOOPBACK)
+    places = {"ca.pem": authority.file, "broker.pem": certificate, "broker.key": key}
+    text = blocks("mosquitto")[1]
+    for name, file in places.items():
+        assert text.count(f" /etc/mosquitto/certs/{name}") == 1
+        text = text.replace(f"/etc/mosquitto/certs/{name}", str(file))
+    tls, _, websocket = text.partition("\n\n")
+    assert "protocol websockets" in websocket  # tried in test_every_road, shut in
+    port = free_port()
+    text = tls.replace("listener 8883", f"user {getpass.getuser()}\nlistener {port} 127.0.0.1")
+    client, client_key = authority.issue("bridge")
+    with Configured(tmp_path, "mosquitto", text, port) as broker:
+        url = broker.url.replace("mqtt", "mqtts")
+        async with using(url, ca_file=authority.file, cert_file=client, key_file=client_key) as ours:
+            await ours.connect()
+            assert ours.connected
+
+
+async def test_the_nats_that_is_shown(tmp_path: Path) -> None:
+    needed("nats-server", "nats-server")
+    text = blocks("NATS")[0]
+    port = free_port()
+    changes = {
+        "/var/lib/nats": f'"{tmp_path}"',
+        "port: 1883": f"listen: 127.0.0.1:{port}",
+        "port: 9001": f"listen: 127.0.0.1:{free_port()}",
+    }
+    for old, new in changes.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    with Configured(tmp_path, "nats-server", text, port, "-a", "127.0.0.1", "-p", str(free_port())) as broker:
+        async with using(broker.url, username="enphase", password=SECRET) as ours:
+            await ours.connect()
+            assert ours.connected
+
+
+URLS = re.findall(r"^\| `(\w+://\S+)` \| .* \| (.*) \|$", DOCUMENT_OF_BROKERS.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("url", "address"), URLS)
+def test_the_urls_that_are_shown(url: str, address: str) -> None:
+    found = Address.of(MqttSettings(url=url).url)
+    if found.scheme == "unix":
+        assert address == ""
+    else:
+        bare = Address.of(f"{found.scheme}://host")
+        assert address == (f"{bare.port}, `{bare.path}`" if found.scheme.startswith("ws") else str(bare.port))
+
+
+def test_the_versions_in_the_table_are_those_of_these_tests() -> None:
+    if "CI" not in os.environ:
+        pytest.skip("other machines have other versions")
+    shown = re.findall(r"our tests, ([\d.]+)", DOCUMENT_OF_BROKERS.read_text())
+    said = [version_of("mosquitto", "-h"), version_of("nats-server", "--version")]
+    rabbitmq = next(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*")).name.partition("-")[2]
+    assert shown == [*said, rabbitmq]
+
+
+def version_of(name: str, option: str) -> str:
+    done = subprocess.run([program(name), option], capture_output=True, text=True, check=False)
+    found = re.search(r"\d+\.\d+\.\d+", done.stdout + done.stderr)
+    assert found is not None
+    return found[0]

@@ -101,8 +101,6 @@ class Trial:
             self._report.note("limits", f"{text}; announcements of large homes are longer: allow {size(ROOMY)}")
         else:
             self._report.ok("limits", text)
-        if not limits.retain:
-            self._report.note("retained", "it keeps no retained messages: late subscribers see nothing at first")
 
     async def _exchange(self) -> None:
         sent = await self._broker.send(self._mine)

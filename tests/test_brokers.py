@@ -320,7 +320,7 @@ LONG = ("report", "live")
 
 @pytest.mark.hasty
 @pytest.mark.may_log("after a moment")
-@pytest.mark.expects_log("homeassistant/device/.* DISCOVERY to component")
+@pytest.mark.expects_log("homeassistant/device/.*__DISCOVERY to component")
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 async def test_a_broker_that_takes_no_long_messages(protocol: str, tmp_path: Path, warned: Sequence[str]) -> None:
     """In MQTT 3.1.1 it can't tell its limit, and hangs up."""

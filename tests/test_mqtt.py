@@ -501,11 +501,15 @@ async def test_a_packet_id_that_is_still_in_use_ends_the_connection() -> None:
         assert not broker.connected
 
 
-async def test_a_broker_that_never_acknowledges_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("messages", [[CONFIG], []], ids=["a message", "a subscription"])
+async def test_a_broker_that_never_acknowledges_is_left(
+    messages: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(link_module, "ACK_TIMEOUT", 0.5)
     async with fake_broker(answers(CONNACK_5)) as url, using(url) as broker:
         await broker.connect()
-        assert await broker.send(CONFIG)
+        for message in messages:
+            assert await broker.send(message)
         assert "not acknowledged" in await within(broker.lost())
 
 
@@ -782,8 +786,11 @@ async def test_it_connects_again_after_a_restart(
 
 
 @pytest.mark.expects_log(r"another client uses the same client id")
-async def test_two_clients_of_one_id_do_not_chase_each_other(caplog: pytest.LogCaptureFixture) -> None:
-    """mosquitto 2.0 does not tell who has taken over, others do."""
+async def test_two_clients_of_one_id_do_not_chase_each_other(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mosquitto 2.0 does not tell who has taken over, others do. It does not matter how long we were connected."""
+    monkeypatch.setattr(broker_module, "SETTLED", -1)
     connects = 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,5 +1,7 @@
 """Finds out what a broker closes the connection over: RabbitMQ, AWS IoT and others do so instead of refusing."""
 
+TIMES = 3
+"""Connections in a row that must end over the same thing: whoever takes over our client id ends them at random."""
 ENOUGH = 3
 """Topics of one area that were found guilty until all of it is left out."""
 
@@ -7,12 +9,12 @@ ENOUGH = 3
 class Suspects:
     """Judges topics by what came of them when nothing else was under way. `Broker` does the asking.
 
-    Guilty is what the broker closed the connection over twice in a row. An area is a topic's first two levels:
+    Guilty is what the broker closed the connection over several times in a row. An area is a topic's first two levels:
     where none of it was ever taken, as with access rules, a few guilty topics stand for all of them.
     """
 
     def __init__(self) -> None:
-        self._last = ""
+        self._last, self._times = "", 0
         self._guilty: set[str] = set()
         self._innocent: set[str] = set()
 
@@ -22,8 +24,9 @@ class Suspects:
 
     def accuse(self, topic: str) -> bool:
         """The connection ended over it, or over nothing known (an empty text). True where it is guilty now."""
-        guilty = bool(topic) and topic == self._last
+        self._times = self._times + 1 if topic == self._last else 1
         self._last = topic
+        guilty = bool(topic) and self._times >= TIMES
         if guilty:
             self._guilty.add(topic)
         return guilty
@@ -37,7 +40,7 @@ class Suspects:
 
     def forget(self) -> None:
         """The broker may have other rules by now."""
-        self._last = ""
+        self._last, self._times = "", 0
         self._guilty.clear()
         self._innocent.clear()
 

@@ -9,8 +9,8 @@ ENOUGH = 3
 class Suspects:
     """Judges topics by what came of them when nothing else was under way. `Broker` does the asking.
 
-    Guilty is what the broker closed the connection over several times in a row. An area is a topic's first two levels:
-    where none of it was ever taken, as with access rules, a few guilty topics stand for all of them.
+    Guilty is what the broker closed the connection over several times in a row. An area is a topic's first two
+    levels: where none of it was ever taken, as with access rules, a few guilty topics stand for all of them.
     """
 
     def __init__(self) -> None:

@@ -366,9 +366,9 @@ def test_an_area_of_which_nothing_was_taken_is_left_out_as_a_whole() -> None:
 @pytest.mark.may_log("after a moment")
 @pytest.mark.expects_log("enphase/7/value/13 is left out: the broker closes the connection over it")
 @pytest.mark.hasty
-async def test_one_message_that_ends_the_connection_is_found_among_many() -> None:
+async def test_messages_that_end_the_connection_are_found_among_many() -> None:
     """A fake, since no real broker dislikes a value of QoS 0. What was taken before is not acknowledged yet."""
-    poison = Message("enphase/7/value/13", "1")
+    poison = {f"enphase/7/value/{number}" for number in (13, 14, 15)}
     taken: set[str] = set()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -380,7 +380,7 @@ async def test_one_message_that_ends_the_connection_is_found_among_many() -> Non
             if body[0] == PINGREQ:
                 writer.write(b"\xd0\x00")
             if body[0] & 0xF0 == PUBLISH:
-                if topic_of(body) == poison.topic:
+                if topic_of(body) in poison:
                     return
                 taken.add(topic_of(body))
                 late = b"\x40\x02" + publish_id(body) if body[0] & 0x06 else b""
@@ -391,7 +391,7 @@ async def test_one_message_that_ends_the_connection_is_found_among_many() -> Non
         outbox.put(Message(f"enphase/7/value/{number}", "1"))
     async with fake_broker(talk) as url, using(url) as broker:
         sending = asyncio.create_task(Sender(outbox, broker, heartbeat=1e6).run())
-        await until(lambda: len(taken) == 29)
+        await until(lambda: len(taken) == 27)
         assert len(outbox) == 0
         sending.cancel()
 

@@ -1,4 +1,4 @@
-"""Finds out what a broker closes the connection over: RabbitMQ, AWS IoT and others do so instead of refusing."""
+"""Finds out what a broker closes the connection over: RabbitMQ and others do so instead of refusing."""
 
 TIMES = 3
 """Connections in a row that must end over the same thing: whoever takes over our client id ends them at random."""

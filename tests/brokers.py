@@ -184,7 +184,7 @@ class EnclosedMosquitto(Served):
             pytest.skip("no network namespaces here")
 
     def listens(self) -> bool:
-        return self.plain.exists() and self._door.exists()
+        return "running" in self.log and self._door.exists()
 
     @asynccontextmanager
     async def reachable(self) -> AsyncIterator[None]:

@@ -74,7 +74,11 @@ def blocks(heading: str, language: str = "conf") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(params=["nats", "rabbitmq"])
+one_rabbitmq = pytest.mark.xdist_group("rabbitmq")
+"""Tests that share the one that is started."""
+
+
+@pytest.fixture(params=["nats", pytest.param("rabbitmq", marks=one_rabbitmq)])
 def other(request: pytest.FixtureRequest) -> Served:
     """A broker that is not mosquitto."""
     broker: Served = request.getfixturevalue(request.param)
@@ -112,7 +116,8 @@ class Road:
 
 ROADS = (
     *("mosquitto mqtt", "mosquitto mqtts", "mosquitto certificate", "mosquitto password", "mosquitto unix"),
-    *("mosquitto ws", "mosquitto wss", "nats mqtt", "nats ws", "rabbitmq mqtt", "rabbitmq ws"),
+    *("mosquitto ws", "mosquitto wss", "nats mqtt", "nats ws"),
+    *(pytest.param(road, marks=one_rabbitmq) for road in ("rabbitmq mqtt", "rabbitmq ws")),
 )
 
 
@@ -223,6 +228,7 @@ async def test_nats_takes_no_dots(nats: Nats) -> None:
             await broker.connect()
 
 
+@one_rabbitmq
 async def test_rabbitmq_shows_dots_as_slashes(rabbitmq: RabbitMq) -> None:
     """So a base topic must have none: who reads a topic by its name would get it by another one."""
     dotted = Message("home.solar/value", "1")
@@ -235,7 +241,7 @@ async def test_rabbitmq_shows_dots_as_slashes(rabbitmq: RabbitMq) -> None:
         await watcher.until_seen("home/solar/value", "1")
 
 
-@pytest.mark.parametrize("kind", ["mosquitto", "nats", "rabbitmq"])
+@pytest.mark.parametrize("kind", ["mosquitto", "nats", pytest.param("rabbitmq", marks=one_rabbitmq)])
 async def test_what_the_broker_remembers(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """RabbitMQ gives nothing that it keeps to a subscription with wildcards: then our own store has to do."""
     user = {"username": USER, "password": PASSWORD}
@@ -296,6 +302,7 @@ LEFT_OUT = r"homeassistant/device/\S+ is left out: the broker closes the connect
 NO_BIRTH = "when we subscribe to homeassistant/status, so we do not; check its access rules"
 
 
+@one_rabbitmq
 @pytest.mark.hasty
 @pytest.mark.may_log("the broker closed the connection after a moment")
 @pytest.mark.expects_log(

@@ -140,9 +140,18 @@ class Mosquitto(Served):
         # as root it would become a user who may not read the test's files
         fixed = [f"listener {self.port} 127.0.0.1", "persistence false", f"user {getpass.getuser()}"]
         self._config.write_text("\n".join([*first, *fixed, *anonymous, *lines, ""]))
+        self._runs = 0
 
     def command(self) -> list[str]:
         return [program("mosquitto"), "-v", "-c", str(self._config)]
+
+    def start(self) -> None:
+        self._runs += 1
+        super().start()
+
+    def listens(self) -> bool:
+        """At all of its listeners."""
+        return self.log.count(" running\n") == self._runs and super().listens()
 
 
 OWN_NETWORK = ("unshare", "--map-root-user", "--net")

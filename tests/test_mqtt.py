@@ -541,7 +541,8 @@ async def test_messages_are_received(mosquitto: Mosquitto) -> None:
     async with using(mosquitto.url, received=received) as broker, using(mosquitto.url) as other:
         other._dialler = replace(other._dialler, client_id="other")
         await other.connect()
-        await other.send(Message("homeassistant/status", "online"))
+        await other.send(Message("homeassistant/status", "online", qos=1))
+        await soon(lambda: not other._link._unacked)  # the broker has it
         await broker.connect()
         await soon(lambda: len(received) == 1)
         await other.send(Message("homeassistant/status", "offline", qos=1))

@@ -150,6 +150,8 @@ class MqttSettings(Section):
     """value topics, JSON documents, or both"""
     heartbeat: Annotated[float, Field(ge=10, le=86_400)] = 300
     """seconds after which everything is published again"""
+    rate: Annotated[float, Field(ge=0, le=100_000)] = 0
+    """messages a second at most, for brokers that drop what exceeds their limit; `0` is no limit"""
     deadband: Annotated[float, Field(ge=0, le=1000)] = 1
     """scales the change that is worth a message; `0` sends every change"""
 

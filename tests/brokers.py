@@ -1,28 +1,32 @@
-"""A real mosquitto for tests, on a loopback port of its own, and a subscriber that tells what it sees."""
+"""Real brokers for tests, on loopback ports of their own, and a subscriber that tells what it sees."""
 
 import asyncio
 import getpass
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import pytest
 
 PATIENCE = 20
 """Seconds until a test gives up; nothing here takes so long."""
 
 
-def program(name: str) -> str:
+def program(name: str, package: str = "mosquitto mosquitto-clients") -> str:
     """Its path. A test that needs it fails without it: skipped, nobody would see that nothing was tested."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if found is None:
-        raise FileNotFoundError(f"{name} is not installed: apt-get install mosquitto mosquitto-clients")
+        raise FileNotFoundError(f"{name} is not installed: apt-get install {package}")
     return found
 
 
@@ -33,28 +37,43 @@ def send(process: asyncio.subprocess.Process, number: int) -> None:
             os.kill(process.pid, number)
 
 
+def needed(name: str, package: str) -> str:
+    """The path of a program that not everybody has: where CI has not installed it, that is a failure."""
+    try:
+        return program(name, package)
+    except FileNotFoundError as missing:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(missing))
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
-class Mosquitto:
-    """One broker. It may be stopped and started again, on the same port; it forgets everything in between.
+class Served:
+    """One broker on a loopback port of its own. It may be stopped and started again, on the same port.
 
-    `lines` are added to the configuration of its one listener. A context manager starts and stops it.
+    A context manager starts and stops it.
     """
 
-    def __init__(self, folder: Path, *lines: str, scheme: str = "mqtt") -> None:
+    name = "broker"
+    starts_within = PATIENCE
+
+    def __init__(self, folder: Path, scheme: str = "mqtt") -> None:
+        self.folder = folder
         self.port = free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}"
-        self._log = folder / f"mosquitto-{self.port}.log"
-        self._config = folder / f"mosquitto-{self.port}.conf"
-        anonymous = [] if any(line.startswith("allow_anonymous") for line in lines) else ["allow_anonymous true"]
-        # as root it would become a user who may not read the test's files
-        fixed = [f"listener {self.port} 127.0.0.1", "persistence false", f"user {getpass.getuser()}"]
-        self._config.write_text("\n".join([*fixed, *anonymous, *lines, ""]))
+        self._log = folder / f"{self.name}-{self.port}.log"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
 
     def __enter__(self) -> Self:
         self.start()
@@ -65,17 +84,18 @@ class Mosquitto:
 
     @property
     def log(self) -> str:
-        return self._log.read_text() if self._log.exists() else ""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            command = [program("mosquitto"), "-v", "-c", str(self._config)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + PATIENCE
-        while not self._listens():
+            self._process = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment()
+            )
+        deadline = time.monotonic() + self.starts_within
+        while not self.listens():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError(f"mosquitto does not start:\n{self.log}")
+                raise RuntimeError(f"{self.name} does not start:\n{self.log}")
             time.sleep(0.02)
 
     def stop(self) -> None:
@@ -85,16 +105,216 @@ class Mosquitto:
             self._process.wait(PATIENCE)
             self._process = None
 
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """As a power cut does."""
         if self._process is not None:
             self._process.kill()
         self.stop()
 
-    def _listens(self) -> bool:
-        with socket.socket() as sock:
-            sock.settimeout(1)
-            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+    def listens(self) -> bool:
+        return answers(self.port)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(1)
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Mosquitto(Served):
+    """It forgets everything when it is stopped.
+
+    `lines` are added to the configuration of its one listener; `first` stands before it.
+    """
+
+    name = "mosquitto"
+
+    def __init__(self, folder: Path, *lines: str, scheme: str = "mqtt", first: Sequence[str] = ()) -> None:
+        super().__init__(folder, scheme)
+        self._config = folder / f"mosquitto-{self.port}.conf"
+        anonymous = [] if any(line.startswith("allow_anonymous") for line in lines) else ["allow_anonymous true"]
+        # as root it would become a user who may not read the test's files
+        fixed = [f"listener {self.port} 127.0.0.1", "persistence false", f"user {getpass.getuser()}"]
+        self._config.write_text("\n".join([*first, *fixed, *anonymous, *lines, ""]))
+        self._runs = 0
+
+    def command(self) -> list[str]:
+        return [program("mosquitto"), "-v", "-c", str(self._config)]
+
+    def start(self) -> None:
+        self._runs += 1
+        super().start()
+
+    def listens(self) -> bool:
+        """At all of its listeners."""
+        return self.log.count(" running\n") == self._runs and super().listens()
+
+
+OWN_NETWORK = ("unshare", "--map-root-user", "--net")
+
+
+class EnclosedMosquitto(Served):
+    """One with a WebSocket listener, which would listen to everybody: it has a network of its own.
+
+    `port` is a loopback port that leads to it; its plain listener is a Unix socket.
+    """
+
+    name = "mosquitto-enclosed"
+
+    def __init__(self, folder: Path, *lines: str, scheme: str = "ws") -> None:
+        super().__init__(folder, scheme)
+        self.plain, self._door = folder / "plain.sock", folder / "door.sock"
+        self._config = folder / "mosquitto.conf"
+        fixed = ("persistence false", "user root", "allow_anonymous true", f"listener 0 {self.plain}")
+        websocket = (f"listener {self.port}", "protocol websockets", *lines)
+        self._config.write_text("\n".join([*fixed, *websocket, ""]))
+
+    def command(self) -> list[str]:
+        enclave = [sys.executable, str(Path(__file__).with_name("enclave.py")), str(self._door), str(self.port)]
+        return [
+            "unshare",
+            "--map-root-user",
+            "--net",
+            *enclave,
+            program("mosquitto"),
+            "-v",
+            "-c",
+            str(self._config),
+        ]
+
+    @classmethod
+    def check(cls) -> None:
+        """Skip where this machine lets nobody make a network."""
+        if subprocess.run([*OWN_NETWORK, "true"], check=False, capture_output=True).returncode:
+            pytest.skip("no network namespaces here")
+
+    def listens(self) -> bool:
+        return "running" in self.log and self._door.exists()
+
+    @asynccontextmanager
+    async def reachable(self) -> AsyncIterator[None]:
+        """At its port, for the time being."""
+
+        async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError):
+                while data := await reader.read(65_536):
+                    writer.write(data)
+                    await writer.drain()
+            writer.close()
+
+        async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            inner_reader, inner_writer = await asyncio.open_unix_connection(str(self._door))
+            await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+
+        async with await asyncio.start_server(join, "127.0.0.1", self.port):
+            yield
+
+
+class Configured(Served):
+    """A broker with a configuration that somebody else has written, such as the documents.
+
+    `port` has to stand in it.
+    """
+
+    def __init__(self, folder: Path, name: str, configuration: str, port: int, *options: str) -> None:
+        super().__init__(folder)
+        self.port, self.url = port, f"mqtt://127.0.0.1:{port}"
+        self.name, self._program, self._options = name, program(name, name), options
+        self._config = folder / f"{name}-{port}.conf"
+        self._config.write_text(configuration)
+
+    def command(self) -> list[str]:
+        return [self._program, "-c", str(self._config), *self._options]
+
+
+class Nats(Served):
+    """With its MQTT and WebSocket listeners. `users` and the like are added to its configuration."""
+
+    name = "nats-server"
+
+    def __init__(self, folder: Path, *lines: str) -> None:
+        super().__init__(folder)
+        self._program = needed("nats-server", "nats-server")
+        self.websocket_url = f"ws://127.0.0.1:{(websocket := free_port())}/mqtt"
+        self._config = folder / "nats.conf"
+        # MQTT needs its persistence (JetStream), and that a name
+        fixed = (
+            f"listen: 127.0.0.1:{free_port()}",
+            f'server_name: test, jetstream: {{ store_dir: "{folder}/jetstream" }}',
+            f"mqtt: {{ listen: 127.0.0.1:{self.port} }}",
+            f"websocket: {{ listen: 127.0.0.1:{websocket}, no_tls: true }}",
+        )
+        self._config.write_text("\n".join([*fixed, *lines, ""]))
+
+    def command(self) -> list[str]:
+        return [self._program, "-c", str(self._config)]
+
+
+class RabbitMq(Served):
+    """With its MQTT plugins, and users as its definitions say. It takes seconds to start: one for all tests."""
+
+    name = "rabbitmq"
+    starts_within = 120
+
+    def __init__(self, folder: Path, definitions: Mapping[str, Any], *lines: str) -> None:
+        super().__init__(folder)
+        needed("rabbitmq-server", "rabbitmq-server")
+        # what is found first insists on root, or on a user of its own
+        self._program = next(Path("/usr/lib/rabbitmq/lib").glob("*/sbin/rabbitmq-server"))
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._epmd_port, self._node_port, web = free_port(), free_port(), free_port()
+        self.websocket_url = f"ws://127.0.0.1:{web}/ws"
+        (folder / "definitions.json").write_text(json.dumps(definitions))
+        (folder / "plugins").write_text("[rabbitmq_mqtt, rabbitmq_web_mqtt].")
+        fixed = (
+            "listeners.tcp = none",
+            f"mqtt.listeners.tcp.1 = 127.0.0.1:{self.port}",
+            "mqtt.allow_anonymous = false",
+            "web_mqtt.tcp.ip = 127.0.0.1",
+            f"web_mqtt.tcp.port = {web}",
+            f"load_definitions = {folder}/definitions.json",
+            "log.console = true",
+            "log.file = false",
+        )
+        (folder / "rabbitmq.conf").write_text("\n".join([*fixed, *lines, ""]))
+
+    def command(self) -> list[str]:
+        return [str(self._program)]
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HOME": str(self.folder),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_NODENAME": "test@localhost",
+            "RABBITMQ_DIST_PORT": str(self._node_port),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+    def start(self) -> None:
+        """Erlang's name server would outlive the tests, and listen to everybody: it gets one of its own."""
+        epmd = [program("epmd", "rabbitmq-server"), "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+        self._epmd = subprocess.Popen(epmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        super().start()
+
+    def listens(self) -> bool:
+        """It does so before it knows its users."""
+        return "startup complete" in self.log
+
+    def stop(self) -> None:
+        super().stop()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait(PATIENCE)
+            self._epmd = None
 
 
 def password_lines(folder: Path, user: str, password: str) -> tuple[str, ...]:
@@ -142,7 +362,7 @@ class Watcher:
 
     async def read(self, stream: asyncio.StreamReader) -> None:
         async for line in stream:
-            self._take(line.decode().rstrip("\n"))
+            self._take(line.decode(errors="replace").rstrip("\n"))
             self._news.set()
 
     def _take(self, line: str) -> None:
@@ -155,14 +375,20 @@ class Watcher:
 
 
 @asynccontextmanager
-async def watching(port: int, *topics: str, qos: int = 1) -> AsyncIterator[Watcher]:
-    """A subscriber, of all topics unless named. With QoS 1 mosquitto drops what it can't deliver soon enough."""
+async def watching(
+    where: int | Path, *topics: str, qos: int = 1, options: Sequence[str] = ("-V", "5")
+) -> AsyncIterator[Watcher]:
+    """A subscriber, of all topics unless named. With QoS 1 mosquitto drops what it can't deliver soon enough.
+
+    `where` is a port or a Unix socket, `options` are more options of `mosquitto_sub`.
+    """
     output = "Seen\t%r\t%q\t%C\t%t\t%p"
     filters = [part for topic in topics or ("#",) for part in ("-t", topic)]
-    options = ["-d", "-h", "127.0.0.1", "-p", str(port), "-V", "5", "-q", str(qos), "-F", output]
+    road = ["-h", "127.0.0.1", "-p", str(where)] if isinstance(where, int) else ["--unix", str(where)]
+    fixed = ["-d", *road, "-q", str(qos), "-F", output]
     line_by_line = [program("stdbuf"), "-oL"]  # into a pipe it would write by the block
     process = await asyncio.create_subprocess_exec(
-        *line_by_line, program("mosquitto_sub"), *options, *filters, stdout=subprocess.PIPE, limit=2**24
+        *line_by_line, program("mosquitto_sub"), *fixed, *options, *filters, stdout=subprocess.PIPE, limit=2**24
     )
     watcher = Watcher()
     assert process.stdout is not None

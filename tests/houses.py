@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from brokers import Mosquitto, Watcher, program, watching
+from brokers import Mosquitto, Served, Watcher, program, watching
 from running import Clock, settings, settled, tree, until
 
 from bridge.config import Settings
@@ -19,7 +19,7 @@ SUN_UP = 12.0
 class House:
     """A gateway that can be unplugged, at an address that stays. Its clock stands still until it is moved."""
 
-    def __init__(self, folder: Path, broker: Mosquitto, home: str, kind: type[Simulator] = Simulator) -> None:
+    def __init__(self, folder: Path, broker: Served, home: str, kind: type[Simulator] = Simulator) -> None:
         self.folder, self.broker, self.clock = folder, broker, Clock()
         self.simulator = kind(home, clock=self.clock, start_hour=SUN_UP)
         self.secure = self.simulator.home.secure
@@ -95,7 +95,7 @@ async def house(folder: Path, home: str = "three-phase") -> AsyncIterator[House]
 
 @asynccontextmanager
 async def housed(
-    folder: Path, broker: Mosquitto, home: str, kind: type[Simulator] = Simulator
+    folder: Path, broker: Served, home: str, kind: type[Simulator] = Simulator
 ) -> AsyncIterator[House]:
     """A home at a broker that is there already; nobody watches yet."""
     built = House(folder, broker, home, kind)
@@ -107,7 +107,7 @@ async def housed(
             await built.unplug()
 
 
-async def publish(broker: Mosquitto, topic: str, payload: str, *options: str) -> None:
+async def publish(broker: Served, topic: str, payload: str, *options: str) -> None:
     """As another program at the broker."""
     where = ("-h", "127.0.0.1", "-p", str(broker.port))
     command = (program("mosquitto_pub"), *where, "-t", topic, "-m", payload, *options)

@@ -110,7 +110,9 @@ class Trial:
             async with asyncio.timeout(PATIENCE):
                 await self._verdict()
         if not sent or not self._broker.connected:
-            self._report.problem("publish", f"the connection ended: {await self._broker.lost()}", UNAVAILABLE)
+            doubt = "some brokers do so where they do not let this user write or read"
+            reason = await self._broker.lost()
+            self._report.problem("publish", f"the connection ended: {reason}; {doubt}", UNAVAILABLE)
             return
         await self._broker.close(self._gone)  # all is acknowledged then
         self._tell_publish()

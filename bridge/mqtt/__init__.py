@@ -7,5 +7,6 @@ still to be sent is the outbox's business.
 
 from bridge.mqtt.broker import Broker
 from bridge.mqtt.link import Limits, MessageRefused, OnMessage
+from bridge.mqtt.suspects import area
 
-__all__ = ["Broker", "Limits", "MessageRefused", "OnMessage"]
+__all__ = ["Broker", "Limits", "MessageRefused", "OnMessage", "area"]

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -18,11 +18,20 @@ from bridge.config import MqttSettings
 from bridge.model import Message, Rejected, Unavailable
 from bridge.mqtt.dial import Dialler, Manner
 from bridge.mqtt.link import Limits, Link, MessageRefused, OnMessage
-from bridge.mqtt.welcome import NoMqtt5, NoQos, judge
+from bridge.mqtt.suspects import Suspects
+from bridge.mqtt.welcome import NoMqtt5, NoQos, NoRetain, judge
 
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 2.0
+SETTLED = 10.0
+"""Seconds; a connection that was lost sooner hardly counts as one."""
+TWINS = 5.0
+"""Nor does one that lasted no longer than so many of our pauses: two clients of one id take turns like that."""
+CAREFUL = 2
+"""Connections lost so soon until we look for what the broker closes them over."""
+LONGEST_PAUSE = 300.0
+RULES = "check its access rules and its limits"
 
 
 class Broker:
@@ -47,8 +56,12 @@ class Broker:
         self._timeout = connect_timeout
         self._link: Link | None = None
         self._complaints: set[tuple[str, str]] = set()
-        self._told = ""
+        self._told: set[str] = set()
         self._flaps = 0
+        self._paused = 0.0
+        self._careful = False
+        self._suspects = Suspects()
+        self._deaf = False
 
     @property
     def address(self) -> str:
@@ -67,6 +80,13 @@ class Broker:
         """What is spoken, or would be spoken first."""
         return "5" if self._manner.mqtt5 else "3.1.1"
 
+    @property
+    def lasted(self) -> bool:
+        """Whether the connection that ended last was a success."""
+        link = self._link
+        least = max(SETTLED, TWINS * self._paused)
+        return link is not None and not link.taken_over and not link.overfed and link.lasted > least
+
     async def connect(self) -> None:
         """One attempt, and one more in each simpler manner that the broker may understand.
 
@@ -79,13 +99,15 @@ class Broker:
         while self._link is None:
             try:
                 self._link = await self._open(manner)
-            except (NoMqtt5, NoQos) as error:
+            except (NoMqtt5, NoQos, NoRetain) as error:
                 lower = error.lower(manner)
                 if lower == manner:
                     raise
                 manner = lower
         self._manner = manner
         _log.info("Connected to %s with MQTT %s", self.address, self.protocol)
+        if not self.limits.retain:
+            self._say(f"{self.address} keeps no retained messages: subscribers see nothing until it is sent again")
 
     async def reconnect(self) -> None:
         """Try until there is a connection.
@@ -111,6 +133,8 @@ class Broker:
         Raises:
             MessageRefused: this message can't be sent to this broker.
         """
+        if self._suspects.guilty(message.topic):
+            raise MessageRefused(f"{message.topic} is left out: the broker closes the connection over it; {RULES}")
         return self._link is not None and await self._link.send(message)
 
     async def close(self, last: Message | None = None) -> None:
@@ -136,40 +160,72 @@ class Broker:
         """A connection that did not last counts as a failure, lest two clients of one id chase each other."""
         link = self._link
         if link is not None and not link.alive:
-            self._link = None
-            if link.taken_over:
-                raise Rejected(f"{self.address}: {link.ended.result()}")
-            if not link.settled:
-                self._flaps += 1
-                hint = "after a moment; does another client use the same client id (BRIDGE_MQTT__CLIENT_ID)?"
-                raise Unavailable(f"{self.address}: {link.ended.result()} {hint}")
-            self._flaps, self._told = 0, ""
+            self._look_back(link)
         await self.connect()
 
+    def _look_back(self, link: Link) -> None:
+        """What an ended connection means for the next one.
+
+        Raises:
+            Unavailable, Rejected: wait first, and tell why.
+        """
+        lasted, self._link = self.lasted, None
+        if lasted:
+            self._flaps, self._paused, self._careful, self._deaf = 0, 0.0, False, False
+            self._told.clear()
+            self._suspects.forget()
+            return
+        self._flaps += 1
+        self._careful |= self._flaps >= CAREFUL
+        self._deaf |= link.overfed
+        if self._suspects.accuse(link.suspect):
+            self._flaps = 1  # it may be over now
+        reason = f"{self.address}: {link.ended.result()}"
+        if link.taken_over:
+            raise Rejected(reason)
+        if link.overfed:
+            raise Unavailable(f"{reason}; nothing is subscribed to any more")
+        raise Unavailable(
+            f"{reason} after a moment; does another client use the same client id (BRIDGE_MQTT__CLIENT_ID)?"
+        )
+
     async def _open(self, manner: Manner) -> Link:
-        link = Link(await self._dialler.dial(manner), self._on_message, self._complaints)
+        suspects = self._suspects if self._careful else None
+        link = Link(await self._dialler.dial(manner), self._on_message, self._complaints, suspects=suspects)
         try:
             link.start()
             async with asyncio.timeout(self._timeout):
-                judge(self._dialler.address, await link.answer, link)
+                judge(self._dialler.address, self._dialler.will.topic, await link.answer, link)
+            await link.subscribe(self._wanted())
         except TimeoutError:
             link.hang_up("no answer")  # a broker may wait for the rest of a CONNECT it takes for an older one
             raise NoMqtt5(str(self._dialler.no_answer())) from None
         except BaseException:
             link.hang_up("given up")
             raise
-        link.subscribe(self._subscriptions)
         return link
+
+    def _wanted(self) -> Iterator[str]:
+        for topic in () if self._deaf else self._subscriptions:
+            if self._suspects.guilty(topic):
+                self._say(f"the broker closes the connection when we subscribe to {topic}, so we do not; {RULES}")
+            else:
+                yield topic
 
     def _pause(self, state: RetryCallState) -> float:
         """A wrong password does not become right by asking often, and some brokers ban who asks often."""
-        if state.outcome is not None and isinstance(state.outcome.exception(), Rejected):
-            return wait_random_exponential(multiplier=60, min=60, max=300)(state)
-        return wait_random_exponential(multiplier=2 ** min(self._flaps, 6), min=1, max=60)(state)
+        rejected = state.outcome is not None and isinstance(state.outcome.exception(), Rejected)
+        least, most = (60, LONGEST_PAUSE) if rejected else (1, LONGEST_PAUSE if self._flaps else 60)
+        growth = 2 ** min(self._flaps, 8)
+        pause = wait_random_exponential(multiplier=least * growth, min=least, max=most)(state)
+        self._paused = pause if self._flaps else 0.0
+        return pause
 
     def _tell(self, state: RetryCallState) -> None:
-        """Say it aloud once, not each time."""
         text = str(state.outcome.exception()) if state.outcome is not None else ""
-        level = logging.DEBUG if text == self._told else logging.WARNING
-        _log.log(level, "%s; trying again in %.0f s", text, state.upcoming_sleep)
-        self._told = text
+        self._say(text, f"; trying again in {state.upcoming_sleep:.0f} s")
+
+    def _say(self, text: str, more: str = "") -> None:
+        """Aloud once, until a connection has lasted."""
+        _log.log(logging.DEBUG if text in self._told else logging.WARNING, "%s%s", text, more)
+        self._told.add(text)

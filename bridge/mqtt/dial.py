@@ -11,9 +11,12 @@ from urllib.parse import unquote, urlsplit
 
 from paho.mqtt.client import Client, WebsocketConnectionError
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from bridge.config import MqttSettings
 from bridge.model import BridgeError, Message, Rejected, Unavailable
+from bridge.mqtt.pump import LARGEST
 
 PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 TRANSPORTS: dict[str, Literal["tcp", "websockets", "unix"]] = {
@@ -27,6 +30,9 @@ WRONG_NAME = {62, 64}
 """OpenSSL's codes for another host name, another address."""
 ADDRESSES = 3
 """A name may have several addresses; each may take the whole timeout."""
+STUCK = 4
+"""Threads that may hang in a connection attempt at a time: such a thread can't be stopped."""
+THREAD = "mqtt-connect"
 
 
 class Manner(NamedTuple):
@@ -34,6 +40,7 @@ class Manner(NamedTuple):
 
     protocol: MQTTProtocolVersion
     will_qos: int
+    will_retain: bool = True
 
     @property
     def mqtt5(self) -> bool:
@@ -109,6 +116,8 @@ class Dialler:
             Unavailable: nobody there.
             Rejected: a certificate or a setting is wrong.
         """
+        if sum(thread.name == THREAD for thread in threading.enumerate()) >= STUCK:
+            raise Unavailable(f"{self.address}: earlier attempts still wait for an answer")
         client = self._client(manner)
         try:
             async with asyncio.timeout(self.timeout * ADDRESSES):
@@ -134,7 +143,7 @@ class Dialler:
         )
         client.connect_timeout = self.timeout
         client.ws_set_options(path=address.path)
-        client.will_set(self.will.topic, self.will.payload, manner.will_qos, retain=True)
+        client.will_set(self.will.topic, self.will.payload, manner.will_qos, retain=manner.will_retain)
         if settings.username is not None:
             password = settings.password
             client.username_pw_set(settings.username, password.get_secret_value() if password else None)
@@ -146,7 +155,7 @@ class Dialler:
         try:
             if address.tls:
                 client.tls_set_context(_tls(self.settings))
-            client.connect(address.host, address.port, self.keepalive)
+            client.connect(address.host, address.port, self.keepalive, properties=_announced(client))
         except Rejected as error:
             return error
         except (OSError, ValueError) as error:
@@ -197,8 +206,17 @@ async def _in_thread(work: Callable[[], BridgeError | None], too_late: Callable[
         except RuntimeError:  # the loop is closed
             too_late()
 
-    threading.Thread(target=run, name="mqtt-connect", daemon=True).start()
+    threading.Thread(target=run, name=THREAD, daemon=True).start()
     return await done
+
+
+def _announced(client: Client) -> Properties | None:
+    """What we tell of ourselves; only MQTT 5 can."""
+    if client.protocol != MQTTProtocolVersion.MQTTv5:
+        return None
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's types end here
+    properties.MaximumPacketSize = LARGEST
+    return properties
 
 
 def _drop(client: Client) -> None:

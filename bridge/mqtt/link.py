@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Self, cast
@@ -14,7 +15,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bridge.model import BridgeError, Message
-from bridge.mqtt.pump import Pump
+from bridge.mqtt.pump import LARGEST, Pump
+from bridge.mqtt.suspects import Suspects, area
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +29,9 @@ WINDOW = 20
 """QoS 1 messages that may be unacknowledged; a broker may ask for less."""
 ACK_TIMEOUT = 60.0
 """A broker that does not acknowledge for so long, yet answers pings, is stuck."""
-SETTLED = 10.0
-"""A connection that was lost sooner hardly counts as one."""
+CLOSED = re.compile("broken pipe|connection reset", re.IGNORECASE)
+"""How the system says that the broker has closed the connection, if it was in a hurry."""
+TROUBLE = re.compile(r"^failed to receive on socket: |\[Errno \d+\] ")
 TAKEN_OVER = 0x8E
 LOSSES = {
     0x8B: "the broker is shutting down",
@@ -69,30 +72,47 @@ class Limits:
         size = _packet_size(message, qos, properties)
         if size > self.packet_size:
             raise MessageRefused(
-                f"{message.topic}: {size} bytes, but the broker takes no more than {self.packet_size}"
+                f"{message.topic}: {size} bytes, but the broker takes no more than {self.packet_size}: "
+                "allow larger messages there"
             )
 
 
 class Link:
-    """`answer` is the broker's CONNACK, `None` if it closed without; `ended` tells why in plain words."""
+    """`answer` is the broker's CONNACK, `None` if it closed without; `ended` tells why in plain words.
 
-    def __init__(self, client: Client, on_message: OnMessage, complaints: set[tuple[str, str]]) -> None:
+    A careful one has only one thing under way at a time, and has everything acknowledged, so that `suspect` is what
+    the broker has closed the connection over.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        on_message: OnMessage,
+        complaints: set[tuple[str, str]],
+        *,
+        suspects: Suspects | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
         self._on_message = on_message
         self._complaints = complaints
-        self._pump = Pump(client, flushed=self._flushed, ticked=self._check_acks, failed=self.hang_up)
+        self._suspects = suspects
+        self._pump = Pump(
+            client, flushed=self._flushed, ticked=self._check_acks, failed=self.hang_up, overfed=self._overfed
+        )
         self._burst = 0
         self._unacked: dict[int, tuple[float, str]] = {}
-        self._asked: dict[int, str] = {}
+        self._asked: dict[int, tuple[float, str]] = {}
         self._progress = asyncio.Event()
         self._trouble = ""
         self._started = self._loop.time()
         self.limits = Limits()
         self.answer: asyncio.Future[ReasonCode | None] = self._loop.create_future()
         self.ended: asyncio.Future[str] = self._loop.create_future()
-        self.settled = False
+        self.lasted = 0.0
+        self.suspect = ""
         self.taken_over = False
+        self.overfed = False
 
     @property
     def alive(self) -> bool:
@@ -105,18 +125,18 @@ class Link:
         client.on_subscribe, client.on_log = self._subscribed, self._noted
         self._pump.start()
 
-    def subscribe(self, topics: Sequence[str]) -> None:
+    async def subscribe(self, topics: Iterable[str]) -> None:
         for topic in topics:
+            await self._room(0)
             _, mid = self._client.subscribe(topic, qos=self.limits.qos)
             if mid is not None:
-                self._asked[mid] = topic
+                self._asked[mid] = (self._loop.time(), topic)
 
     async def send(self, message: Message) -> bool:
-        qos = min(message.qos, self.limits.qos)
+        qos = min(1 if self._careful else message.qos, self.limits.qos)
         properties = self._properties(message)
         self.limits.check(message, qos, properties)
-        while self.alive and self._full(qos):
-            await self._news()
+        await self._room(qos)
         return self.alive and self._publish(message, qos, properties)
 
     async def leave(self) -> None:
@@ -130,7 +150,18 @@ class Link:
         self._end(reason)
         self._pump.stop()
 
+    @property
+    def _careful(self) -> bool:
+        return self._suspects is not None
+
+    async def _room(self, qos: int) -> None:
+        """Wait until there is room for one more, or the connection is gone."""
+        while self.alive and self._full(qos):
+            await self._news()
+
     def _full(self, qos: int) -> bool:
+        if self._careful and (self._unacked or self._asked):
+            return True
         return self._burst >= BURST or (qos > 0 and len(self._unacked) >= self.limits.window)
 
     async def _news(self) -> None:
@@ -143,7 +174,9 @@ class Link:
 
     def _publish(self, message: Message, qos: int, properties: Properties | None) -> bool:
         try:
-            info = self._client.publish(message.topic, message.payload, qos, retain=True, properties=properties)
+            info = self._client.publish(
+                message.topic, message.payload, qos, retain=self.limits.retain, properties=properties
+            )
         except ValueError as error:  # a topic that MQTT does not allow
             raise MessageRefused(f"{message.topic}: {error}") from None
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -157,7 +190,9 @@ class Link:
     def _end(self, reason: str) -> None:
         if not self.alive:
             return
-        self.settled = self._loop.time() - self._started > SETTLED
+        self.lasted = self._loop.time() - self._started
+        under_way = [*self._asked.values(), *self._unacked.values()]
+        self.suspect = under_way[0][1] if self._careful and under_way else ""
         self.ended.set_result(reason)
         if not self.answer.done():
             self.answer.set_result(None)
@@ -168,14 +203,18 @@ class Link:
         self._burst = 0
         self._progress.set()
 
+    def _overfed(self) -> None:
+        self.overfed = True
+        self.hang_up(f"the broker sends us a message of more than {LARGEST} bytes")
+
     def _check_acks(self) -> None:
-        oldest = next(iter(self._unacked.values()), None)
-        if oldest is not None and self._loop.time() - oldest[0] > ACK_TIMEOUT:
+        oldest = [next(iter(waiting.values()))[0] for waiting in (self._unacked, self._asked) if waiting]
+        if oldest and self._loop.time() - min(oldest) > ACK_TIMEOUT:
             self.hang_up(f"the broker has not acknowledged a message for {ACK_TIMEOUT:g} s")
 
     def _noted(self, _client: Client, _data: object, level: int, text: str) -> None:
-        if level == LogLevel.MQTT_LOG_ERR:
-            self._trouble = text.removeprefix("failed to receive on socket: ")
+        if level == LogLevel.MQTT_LOG_ERR and not CLOSED.search(text):
+            self._trouble = TROUBLE.sub("", text)
 
     def _connected(
         self,
@@ -217,7 +256,9 @@ class Link:
             return  # QoS 0: it is written
         _, topic = self._unacked.pop(mid)
         self._progress.set()
-        complaint = (str(reason), "/".join(topic.split("/")[:2]))
+        if self._suspects is not None:
+            self._suspects.acquit(topic)
+        complaint = (str(reason), area(topic))
         if reason.is_failure and complaint not in self._complaints:
             self._complaints.add(complaint)
             _log.warning("The broker does not accept %s and the like: %s", topic, reason)
@@ -225,7 +266,8 @@ class Link:
     def _subscribed(
         self, _client: Client, _data: object, mid: int, reasons: list[ReasonCode], _more: Properties | None
     ) -> None:
-        topic = self._asked.pop(mid, "")
+        _, topic = self._asked.pop(mid, (0, ""))
+        self._progress.set()
         for reason in reasons:
             if reason.is_failure:
                 _log.warning("The broker does not let us subscribe to %s: %s", topic, reason)

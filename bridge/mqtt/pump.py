@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+LARGEST = 65_536
+"""Bytes of a packet that we take: what is meant for us is tiny, and others may write to those topics, too."""
+
 
 class Pump:
     """Reads, writes and keeps alive from `start` until paho closes the socket, or until `stop`.
 
     It starts when paho's blocking `connect` is over, so paho calls back on the loop only, never in a thread.
-    `flushed` is called when paho's queue is empty, `ticked` every second, `failed` when paho raised something.
+    `flushed` is called when paho's queue is empty, `ticked` every second, `failed` when paho raised something, and
+    `overfed` when a packet comes that is larger than we take.
     """
 
     def __init__(
@@ -28,12 +32,14 @@ class Pump:
         flushed: Callable[[], None],
         ticked: Callable[[], None],
         failed: Callable[[str], None],
+        overfed: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
         self._flushed = flushed
         self._ticked = ticked
         self._failed = failed
+        self._overfed = overfed
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -66,6 +72,10 @@ class Pump:
 
     def _readable(self) -> None:
         self._step(self._client.loop_read)
+        # MQTT 3.1.1 has no way to say what we take, and paho takes everything
+        if self._client._in_packet["remaining_length"] > LARGEST:  # noqa: SLF001 - nothing public tells it
+            self._overfed()
+            return
         # TLS may have decrypted more than was read: the loop would not learn of it
         if getattr(self._client.socket(), "pending", int)() > 0:
             self._loop.call_soon(self._readable)

@@ -133,7 +133,8 @@ class Bridge:
             subscriptions=[] if settings.homeassistant.discovery == "off" else [self._birth],
         )
         outbox = Outbox(settings.mqtt.deadband)
-        self._sender = Sender(outbox, self._broker, heartbeat=settings.mqtt.heartbeat, on_sent=on_sent)
+        mqtt = settings.mqtt
+        self._sender = Sender(outbox, self._broker, heartbeat=mqtt.heartbeat, rate=mqtt.rate, on_sent=on_sent)
         self._pollers: list[Poller] = []
 
     async def run(self) -> None:

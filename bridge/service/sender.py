@@ -2,22 +2,29 @@
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from bridge.model import Message
-from bridge.mqtt import Broker, MessageRefused
+from bridge.model import Message, Rank
+from bridge.mqtt import Broker, MessageRefused, area
 from bridge.outbox import Outbox
 
 LOG = logging.getLogger(__name__)
 BIRTH_DELAY = 5.0
 """Seconds over which answers to Home Assistant's birth are spread, lest all bridges of a house answer at once."""
+BIRTH_PAUSE = 10.0
+"""Seconds between two answers: anybody may send a birth message, and an answer is everything there is."""
+SHORTER = ", or set BRIDGE_HOMEASSISTANT__DISCOVERY to component, which has shorter ones, or to off"
 
 
 class Sender:
-    """Keeps the broker's retained tree equal to the outbox. `heartbeat` is in seconds."""
+    """Keeps the broker's retained tree equal to the outbox.
+
+    `heartbeat` is in seconds, `rate` in messages a second (0: as many as the broker takes).
+    """
 
     def __init__(
         self,
@@ -25,6 +32,7 @@ class Sender:
         broker: Broker,
         *,
         heartbeat: float,
+        rate: float = 0,
         on_sent: Callable[[Message], None] | None = None,
     ) -> None:
         self._outbox, self._broker, self._heartbeat = outbox, broker, heartbeat
@@ -32,6 +40,8 @@ class Sender:
         self._time = asyncio.get_running_loop().time
         self._wake = asyncio.Event()
         self._beat = 0.0
+        self._gap = 1 / rate if rate else 0.0
+        self._next = self._born = -math.inf
         self._reported: set[str] = set()
 
     def put(self, message: Message) -> None:
@@ -39,8 +49,12 @@ class Sender:
         self._wake.set()
 
     def birth(self) -> None:
-        """Home Assistant has started: it needs everything anew."""
-        asyncio.get_running_loop().call_later(random.uniform(0, BIRTH_DELAY), self._again)  # noqa: S311 - no secret
+        """Home Assistant has started: it needs everything anew, unless that is about to come."""
+        now = self._time()
+        if self._born < now:
+            delay = random.uniform(0, BIRTH_DELAY)  # noqa: S311 - no secret
+            self._born = max(now + delay, self._born + BIRTH_PAUSE)
+            asyncio.get_running_loop().call_at(self._born, self._again)
 
     async def run(self) -> None:
         """Send for ever, over as many connections as it takes."""
@@ -48,7 +62,9 @@ class Sender:
             await self._broker.reconnect()
             self._again()
             reason = await self._serve()
-            LOG.warning("the connection to the broker ended: %s", reason)
+            # one that was lost at once is told of by whoever tries again
+            level = logging.WARNING if self._broker.lasted else logging.DEBUG
+            LOG.log(level, "the connection to the broker ended: %s", reason)
 
     def clear(self) -> None:
         """Take everything back."""
@@ -82,6 +98,7 @@ class Sender:
             self._again()
             self._wake.clear()
         for message in self._outbox.pending(self._time()):
+            await self._pace()
             try:
                 if not await self._broker.send(message):
                     return
@@ -92,6 +109,12 @@ class Sender:
             self._outbox.sent(message, self._time())
             if self._on_sent is not None:
                 self._on_sent(message)
+
+    async def _pace(self) -> None:
+        now = self._time()
+        if self._next > now:
+            await asyncio.sleep(self._next - now)
+        self._next = max(now, self._next) + self._gap
 
     async def _rest(self, lost: asyncio.Future[str]) -> None:
         """Until there is something to send, or the connection is gone."""
@@ -106,6 +129,8 @@ class Sender:
             waiting.cancel()
 
     def _report(self, message: Message, refusal: MessageRefused) -> None:
-        if message.topic not in self._reported:
-            self._reported.add(message.topic)
-            LOG.warning("%s", refusal)
+        """Aloud once for all that is alike."""
+        alike = area(message.topic)
+        advice = SHORTER if message.rank == Rank.DISCOVERY else ""
+        LOG.log(logging.DEBUG if alike in self._reported else logging.WARNING, "%s%s", refusal, advice)
+        self._reported.add(alike)

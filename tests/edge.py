@@ -1,0 +1,122 @@
+"""The broker's side from both ends: our client as tests use it, and brokers that misbehave to order."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from brokers import PATIENCE
+
+from bridge.config import MqttSettings
+from bridge.model import Message, Rank
+from bridge.mqtt import Broker
+
+PASSWORD = "hunter2-Ä/€"
+WILL = Message("enphase/bridge/state", "gone", qos=1, rank=Rank.AVAILABILITY)
+OFFLINE = Message("enphase/bridge/state", "offline", qos=1, rank=Rank.AVAILABILITY)
+VALUE = Message("enphase/1/site/solar/power", "4321.5")
+DOCUMENT = Message("enphase/1/site/solar", '{"power": 4321.5}', content_type="application/json")
+CONFIG = Message("homeassistant/device/x/config", '{"a": "ü"}', qos=1, rank=Rank.DISCOVERY)
+CONNACK_3, CONNACK_5 = b"\x20\x02\x00\x00", b"\x20\x03\x00\x00\x00"
+PUBLISH, DISCONNECT = 0x30, 0xE0
+OF_THE_BROKER = ("client_id", "will", "keepalive", "connect_timeout")
+
+Received = tuple[str, bytes, bool]
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+unclosed = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+"""paho leaves a socket to the garbage collector when the connection fails early."""
+
+
+@asynccontextmanager
+async def using(url: str, *, received: list[Received] | None = None, **options: Any) -> AsyncIterator[Broker]:
+    """A `Broker` that is dropped at the end. Options that are not the broker's are settings."""
+    own = {name: options.pop(name) for name in OF_THE_BROKER if name in options}
+    broker = Broker(
+        MqttSettings(url=url, **options),
+        on_message=lambda *message: received.append(message) if received is not None else None,
+        subscriptions=["homeassistant/status"],
+        **{"client_id": "iqgateway2mqtt-test", "will": WILL, **own},
+    )
+    try:
+        yield broker
+    finally:
+        broker.abort()
+
+
+@asynccontextmanager
+async def fake_broker(talk: Talk) -> AsyncIterator[str]:
+    """Its URL. `talk` serves one connection."""
+    tasks: set[asyncio.Task[None]] = set()
+    writers = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        writers.append(writer)
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await talk(reader, writer)
+        finally:
+            writer.close()
+            tasks.discard(task)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with server:
+        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)
+        for writer in writers:
+            writer.transport.abort()
+    await asyncio.sleep(0)
+
+
+async def packet(reader: asyncio.StreamReader) -> bytes:
+    """One MQTT packet, without its length."""
+    kind, length, shift = await reader.readexactly(1), 0, 0
+    while True:
+        (byte,) = await reader.readexactly(1)
+        length |= (byte & 127) << shift
+        shift += 7
+        if not byte & 128:
+            return kind + await reader.readexactly(length)
+
+
+async def closes(*_: Any) -> None:
+    """What brokers do that do not know MQTT 5 and were written in a hurry."""
+
+
+async def resets(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+async def says_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+def answers(connack: bytes) -> Talk:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(connack)
+        await reader.read()
+
+    return answer
+
+
+async def within(awaitable: Awaitable[Any]) -> Any:
+    async with asyncio.timeout(PATIENCE):
+        return await awaitable
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - a log or a counter has no event
+            await asyncio.sleep(0.01)
+
+
+def publish_id(body: bytes) -> bytes:
+    end = 3 + int.from_bytes(body[1:3], "big")
+    return body[end : end + 2]

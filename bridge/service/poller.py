@@ -109,9 +109,11 @@ class Poller:
     @property
     def lack(self) -> str | None:
         """What a person should know, in plain words; `None` where all is well."""
-        problem = self._diagnosed().problem
+        problem = self._problem
         if problem is None and not self._health.online(self._time()):
-            problem = "no answer yet" if self._health.last_error is None else str(self._health.last_error)
+            problem = str(self._health.last_error or "no answer yet")
+        elif problem is None:
+            problem = self._diagnosed().problem
         return problem and f"{self.host}: {problem}"
 
     def keep_token(self, token: Token) -> None:

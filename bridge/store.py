@@ -30,6 +30,7 @@ MAX_BYTES = 8 * 1024 * 1024
 MAX_HOSTS = 64
 CLIENT_SUFFIX_BYTES = 4
 TO_DISK = {"disk": True}
+TOKEN = re.compile(rb'"token"\s*:\s*"(eyJ[\w-]+\.[\w-]+\.[\w-]+)"', re.ASCII)
 
 
 class _Kept(BaseModel):
@@ -41,6 +42,11 @@ class _Kept(BaseModel):
 
     def changed(self, **fields: object) -> Self:
         return self.model_copy(update=fields)
+
+    @classmethod
+    def rescued(cls, content: bytes) -> Self:  # noqa: ARG003 - what there is differs
+        """What can be had of a file that is not understood."""
+        return cls()
 
     def to_bytes(self) -> bytes:
         return self.model_dump_json(indent=1, context=TO_DISK).encode()
@@ -54,6 +60,12 @@ class GatewayState(_Kept):
     firmware: str | None = None
     address: str | None = None
     extra: Mapping[str, JsonValue] = Field(default_factory=dict)
+
+    @classmethod
+    def rescued(cls, content: bytes) -> Self:
+        """The token. If it is damaged, too, the gateway refuses it, and that is all."""
+        found = TOKEN.search(content)
+        return cls(token=SecretStr(found[1].decode())) if found else cls()
 
     @field_serializer("token", when_used="json-unless-none")
     def _token(self, token: SecretStr, info: SerializationInfo) -> str:
@@ -123,7 +135,8 @@ class Store:
         path = self._folder / name
         try:
             content = _read_bounded(path)
-            path.chmod(PRIVATE_FILE)  # restored from a backup, it may be open to others
+            with suppress(OSError):  # a read-only disk
+                path.chmod(PRIVATE_FILE)  # restored from a backup, it may be open to others
             state = kind.model_validate_json(content)
         except FileNotFoundError:
             return None
@@ -131,8 +144,9 @@ class Store:
             LOG.warning("%s can't be read (%s): starting without it", path, error.strerror)
             return None
         except ValidationError:
-            _keep_aside(path)
-            return None
+            state = kind.rescued(content)
+            _keep_aside(path, "with its token alone" if state != kind() else "without it")
+            return state
         self._on_disk[name] = content
         return state
 
@@ -183,12 +197,13 @@ def _read_bounded(path: Path) -> bytes:
         return file.read(MAX_BYTES)
 
 
-def _keep_aside(path: Path) -> None:
+def _keep_aside(path: Path, starting: str) -> None:
     aside = path.with_name(f"{path.name}.corrupt")
     LOG.warning(
-        "%s can't be understood (damaged, or of a newer version): kept as %s, starting without it",
+        "%s can't be understood (damaged, or of a newer version): kept as %s, starting %s",
         path,
         aside.name,
+        starting,
     )
     with suppress(OSError):  # a read-only folder: the file stays where it is
         path.replace(aside)

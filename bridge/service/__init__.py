@@ -34,6 +34,8 @@ BUDGETS = {"gentle": 0.1, "normal": 0.25, "live": 0.6}
 """Share of a gateway's time that we may take."""
 FAREWELL = 2.0
 """Seconds that the last messages may take."""
+EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
+"""No clock that is right shows an earlier time."""
 FAULT_FIRST, FAULT_LAST = 10, 900
 """Seconds until a poller that met a fault of ours starts again."""
 
@@ -143,6 +145,8 @@ class Bridge:
         self._pollers = [self._poller(gateway) for gateway in settings.all_gateways]
 
     async def run(self) -> None:
+        if self._started < EARLIEST:  # a Raspberry Pi has no clock of its own
+            LOG.warning("this machine's clock says %s: until it is set, times are wrong", self._started.isoformat())
         async with AsyncExitStack() as stack:
             for poller in self._pollers:
                 stack.push_async_callback(poller.aclose)

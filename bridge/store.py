@@ -135,19 +135,27 @@ class Store:
         path = self._folder / name
         try:
             content = _read_bounded(path)
-            with suppress(OSError):  # a read-only disk
-                path.chmod(PRIVATE_FILE)  # restored from a backup, it may be open to others
-            state = kind.model_validate_json(content)
         except FileNotFoundError:
             return None
         except OSError as error:
             LOG.warning("%s can't be read (%s): starting without it", path, error.strerror)
             return None
+        _shut(path)
+        try:
+            state = kind.model_validate_json(content)
         except ValidationError:
-            state = kind.rescued(content)
-            _keep_aside(path, "with its token alone" if state != kind() else "without it")
-            return state
+            return self._rescued(name, kind, content)
         self._on_disk[name] = content
+        return state
+
+    def _rescued(self, name: str, kind: type[_State], content: bytes) -> _State | None:
+        """What can be had of the file is written at once: the file itself is out of the way now."""
+        state = kind.rescued(content)
+        if state == kind():
+            _keep_aside(self._folder / name, "without it")
+            return None
+        _keep_aside(self._folder / name, "with its token alone")
+        self._save(name, state)
         return state
 
     def _save(self, name: str, state: _Kept) -> bool:
@@ -195,6 +203,12 @@ def _read_bounded(path: Path) -> bytes:
     """Too long a file ends in the middle, so that it does not parse."""
     with path.open("rb") as file:
         return file.read(MAX_BYTES)
+
+
+def _shut(path: Path) -> None:
+    """Restored from a backup, it may be open to others."""
+    with suppress(OSError):  # a read-only disk
+        path.chmod(PRIVATE_FILE)
 
 
 def _keep_aside(path: Path, starting: str) -> None:

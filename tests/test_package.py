@@ -29,7 +29,7 @@ QUICK = (
     "test_service.py::test_values_are_those_of_the_house",
 )
 """Tests that use every library that the program is made of, in the shortest time; the last with all of them."""
-LOCK = ("pip", "compile", "--universal", "--generate-hashes", "--no-header", "--no-annotate")
+LOCK = ("pip", "compile", "--universal", "--generate-hashes", "--no-header", "--no-annotate", "--extra=discover")
 TESTING = ("pytest", "pytest-asyncio", "pytest-httpx", "hypothesis")
 
 pytestmark = pytest.mark.skipif(not SOURCES.exists(), reason="this is no checkout of the sources")
@@ -119,14 +119,16 @@ def test_wheel_has_what_is_needed_and_nothing_else(wheel: Path) -> None:
 
 @pytest.mark.parametrize("version", PYTHONS)
 def test_wheel_works(wheel: Path, tmp_path: Path, version: str) -> None:
-    python = environment(tmp_path, version, f"{wheel}[demo]", *TESTING)
+    python = environment(tmp_path, version, f"{wheel}[demo,discover,completion]", *TESTING)
     program = python.with_name("iqgateway2mqtt")
     assert run(program, "--version", cwd=tmp_path) == f"iqgateway2mqtt {__version__}\n"
     try_out(python, tmp_path)
 
 
 def test_oldest_libraries_will_do(wheel: Path, tmp_path: Path) -> None:
-    python = environment(tmp_path, OLDEST, f"{wheel}[demo]", options=("--resolution=lowest-direct",))
+    python = environment(
+        tmp_path, OLDEST, f"{wheel}[demo,discover,completion]", options=("--resolution=lowest-direct",)
+    )
     run(UV, "pip", "install", "-q", "--python", python, *TESTING, cwd=tmp_path)
     try_out(python, tmp_path)
 

@@ -114,7 +114,7 @@ def test_wheel_has_what_is_needed_and_nothing_else(wheel: Path) -> None:
         f">={OLDEST}",
         "MIT",
     )
-    assert not [name for name in names if not re.search(r"\.(py|typed|service)$|dist-info/", name)]
+    assert not [name for name in names if not re.search(r"\.(py|typed|service)$|-as-service$|dist-info/", name)]
 
 
 @pytest.mark.parametrize("version", PYTHONS)

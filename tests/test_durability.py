@@ -26,7 +26,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     required("mount")
     place = tmp_path / "state"
     place.mkdir()
-    with mounted("tmpfs", place, "size=256k"):
+    with mounted("tmpfs", place, "size=4m"):
         yield place
 
 

@@ -30,6 +30,7 @@ MAX_BYTES = 8 * 1024 * 1024
 MAX_HOSTS = 64
 CLIENT_SUFFIX_BYTES = 4
 TO_DISK = {"disk": True}
+TOKEN = re.compile(rb'"token"\s*:\s*"(eyJ[\w-]+\.[\w-]+\.[\w-]+)"', re.ASCII)
 
 
 class _Kept(BaseModel):
@@ -41,6 +42,11 @@ class _Kept(BaseModel):
 
     def changed(self, **fields: object) -> Self:
         return self.model_copy(update=fields)
+
+    @classmethod
+    def rescued(cls, content: bytes) -> Self:  # noqa: ARG003 - what there is differs
+        """What can be had of a file that is not understood."""
+        return cls()
 
     def to_bytes(self) -> bytes:
         return self.model_dump_json(indent=1, context=TO_DISK).encode()
@@ -54,6 +60,12 @@ class GatewayState(_Kept):
     firmware: str | None = None
     address: str | None = None
     extra: Mapping[str, JsonValue] = Field(default_factory=dict)
+
+    @classmethod
+    def rescued(cls, content: bytes) -> Self:
+        """The token. If it is damaged, too, the gateway refuses it, and that is all."""
+        found = TOKEN.search(content)
+        return cls(token=SecretStr(found[1].decode())) if found else cls()
 
     @field_serializer("token", when_used="json-unless-none")
     def _token(self, token: SecretStr, info: SerializationInfo) -> str:
@@ -123,17 +135,27 @@ class Store:
         path = self._folder / name
         try:
             content = _read_bounded(path)
-            path.chmod(PRIVATE_FILE)  # restored from a backup, it may be open to others
-            state = kind.model_validate_json(content)
         except FileNotFoundError:
             return None
         except OSError as error:
             LOG.warning("%s can't be read (%s): starting without it", path, error.strerror)
             return None
+        _shut(path)
+        try:
+            state = kind.model_validate_json(content)
         except ValidationError:
-            _keep_aside(path)
-            return None
+            return self._rescued(name, kind, content)
         self._on_disk[name] = content
+        return state
+
+    def _rescued(self, name: str, kind: type[_State], content: bytes) -> _State | None:
+        """What can be had of the file is written at once: the file itself is out of the way now."""
+        state = kind.rescued(content)
+        if state == kind():
+            _keep_aside(self._folder / name, "without it")
+            return None
+        _keep_aside(self._folder / name, "with its token alone")
+        self._save(name, state)
         return state
 
     def _save(self, name: str, state: _Kept) -> bool:
@@ -183,12 +205,19 @@ def _read_bounded(path: Path) -> bytes:
         return file.read(MAX_BYTES)
 
 
-def _keep_aside(path: Path) -> None:
+def _shut(path: Path) -> None:
+    """Restored from a backup, it may be open to others."""
+    with suppress(OSError):  # a read-only disk
+        path.chmod(PRIVATE_FILE)
+
+
+def _keep_aside(path: Path, starting: str) -> None:
     aside = path.with_name(f"{path.name}.corrupt")
     LOG.warning(
-        "%s can't be understood (damaged, or of a newer version): kept as %s, starting without it",
+        "%s can't be understood (damaged, or of a newer version): kept as %s, starting %s",
         path,
         aside.name,
+        starting,
     )
     with suppress(OSError):  # a read-only folder: the file stays where it is
         path.replace(aside)

@@ -26,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "expects_log(*patterns): log records at WARNING or above that must come; any other one fails the test",
     )
     config.addinivalue_line("markers", "may_log(*patterns): such records may come as well, or not")
+    config.addinivalue_line("markers", "shell(name): the shell whose completion a test tries")
     config.addinivalue_line("markers", "hasty: in a loop that shortens idle waits (tests/running.py)")
 
 

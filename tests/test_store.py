@@ -216,3 +216,10 @@ def test_remembered_hosts_are_bounded(tmp_path: Path) -> None:
         store.remember(f"https://10.0.0.{number}", SERIAL)
     assert store.serial_of("https://10.0.0.69") == SERIAL
     assert store.serial_of("https://10.0.0.0") is None
+
+
+@pytest.mark.expects_log("can't be understood .*, starting with its token alone")
+def test_a_token_of_a_later_version_is_kept_at_once(tmp_path: Path) -> None:
+    file_of(tmp_path).write_text(json.dumps({"version": 2, "token": SECRET, "firmware": "D9"}))
+    assert Store(tmp_path).load(SERIAL) == GatewayState(token=SecretStr(SECRET))
+    assert Store(tmp_path).load(SERIAL) == GatewayState(token=SecretStr(SECRET))

@@ -9,20 +9,18 @@ from pathlib import Path
 
 from bridge import __version__
 from bridge.commands.codes import CONFIGURATION, STOPPED
+from bridge.commands.manual import teach
 from bridge.config import load
 from bridge.model import BadSetting
 from bridge.simulator import HOMES
 
-EPILOG = (
-    "Settings come from the environment (BRIDGE_…), .env, secret files and the TOML file named by BRIDGE_CONFIG."
-)
+SHELLS = ("bash", "zsh", "fish")
 
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         prog="iqgateway2mqtt",
         description="Enphase IQ Gateway to MQTT, with Home Assistant discovery.",
-        epilog=EPILOG,
     )
     main.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = main.add_subparsers(dest="command", required=True, metavar="command")
@@ -38,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--port", type=int, default=8443, help="port to listen on (default %(default)s)")
     for command in (demo, simulate):
         command.add_argument("--home", choices=sorted(HOMES), default="three-phase", help="default %(default)s")
+    completion = commands.add_parser("completion", help="print what lets a shell complete these commands")
+    completion.add_argument("shell", choices=SHELLS)
+    teach(main, commands)
     return main
 
 
@@ -113,6 +114,13 @@ def _discover(arguments: argparse.Namespace) -> int:
     return discover.run(arguments.seconds, arguments.interfaces)
 
 
+def _completion(shell: str) -> int:
+    import shtab  # noqa: PLC0415 - needs the completion extra
+
+    print(shtab.complete(parser(), shell))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     given = parser().parse_args(arguments)
@@ -121,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _with_extra(lambda: _demo(given))
         case "simulate":
             return _with_extra(lambda: _simulate(given))
+        case "completion":
+            return _with_extra(lambda: _completion(given.shell), extra="completion")
         case "discover":
             return _with_extra(lambda: _discover(given), extra="discover")
         case command:

@@ -17,6 +17,7 @@ from bridge.gateway import open_gateway
 from bridge.model import Message
 from bridge.mqtt import Broker
 from bridge.outbox import Outbox
+from bridge.service.condition import Condition
 from bridge.service.memory import retained
 from bridge.service.mirror import Publish, Style
 from bridge.service.poller import Plan, Poller, Seeds, no_seeds
@@ -24,15 +25,17 @@ from bridge.service.sender import Sender
 from bridge.store import Store
 from bridge.topics import Names, bridge_info, online
 
-__all__ = ["Bridge", "make_poller", "names_of", "periods"]
+__all__ = ["Bridge", "Condition", "make_poller", "names_of", "periods"]
 
 LOG = logging.getLogger(__name__)
 SITE_PERIODS = {"gentle": 15.0, "normal": 5.0, "live": 1.0}
 """Seconds between answers that the site's powers come from."""
 BUDGETS = {"gentle": 0.1, "normal": 0.25, "live": 0.6}
 """Share of a gateway's time that we may take."""
-FAREWELL = 3.0
+FAREWELL = 2.0
 """Seconds that the last messages may take."""
+EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
+"""No clock that is right shows an earlier time."""
 FAULT_FIRST, FAULT_LAST = 10, 900
 """Seconds until a poller that met a fault of ours starts again."""
 
@@ -107,7 +110,11 @@ def make_poller(
 class Bridge:
     """All of it. `run` ends only when it is cancelled, and says goodbye to the broker then.
 
-    With `leave_nothing` it takes back all that it has published, as a demo should.
+    With `leave_nothing` it takes back all that it has published, as a demo should. A `store` of an earlier bridge
+    also has what the disk did not take.
+
+    Raises:
+        BadSetting: what a setting names can't be used.
     """
 
     def __init__(
@@ -116,11 +123,12 @@ class Bridge:
         *,
         on_sent: Callable[[Message], None] | None = None,
         leave_nothing: bool = False,
+        store: Store | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._now, self._leave_nothing = settings, now, leave_nothing
         self._names = names_of(settings)
-        self._store = Store(settings.state_dir)
+        self._store = store or Store(settings.state_dir)
         self._started = datetime.fromtimestamp(int(now()), UTC)
         self._last = online(f"{self._names.bridge}/state", is_online=False)
         self._broker_id = settings.mqtt.client_id or f"iqgateway2mqtt-{self._store.client_suffix()}"
@@ -135,22 +143,14 @@ class Bridge:
         outbox = Outbox(settings.mqtt.deadband)
         mqtt = settings.mqtt
         self._sender = Sender(outbox, self._broker, heartbeat=mqtt.heartbeat, rate=mqtt.rate, on_sent=on_sent)
-        self._pollers: list[Poller] = []
+        self._pollers = [self._poller(gateway) for gateway in settings.all_gateways]
 
     async def run(self) -> None:
+        if self._started < EARLIEST:  # a Raspberry Pi has no clock of its own
+            LOG.warning("this machine's clock says %s: until it is set, times are wrong", self._started.isoformat())
         async with AsyncExitStack() as stack:
-            for gateway in self._settings.all_gateways:
-                poller = make_poller(
-                    self._settings,
-                    gateway,
-                    self._store,
-                    self._sender.put,
-                    identified=self._inform,
-                    seeds=self._seeds,
-                    now=self._now,
-                )
+            for poller in self._pollers:
                 stack.push_async_callback(poller.aclose)
-                self._pollers.append(poller)
             stack.push_async_callback(self._leave)
             self._sender.put(online(self._last.topic, is_online=True))
             self._inform()
@@ -158,6 +158,25 @@ class Bridge:
                 tasks.create_task(self._sender.run(), name="sender")
                 for poller in self._pollers:
                     tasks.create_task(_supervised(poller), name=f"poller {poller.host}")
+
+    @property
+    def condition(self) -> Condition:
+        pulses = [self._sender.pulse, *(poller.pulse for poller in self._pollers)]
+        stuck = tuple(pulse.name for pulse in pulses if pulse.stuck)
+        broker = [] if self._broker.connected else [f"no connection to the broker {self._broker.address}"]
+        lacks = tuple(filter(None, [*broker, *(poller.lack for poller in self._pollers)]))
+        return Condition(len(self._pollers), stuck, lacks)
+
+    def _poller(self, gateway: GatewaySettings) -> Poller:
+        return make_poller(
+            self._settings,
+            gateway,
+            self._store,
+            self._sender.put,
+            identified=self._inform,
+            seeds=self._seeds,
+            now=self._now,
+        )
 
     async def _seeds(self, serial: str) -> Mapping[str, float]:
         return await retained(self._settings.mqtt, f"{self._broker_id}-memory", f"{self._names.base}/{serial}")
@@ -186,6 +205,7 @@ async def _supervised(poller: Poller) -> None:
     def log(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         LOG.error("fault while polling %s; starting anew", poller.host, exc_info=error)
+        poller.pulse.rest(state.upcoming_sleep)
 
     policy = AsyncRetrying(
         stop=stop_never,

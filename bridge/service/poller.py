@@ -16,6 +16,7 @@ from bridge.service.diagnostics import Diagnostics
 from bridge.service.health import NEVER, Health
 from bridge.service.identity import Identity
 from bridge.service.mirror import Mirror, Publish, Style
+from bridge.service.pulse import Pulse
 from bridge.service.schedule import Schedule
 from bridge.store import Store
 
@@ -79,6 +80,7 @@ class Poller:
         self._publish, self._style, self._identified, self._now = publish, style, identified, now
         self._log = logging.LoggerAdapter(LOG, {"gateway": settings.host})
         self._time = asyncio.get_running_loop().time
+        self.pulse = Pulse(f"the poller of {settings.host}", self._time)
         self._identity = Identity(settings, gateway, store)
         self._plan, self._seeds = plan, seeds
         ticks = {e.source: (plan.periods[e.source], e.urgency) for e in ENDPOINTS}
@@ -103,6 +105,16 @@ class Poller:
     @property
     def serial(self) -> str | None:
         return self._identity.serial
+
+    @property
+    def lack(self) -> str | None:
+        """What a person should know, in plain words; `None` where all is well."""
+        problem = self._problem
+        if problem is None and not self._health.online(self._time()):
+            problem = str(self._health.last_error or "no answer yet")
+        elif problem is None:
+            problem = self._diagnosed().problem
+        return problem and f"{self.host}: {problem}"
 
     def keep_token(self, token: Token) -> None:
         self._identity.keep_token(token)
@@ -139,13 +151,14 @@ class Poller:
 
     async def _step(self) -> None:
         now = self._time()
+        self.pulse.work()
         if self._away(now):
             await self._probe()
         elif source := self._schedule.next(now) or self._lifeline(now):
             await self._ask(source)
             self._refresh()
         else:
-            await asyncio.sleep(min(self._schedule.delay(now), self._health.lifeline_delay(now)))
+            await self._rest(min(self._schedule.delay(now), self._health.lifeline_delay(now)))
 
     def _lifeline(self, now: float) -> str | None:
         return None if self._schedule.held(now) else self._health.lifeline(now)
@@ -161,7 +174,11 @@ class Poller:
             self._health.give_chance(self._time())
             self._schedule.restart(self._time(), without=INFO)
         else:
-            await asyncio.sleep(PROBE)
+            await self._rest(PROBE)
+
+    async def _rest(self, seconds: float) -> None:
+        self.pulse.rest(seconds)
+        await asyncio.sleep(seconds)
 
     async def _ask(self, source: str) -> BridgeError | None:
         endpoint = BY_SOURCE[source]

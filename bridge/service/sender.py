@@ -11,6 +11,7 @@ from typing import Any
 from bridge.model import Message, Rank
 from bridge.mqtt import Broker, MessageRefused, area
 from bridge.outbox import Outbox
+from bridge.service.pulse import Pulse
 
 LOG = logging.getLogger(__name__)
 BIRTH_DELAY = 5.0
@@ -38,6 +39,7 @@ class Sender:
         self._outbox, self._broker, self._heartbeat = outbox, broker, heartbeat
         self._on_sent = on_sent
         self._time = asyncio.get_running_loop().time
+        self.pulse = Pulse("the sender", self._time)
         self._wake = asyncio.Event()
         self._beat = 0.0
         self._gap = 1 / rate if rate else 0.0
@@ -59,6 +61,7 @@ class Sender:
     async def run(self) -> None:
         """Send for ever, over as many connections as it takes."""
         while True:
+            self.pulse.wait()
             await self._broker.reconnect()
             self._again()
             reason = await self._serve()
@@ -99,6 +102,7 @@ class Sender:
             self._wake.clear()
         for message in self._outbox.pending(self._time()):
             await self._pace()
+            self.pulse.work()
             try:
                 if not await self._broker.send(message):
                     return
@@ -121,6 +125,7 @@ class Sender:
         now = self._time()
         due = self._outbox.next_due(now)
         pause = max(0.0, min(self._beat - now, due if due is not None else self._heartbeat))
+        self.pulse.rest(pause)
         waiting = asyncio.ensure_future(self._wake.wait())
         either: set[asyncio.Future[Any]] = {waiting, lost}
         try:

@@ -1,0 +1,181 @@
+"""What people install: built once, then tried without the sources, with every Python and the oldest libraries."""
+
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bridge import __version__
+
+ROOT = Path(__file__).parents[1]
+PYTHONS = ("3.11", "3.12", "3.13")
+OLDEST = PYTHONS[0]
+UV = str(Path(sys.executable).with_name("uv"))
+SOURCES = ROOT / "pyproject.toml"
+QUICK = (
+    "test_config.py",
+    "test_store.py",
+    "test_records.py",
+    "test_endpoints.py",
+    "test_topics.py",
+    "test_discovery.py",
+    "test_supervisor.py::test_the_program_tells_what_it_does",
+    "test_service.py::test_values_are_those_of_the_house",
+)
+"""Tests that use every library that the program is made of, in the shortest time; the last with all of them."""
+LOCK = ("pip", "compile", "--universal", "--generate-hashes", "--no-header", "--no-annotate", "--extra=discover")
+TESTING = ("pytest", "pytest-asyncio", "pytest-httpx", "hypothesis")
+
+pytestmark = pytest.mark.skipif(not SOURCES.exists(), reason="this is no checkout of the sources")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """What it says. Neither this test run's settings nor its environment are its business."""
+    kept = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
+    environment = {**kept, "UV_PYTHON_DOWNLOADS": "never", "UV_CACHE_DIR": cache(), "UV_NATIVE_TLS": "true"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def cache() -> str:
+    """uv's own one, though the tests have another home."""
+    return os.environ.get(
+        "UV_CACHE_DIR", str(Path("~root" if os.geteuid() == 0 else "~").expanduser() / ".cache/uv")
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, and the wheel that was made of it."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(UV, "build", "-q", "-o", folder, cwd=ROOT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
+
+
+def python_of(version: str) -> str:
+    """Its path. Debian has one version, and others can't be had from a package registry."""
+    places = [
+        shutil.which(f"python{version}"),
+        *sorted(Path("~root").expanduser().glob(f".pyenv/versions/{version}.*")),
+    ]
+    for place in filter(None, places):
+        path = Path(place)
+        path = path / "bin" / "python3" if path.is_dir() else path
+        done = subprocess.run([path, "-c", "import ssl, ctypes"], capture_output=True, check=False)
+        if done.returncode == 0:
+            return str(path)
+    pytest.skip(f"there is no Python {version} on this machine")
+
+
+def environment(folder: Path, version: str, *packages: str | Path, options: tuple[str, ...] = ()) -> Path:
+    """Its Python, with these packages and nothing else."""
+    python = folder / "venv" / "bin" / "python"
+    run(UV, "venv", "-q", "--python", python_of(version), folder / "venv", cwd=folder)
+    run(UV, "pip", "install", "-q", "--python", python, *options, *packages, cwd=folder)
+    return python
+
+
+def try_out(python: Path, folder: Path) -> None:
+    """The quick tests, in a folder without sources."""
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(SOURCES, folder)
+    where = run(python, "-c", "import bridge; print(bridge.__file__)", cwd=folder)
+    assert where.startswith(str(folder / "venv"))
+    options = ("-q", "-p", "no:cacheprovider", "-o", "addopts=--strict-markers")
+    run(python, "-m", "pytest", *options, *(f"tests/{name}" for name in QUICK), cwd=folder)
+
+
+def test_wheel_has_what_is_needed_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        told = email.message_from_bytes(archive.read(f"iqgateway2mqtt-{__version__}.dist-info/METADATA"))
+    assert "bridge/py.typed" in names
+    others = {name.split("/")[0] for name in names} - {"bridge"}
+    assert {name.partition(".data")[0].partition(".dist-info")[0] for name in others} == {
+        f"iqgateway2mqtt-{__version__}"
+    }
+    units = {path.name for path in (ROOT / "systemd").iterdir()}
+    assert {Path(name).name for name in names if "/share/iqgateway2mqtt/systemd/" in name} == units
+    assert (told["Version"], told["Requires-Python"], told["License-Expression"]) == (
+        __version__,
+        f">={OLDEST}",
+        "MIT",
+    )
+    assert not [name for name in names if not re.search(r"\.(py|typed|service)$|-as-service$|dist-info/", name)]
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_wheel_works(wheel: Path, tmp_path: Path, version: str) -> None:
+    python = environment(tmp_path, version, f"{wheel}[demo,discover,completion]", *TESTING)
+    program = python.with_name("iqgateway2mqtt")
+    assert run(program, "--version", cwd=tmp_path) == f"iqgateway2mqtt {__version__}\n"
+    try_out(python, tmp_path)
+
+
+def test_oldest_libraries_will_do(wheel: Path, tmp_path: Path) -> None:
+    python = environment(
+        tmp_path, OLDEST, f"{wheel}[demo,discover,completion]", options=("--resolution=lowest-direct",)
+    )
+    run(UV, "pip", "install", "-q", "--python", python, *TESTING, cwd=tmp_path)
+    try_out(python, tmp_path)
+
+
+def test_types_are_seen_from_outside(wheel: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path, OLDEST, wheel)
+    mypy = (Path(sys.executable).with_name("mypy"), "--strict", "--python-executable", python)
+    code = "import bridge\nnumber: int = bridge.__version__\n"
+    done = subprocess.run([*mypy, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert 'expression has type "str", variable has type "int"' in done.stdout
+
+
+def test_uv_runs_it_without_installing(wheel: Path, tmp_path: Path) -> None:
+    said = run(
+        UV,
+        "tool",
+        "run",
+        "--from",
+        wheel,
+        "--python",
+        python_of(OLDEST),
+        "iqgateway2mqtt",
+        "--version",
+        cwd=tmp_path,
+    )
+    assert said == f"iqgateway2mqtt {__version__}\n"
+
+
+def test_locked_set_is_what_the_program_needs(tmp_path: Path) -> None:
+    """What is locked stays, though newer ones are out; but nothing may lack."""
+    locked = tmp_path / "requirements.txt"
+    shutil.copy(ROOT / "requirements.txt", locked)
+    run(UV, *LOCK, "-q", SOURCES, "-o", locked, cwd=tmp_path)
+    assert locked.read_text() == (ROOT / "requirements.txt").read_text()
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_locked_set_needs_no_compiler(tmp_path: Path, machine: str) -> None:
+    """For the image's Python, on both kinds of machine."""
+    where = (
+        "--target",
+        tmp_path / "site",
+        "--python-platform",
+        f"{machine}-manylinux_2_28",
+        "--python-version",
+        "3.13",
+    )
+    what = ("--only-binary=:all:", "--require-hashes", "-r", ROOT / "requirements.txt")
+    run(UV, "pip", "install", "-q", *where, *what, cwd=tmp_path)
+    assert list((tmp_path / "site").glob(f"pydantic_core/*{machine}-linux-gnu.so"))

@@ -1,0 +1,86 @@
+"""Signals: SIGHUP makes the service read settings and tokens again, without losing what it knows."""
+
+import asyncio
+import os
+import pty
+import signal
+from pathlib import Path
+
+import pytest
+from houses import house
+from programs import BRIDGE, started
+from running import until
+
+GOOD = """
+[gateway]
+host = "{host}"
+token_file = "{token}"
+[mqtt]
+url = "{broker}"
+base_topic = "{base}"
+"""
+
+
+async def test_reload(tmp_path: Path) -> None:
+    """A token that comes later, settings that are wrong, and settings that change."""
+    config, token = tmp_path / "settings.toml", tmp_path / "token"
+    async with house(tmp_path) as home:
+
+        def write(base: str, extra: str = "") -> None:
+            text = GOOD.format(host=home.url, token=token, broker=home.broker.url, base=base)
+            config.write_text(text + extra)
+
+        def state(base: str) -> str | None:
+            return home.seen.get(f"{base}/{home.serial}/state")
+
+        write("enphase")
+        token.write_text("no token yet")
+        kept = {"BRIDGE_CONFIG": str(config), "BRIDGE_STATE_DIR": str(tmp_path / "state")}
+        async with started(*BRIDGE, "run", env=kept) as bridge:
+            await until(
+                lambda: any("BRIDGE_GATEWAY__TOKEN_FILE: this is not a token" in line for line in bridge.err)
+            )
+            token.write_text(home.simulator.token())
+            bridge.process.send_signal(signal.SIGHUP)
+            await until(lambda: state("enphase") == "online")
+
+            write("enphase", "[poll]\nbudget = 7\n")
+            bridge.process.send_signal(signal.SIGHUP)
+            await until(lambda: any("ERROR the new settings can't be used" in line for line in bridge.err))
+            assert [line for line in bridge.err if "BRIDGE_POLL__BUDGET" in line and "ERROR" in line] != []
+            assert state("enphase") == "online"
+
+            write("elsewhere", "[log]\nformat = 'json'\n")
+            bridge.process.send_signal(signal.SIGHUP)
+            await until(lambda: state("elsewhere") == "online")
+            assert (state("enphase"), home.seen["enphase/bridge/state"]) == ("offline", "offline")
+            assert bridge.err[-1].startswith("{")
+            assert await bridge.stop(signal.SIGTERM) == 0
+            await until(lambda: state("elsewhere") == "offline")
+        assert not [line for line in bridge.err if "Traceback" in line]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_stop(tmp_path: Path, number: signal.Signals) -> None:
+    async with house(tmp_path, "legacy") as home:
+        given = {"BRIDGE_GATEWAY__HOST": home.url, "BRIDGE_MQTT__URL": home.broker.url}
+        async with started(*BRIDGE, "run", env={**given, "BRIDGE_STATE_DIR": str(tmp_path / "state")}) as bridge:
+            await until(lambda: home.topic("state") == "online")
+            assert await bridge.stop(number) == 0
+        await until(lambda: home.topic("state") == "offline")
+
+
+async def test_a_terminal_that_goes_takes_the_service_along(tmp_path: Path) -> None:
+    """As when a connection by ssh breaks."""
+    ours, its = pty.openpty()
+    given = {"BRIDGE_GATEWAY__HOST": "http://127.0.0.1:9", "BRIDGE_STATE_DIR": str(tmp_path / "state")}
+    environment = {**os.environ, **given, "BRIDGE_MQTT__URL": "mqtt://127.0.0.1:9"}
+    process = await asyncio.create_subprocess_exec(
+        *("setsid", "--ctty", *BRIDGE, "run"), env=environment, stdin=its, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(its)
+    assert process.stderr is not None
+    assert b"127.0.0.1:9" in await process.stderr.readline()
+    os.close(ours)
+    await process.stderr.read()
+    assert await process.wait() == 0

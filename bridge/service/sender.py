@@ -25,7 +25,7 @@ class Sender:
         broker: Broker,
         *,
         heartbeat: float,
-        on_sent: Callable[[Message], None] | None = None,
+        on_sent: Callable[[Message], None] = lambda _: None,
     ) -> None:
         self._outbox, self._broker, self._heartbeat = outbox, broker, heartbeat
         self._on_sent = on_sent
@@ -90,8 +90,7 @@ class Sender:
                 self._report(message, refusal)
                 continue
             self._outbox.sent(message, self._time())
-            if self._on_sent is not None:
-                self._on_sent(message)
+            self._on_sent(message)
 
     async def _rest(self, lost: asyncio.Future[str]) -> None:
         """Until there is something to send, or the connection is gone."""

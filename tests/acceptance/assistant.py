@@ -43,8 +43,6 @@ recorder:
   commit_interval: 1
 logger:
   default: warning
-  logs:
-    homeassistant.components.mqtt: info
 compile_statistics:
 """
 LINE = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) \(.*?\) \[([\w.]+)\] (.*)$", re.MULTILINE)
@@ -171,6 +169,23 @@ class HomeAssistant:
         data = {name: value for name, value in answers.items() if name in fields}
         done = (await self._http.post(f"{flows}/{flow['flow_id']}", json=data)).json()
         assert done["type"] == "create_entry", done
+
+    async def discovered(self) -> dict[str, tuple[str, str]]:
+        """The discovery topic of each enabled entity, and the version of the program that it comes from."""
+        found = {}
+        for device in (await self.devices()).values():
+            info = await self.ask("mqtt/device/debug_info", device_id=device["id"])
+            for entity in info["entities"]:
+                data = entity["discovery_data"]
+                found[entity["entity_id"]] = (data["topic"], data["payload"]["origin"]["sw_version"])
+        return found
+
+    async def history(self, entity_id: str) -> list[dict[str, Any]]:
+        """What the recorder has of an entity, oldest first."""
+        await self.act("compile_statistics", "now")  # everything is written down then
+        asked = {"start_time": "2000-01-01T00:00:00Z", "entity_ids": [entity_id], "minimal_response": True}
+        found: dict[str, list[dict[str, Any]]] = await self.ask("history/history_during_period", **asked)
+        return found.get(entity_id, [])
 
     async def enable_all(self) -> None:
         """Every entity that was disabled when it came."""

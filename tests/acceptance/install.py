@@ -67,7 +67,16 @@ class Release:
         self._add(*wanted, "--constraint", str(package / "package_constraints.txt"))
 
     def _add(self, *what: str) -> None:
-        _uv("pip", "install", "--quiet", "--python", str(self.interpreter), "--python-version", self.pretended, *what)
+        _uv(
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            str(self.interpreter),
+            "--python-version",
+            self.pretended,
+            *what,
+        )
 
 
 NEWEST = Release("2026.2.3", "3.13", "3.13.2")

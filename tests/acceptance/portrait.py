@@ -1,7 +1,7 @@
 """What a real Home Assistant shows of a home, and what the broker holds at the same time."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,31 @@ from typing import Any
 from assistant import HomeAssistant, Owned
 from brokers import Mosquitto, watching
 from houses import housed
+from install import OLDER
 from running import running
 
-PREFIX = "homeassistant/device/"
+from bridge.discovery import HANDOVER
+
+STATISTICS = "recorder/list_statistic_ids"
 MOVING = ("last_answer", "answer_time")
 """They change with every answer, so no two looks agree."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """The dashboard's preferences as they were saved, what Home Assistant finds wrong, and units by statistic."""
+
+    preferences: Mapping[str, Any]
+    issues: list[Any]
+    statistics: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Portrait:
     """`states` are those of enabled entities as they come; `all_states` with all disabled ones enabled.
 
-    `entities` are in the registry as they came, `enabled` with all enabled. `announced` holds discovery's entities by unique id, each with its `device` and `key`.
+    `entities` are in the registry as they came, `enabled` with all enabled.
+    `announced` holds discovery's entities by unique id, each with its `device`.
     """
 
     home: str
@@ -33,18 +46,26 @@ class Portrait:
     announced: Mapping[str, Mapping[str, Any]]
     topics: Mapping[str, str]
     complaints: list[str]
+    energy: Energy
 
     def state(self, unique_id: str) -> Mapping[str, Any]:
         return self.all_states[self.enabled[unique_id]["entity_id"]]
 
 
+def is_discovery(topic: str) -> bool:
+    return topic.startswith("homeassistant/") and topic.endswith("/config")
+
+
 def announced(topics: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    bodies = [json.loads(text) for topic, text in topics.items() if topic.startswith(PREFIX)]
-    return {
-        entity["unique_id"]: {**entity, "key": key, "device": body["device"]}
-        for body in bodies
-        for key, entity in body["components"].items()
-    }
+    """By either form of discovery."""
+    found = {}
+    for topic, text in topics.items():
+        if is_discovery(topic) and text != HANDOVER:
+            body = json.loads(text)
+            single = {**body, "platform": topic.split("/")[1]}
+            for entity in body.get("components", {"": single}).values():
+                found[entity["unique_id"]] = {**entity, "device": body["device"]}
+    return found
 
 
 def shown(text: str, entity: Mapping[str, Any]) -> str:
@@ -103,4 +124,51 @@ async def portray(owned: Owned, home: str, folder: Path) -> Portrait:
                 announced(house.seen),
                 house.seen,
                 ha.complaints,
+                await energy(ha),
             )
+
+
+async def energy(ha: HomeAssistant) -> Energy:
+    """The Energy dashboard, set up with all that the site has."""
+    await ha.act("compile_statistics", "now")
+    found = {entry["statistic_id"]: entry["statistics_unit_of_measurement"] for entry in await ha.ask(STATISTICS)}
+    have = {
+        entity.removeprefix("sensor.enphase_"): entity for entity in found if entity.startswith("sensor.enphase_")
+    }
+    with_power = ha.release is not OLDER
+    sources = list(_sources(have, with_power=with_power))
+    home = {"stat_consumption": have.get("home_energy_consumed"), "name": "Home"}
+    rate = {"stat_rate": have.get("home_power")} if with_power else {}
+    devices = [{**home, **rate}] if home["stat_consumption"] else []
+    saved = await ha.ask("energy/save_prefs", energy_sources=sources, device_consumption=devices)
+    checked = await ha.ask("energy/validate")
+    issues = [issue for part in checked.values() for one in part for issue in one]
+    assert sum(map(len, checked.values())) == len(sources) + len(devices)
+    return Energy(saved, issues, found)
+
+
+def _sources(have: Mapping[str, str], *, with_power: bool) -> Iterator[dict[str, Any]]:
+    """Older ones know energies only. Nothing costs anything."""
+
+    def rate(name: str) -> dict[str, str]:
+        return {"stat_rate": have[name]} if with_power else {}
+
+    free = {"stat_cost": None, "entity_energy_price": None, "number_energy_price": None}
+    unpaid = {"stat_compensation": None, "entity_energy_price": None, "number_energy_price": None}
+    yield {"type": "solar", "stat_energy_from": have["solar_energy_produced"], **rate("solar_power")}
+    if "grid_power" in have:
+        power = {"power": [rate("grid_power")]} if with_power else {}
+        yield {
+            "type": "grid",
+            "flow_from": [{"stat_energy_from": have["grid_energy_imported"], **free}],
+            "flow_to": [{"stat_energy_to": have["grid_energy_exported"], **unpaid}],
+            "cost_adjustment_day": 0,
+            **power,
+        }
+    if "battery_power" in have:
+        flows = {"from": have["battery_energy_discharged"], "to": have["battery_energy_charged"]}
+        yield {
+            "type": "battery",
+            **{f"stat_energy_{way}": flow for way, flow in flows.items()},
+            **rate("battery_power"),
+        }

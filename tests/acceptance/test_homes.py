@@ -1,6 +1,7 @@
-"""What Home Assistant makes of three homes: all devices and entities, in words, units and classes as they should be."""
+"""What Home Assistant makes of three homes: all devices and entities, their words, units and classes."""
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_no_name_says_its_device_twice(portrait: Portrait) -> None:
         assert found["friendly_name"] == f"{device} {name}"
         assert not name.lower().startswith(device.lower())
         words = str(found["friendly_name"]).lower().split()
-        assert all(one != next_ for one, next_ in zip(words, words[1:], strict=False)), words
+        assert all(one != next_ for one, next_ in itertools.pairwise(words)), words
         assert name[0].isupper()
         assert "_" not in name
 
@@ -175,6 +176,16 @@ def test_every_state_is_its_topic(portrait: Portrait) -> None:
         assert portrait.state(unique_id)["state"] == shown(text, entity), unique_id
         checked += text != "None"
     assert checked > len(portrait.announced) * 0.8
+
+
+def test_the_energy_dashboard_takes_what_the_site_has(portrait: Portrait) -> None:
+    energy = portrait.energy
+    flows = {"no-cts": ["solar"]}.get(portrait.home, ["solar", "grid", "battery"])
+    assert [source["type"] for source in energy.preferences["energy_sources"]] == flows
+    assert len(energy.preferences["device_consumption"]) == (len(flows) > 1)
+    assert energy.issues == []
+    charge = {"sensor.enphase_battery_charge": "%"} if "battery" in flows else {}
+    assert charge.items() <= energy.statistics.items()
 
 
 def test_home_assistant_has_nothing_to_complain_of(portrait: Portrait) -> None:

@@ -32,8 +32,8 @@ async def main(folder: Path) -> None:
         access_token_expiration=timedelta(days=1),
     )
     print(manager.async_create_access_token(refresh))  # noqa: T201 - that is what it is for
-    kept = manager._store  # noqa: SLF001 - it would save only later
-    await kept._store.async_save(kept._data_to_save())  # noqa: SLF001
+    kept = manager._store
+    await kept._store.async_save(kept._data_to_save())
     await hass.async_stop(force=True)
     (folder / ".storage" / "onboarding").write_text(json.dumps(WELCOMED))
 

@@ -43,9 +43,9 @@ class Release:
 
     @property
     def _recipe(self) -> str:
-        """Changes when this file does, so that nothing old is taken for the new."""
-        files = (Path(__file__), INSIDE / "requirements.py")
-        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        """Changes with what is installed, so that nothing old is taken for the new."""
+        used = (INSIDE / "requirements.py").read_bytes()
+        return hashlib.sha256(used + repr((self, OPTIONAL)).encode()).hexdigest()
 
     def install(self) -> None:
         """Unless it is there. Another run at the same time waits."""

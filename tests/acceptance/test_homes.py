@@ -69,7 +69,13 @@ BATTERIES = {"three-phase": 2, "split-phase": 2, "no-cts": 0}
 ENABLED = {"three-phase": 83, "split-phase": 59, "no-cts": 20}
 
 
-@pytest.fixture(scope="module", params=HOMES, ids=lambda param: f"{param[0]} {param[1].version}")
+def _param(home: str, release: Release) -> Any:
+    """All tests of one home at one worker, so that it is looked at once."""
+    name = f"{home} {release.version}"
+    return pytest.param((home, release), id=name, marks=pytest.mark.xdist_group(name))
+
+
+@pytest.fixture(scope="module", params=[_param(*home) for home in HOMES])
 def portrait(
     request: pytest.FixtureRequest,
     owned: Callable[[Release], Owned],

@@ -1,5 +1,7 @@
 """An action that makes the statistics of these five minutes at once, instead of when they are over."""
 
+from datetime import timedelta
+
 from homeassistant.components.recorder import get_instance
 from homeassistant.components.recorder.tasks import StatisticsTask
 from homeassistant.core import HomeAssistant, ServiceCall
@@ -13,7 +15,8 @@ async def async_setup(hass: HomeAssistant, _config: ConfigType) -> bool:
         start = time.replace(minute=time.minute // 5 * 5, second=0, microsecond=0)
         recorder = get_instance(hass)
         await recorder.async_block_till_done()
-        recorder.queue_task(StatisticsTask(start, fire_events=False))
+        for period in (start - timedelta(minutes=5), start):  # they may have begun a moment ago
+            recorder.queue_task(StatisticsTask(period, fire_events=False))
         await recorder.async_block_till_done()
 
     hass.services.async_register("compile_statistics", "now", now)

@@ -32,7 +32,7 @@ def settings(options: Mapping[str, Any], path: str = "BRIDGE") -> Iterator[tuple
 
 
 def broker(supervisor: str) -> dict[str, str]:
-    """Settings of the broker that the supervisor knows, such as the Mosquitto add-on's; none where it knows none."""
+    """Settings of the broker that the supervisor knows, such as the Mosquitto add-on; none where it knows none."""
     headers = {"Authorization": f"Bearer {os.environ.get('SUPERVISOR_TOKEN', '')}"}
     request = urllib.request.Request(f"{supervisor}/services/mqtt", headers=headers)  # noqa: S310 - http, as told
     try:

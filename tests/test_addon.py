@@ -99,9 +99,10 @@ def test_each_option_has_a_name_and_a_meaning(file: Path) -> None:
     assert told.keys() == CONFIG["schema"].keys()
     paths = {(section, name) for section, about in told.items() for name in about["fields"]}
     assert paths == OPTIONS.keys()
-    for about in [*told.values(), *(field for about in told.values() for field in about["fields"].values())]:
-        assert about.keys() <= {"name", "description", "fields"}
-        assert all(isinstance(about[key], str) and about[key] for key in ("name", "description"))
+    fields = [field for about in told.values() for field in about["fields"].values()]
+    for one in [*told.values(), *fields]:
+        assert one.keys() <= {"name", "description", "fields"}
+        assert all(isinstance(one[key], str) and one[key] for key in ("name", "description"))
 
 
 def test_there_are_an_english_and_a_german_one() -> None:

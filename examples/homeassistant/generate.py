@@ -112,7 +112,7 @@ def now() -> Card:
         tile(
             "sensor.iq_gateway_problem",
             "Problem",
-            "red",
+            "grey",
             icon="mdi:alert-circle-outline",
             columns="full",
             everywhere=True,

@@ -15,6 +15,8 @@ from bridge.model import Facts, Input, Message, Phase, Platform, Rank
 from bridge.topics import OFFLINE, ONLINE, Names, Row
 
 SUPPORT_URL = "https://github.com/iqgateway2mqtt/iqgateway2mqtt"
+HANDOVER = json.dumps({"migrate_discovery": True})
+"""To a discovery topic: Home Assistant unloads the entities, but keeps what it and its owner know of them."""
 ORIGIN = {"name": "iqgateway2mqtt", "sw_version": __version__, "support_url": SUPPORT_URL}
 
 METERS = {
@@ -152,6 +154,22 @@ def announce(
             yield from _components(settings, gateway, device)
         else:
             yield _message(f"{settings.prefix}/device/{_id(gateway, key)}/config", _root(settings, gateway, device))
+
+
+def handover(topic: str) -> Message:
+    """Before a discovery topic is cleared whose entities go on in a message of the other form."""
+    return Message(topic, HANDOVER, qos=1, rank=Rank.HANDOVER, content_type="application/json")
+
+
+def farewell(topic: str) -> Message:
+    """Takes a discovery message back."""
+    return Message(topic, "", qos=1, rank=Rank.FAREWELL)
+
+
+def of_other_form(settings: Settings, topic: str) -> bool:
+    """Whether a discovery topic of this prefix is of the form that is not published now."""
+    by_device = topic.startswith(f"{settings.prefix}/device/")
+    return topic.startswith(f"{settings.prefix}/") and by_device != (settings.form == "device")
 
 
 def _message(topic: str, body: Mapping[str, Any]) -> Message:

@@ -173,11 +173,17 @@ class Facts:
 
 
 class Rank(IntEnum):
-    """The order in which messages leave: subscribers learn of a device before they see its values."""
+    """The order in which messages leave: subscribers learn of a device before they see its values.
 
-    DISCOVERY = 0
-    AVAILABILITY = 1
-    VALUE = 2
+    While discovery changes its form, the old form lets go of its entities first, and is cleared once the new one
+    has them.
+    """
+
+    HANDOVER = 0
+    DISCOVERY = 1
+    FAREWELL = 2
+    AVAILABILITY = 3
+    VALUE = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden with what is published now")
+    parser.addoption("--install-home-assistant", action="store_true", help="in CI it is installed anyway")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "may_log(*patterns): such records may come as well, or not")
     config.addinivalue_line("markers", "shell(name): the shell whose completion a test tries")
+    config.addinivalue_line("markers", "acceptance: with a real Home Assistant (tests/acceptance)")
     config.addinivalue_line("markers", "hasty: in a loop that shortens idle waits (tests/running.py)")
 
 

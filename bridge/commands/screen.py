@@ -61,7 +61,7 @@ class Screen:
         self._count += 1
         self._topics.add(message.topic)
         if self._live is None:
-            if message.rank is not Rank.DISCOVERY:
+            if message.rank > Rank.FAREWELL:
                 print(message.topic, message.payload, flush=True)
         elif message.content_type is None and self._wanted(message.topic):
             self._values[message.topic] = message.payload

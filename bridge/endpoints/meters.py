@@ -67,7 +67,7 @@ class Meter(Record):
 
     key: Annotated[int, Field(validation_alias="eid"), BeforeValidator(_eid)]
     role: Annotated[Identity, Field(validation_alias="measurementType")]
-    eid: Number = wire("eid", label="Meter id", diagnostic=True)
+    eid: Number = wire("eid", label="ID", diagnostic=True)
     enabled: Enabled = wire("state", diagnostic=True)
     metering_status: LowerText = wire("meteringStatus", enabled=True, diagnostic=True)
     status_flags: Texts = wire("statusFlags", diagnostic=True)

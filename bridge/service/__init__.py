@@ -130,6 +130,7 @@ class Bridge:
         self._names = names_of(settings)
         self._store = store or Store(settings.state_dir)
         self._started = datetime.fromtimestamp(int(now()), UTC)
+        self._on_sent = on_sent
         self._last = online(f"{self._names.bridge}/state", is_online=False)
         self._broker_id = settings.mqtt.client_id or f"iqgateway2mqtt-{self._store.client_suffix()}"
         self._birth = f"{settings.homeassistant.prefix}/status"
@@ -142,7 +143,7 @@ class Bridge:
         )
         outbox = Outbox(settings.mqtt.deadband)
         mqtt = settings.mqtt
-        self._sender = Sender(outbox, self._broker, heartbeat=mqtt.heartbeat, rate=mqtt.rate, on_sent=on_sent)
+        self._sender = Sender(outbox, self._broker, heartbeat=mqtt.heartbeat, rate=mqtt.rate, on_sent=self._sent)
         self._pollers = [self._poller(gateway) for gateway in settings.all_gateways]
 
     async def run(self) -> None:
@@ -193,6 +194,12 @@ class Bridge:
     def _inform(self) -> None:
         serials = [poller.serial for poller in self._pollers]
         self._sender.put(bridge_info(self._names, __version__, self._started, filter(None, serials)))
+
+    def _sent(self, message: Message) -> None:
+        for poller in self._pollers:
+            poller.sent(message)
+        if self._on_sent is not None:
+            self._on_sent(message)
 
     def _received(self, topic: str, payload: bytes, retained: bool) -> None:
         if topic == self._birth and payload == b"online" and not retained:

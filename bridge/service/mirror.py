@@ -40,6 +40,8 @@ class Mirror:
         self._tree = Tree(style.names, serial, order, style.payload)
         self._announced: tuple[int, Facts] | None = None
         self._discovered: set[str] = set()
+        self._leaving: set[str] = set()
+        """Discovery topics to be cleared; until the broker has been told, the store remembers them."""
         self._has_site = False
         self._cleared: set[str] = set()
         """Sources that the gateway does not have: their topics were cleared once."""
@@ -84,12 +86,14 @@ class Mirror:
     def restore(self, kept: object) -> bool:
         """Take over what an earlier run has published. False where there is nothing."""
         kept = kept if isinstance(kept, dict) else {}
-        self._discovered = {topic for topic in kept.get("discovered") or () if isinstance(topic, str)}
+        self._discovered = _topics(kept.get("discovered"))
+        self._leaving = _topics(kept.get("leaving"))
         return self._tree.restore(kept.get("rows"))
 
     def dump(self) -> dict[str, Any]:
         """What has been published, for the store."""
-        return {"rows": self._tree.dump(), "discovered": sorted(self._discovered)}
+        discovery = {"discovered": sorted(self._discovered), "leaving": sorted(self._leaving)}
+        return {"rows": self._tree.dump(), **discovery}
 
     def announce(self, facts: Facts) -> bool:
         """Discovery, where there is something new to announce. True where there was."""
@@ -103,10 +107,27 @@ class Mirror:
             about = discovery.Gateway(facts, style.url, style.site, style.suffix)
             messages += discovery.announce(style.announcement, about, self._tree.rows(), self._tree.gone())
         topics = {message.topic for message in messages}
-        self._send(Message(topic, "", qos=1, rank=Rank.DISCOVERY) for topic in self._discovered - topics)
+        gone = (self._discovered | self._leaving) - topics
+        self._send(self._parting(topic) for topic in sorted(gone))
         self._send(messages)
-        self._discovered = topics
+        self._discovered, self._leaving = topics, gone
         return True
+
+    def sent(self, message: Message) -> bool:
+        """The broker has it. True where that was the last of what had to go."""
+        if message.topic not in self._leaving:
+            return False
+        if message.payload:
+            self._publish(discovery.farewell(message.topic))
+            return False
+        self._leaving.discard(message.topic)
+        return not self._leaving
+
+    def _parting(self, topic: str) -> Message:
+        """The first that is said to a discovery topic which has to go."""
+        form = self._style.announcement
+        handed_over = form is not None and discovery.of_other_form(form, topic)
+        return discovery.handover(topic) if handed_over else discovery.farewell(topic)
 
     def _update(self, source: str, readings: Sequence[Reading], when: float) -> None:
         self._send(self._tree.update(source, readings, datetime.fromtimestamp(when, UTC)))
@@ -114,3 +135,8 @@ class Mirror:
     def _send(self, messages: Iterable[Message]) -> None:
         for message in messages:
             self._publish(message)
+
+
+def _topics(kept: object) -> set[str]:
+    """From the store, which anybody may have edited."""
+    return {topic for topic in kept if isinstance(topic, str)} if isinstance(kept, list) else set()

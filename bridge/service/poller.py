@@ -9,7 +9,7 @@ from datetime import UTC, datetime, tzinfo
 from bridge.config import GatewaySettings
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint, Parsed
 from bridge.gateway import CloudRejected, Gateway, KeyChanged, Token, TokenRejected
-from bridge.model import Answer, BadAnswer, BridgeError, Rejected, Request, Unavailable, Unsupported
+from bridge.model import Answer, BadAnswer, BridgeError, Message, Rejected, Request, Unavailable, Unsupported
 from bridge.service.budget import Budget
 from bridge.service.counting import Counting
 from bridge.service.diagnostics import Diagnostics
@@ -118,6 +118,11 @@ class Poller:
 
     def keep_token(self, token: Token) -> None:
         self._identity.keep_token(token)
+
+    def sent(self, message: Message) -> None:
+        """The broker has it; what had to go is gone then."""
+        if self._mirror and self._mirror.sent(message):
+            self._identity.keep_published(self._mirror.dump())
 
     def leave(self) -> None:
         """Nobody polls any more: nothing is fresh."""

@@ -34,7 +34,7 @@ class Sender:
         *,
         heartbeat: float,
         rate: float = 0,
-        on_sent: Callable[[Message], None] | None = None,
+        on_sent: Callable[[Message], None] = lambda _: None,
     ) -> None:
         self._outbox, self._broker, self._heartbeat = outbox, broker, heartbeat
         self._on_sent = on_sent
@@ -111,8 +111,7 @@ class Sender:
                 self._report(message, refusal)
                 continue
             self._outbox.sent(message, self._time())
-            if self._on_sent is not None:
-                self._on_sent(message)
+            self._on_sent(message)
 
     async def _pace(self) -> None:
         now = self._time()

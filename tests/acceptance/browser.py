@@ -1,0 +1,133 @@
+"""A headless Chromium, driven by its own protocol: enough to look at a page and to take its picture."""
+
+import asyncio
+import base64
+import itertools
+import json
+import re
+import subprocess
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from brokers import program
+from websockets.asyncio.client import ClientConnection, connect
+
+ADDRESS = re.compile(r"DevTools listening on (ws://\S+)")
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+)
+TEXT = """
+(() => {
+  const parts = [];
+  const walk = (node) => {
+    if (node.nodeType === Node.TEXT_NODE) parts.push(node.textContent);
+    if (node.shadowRoot) walk(node.shadowRoot);
+    const inside = node.tagName === "SLOT" ? node.assignedNodes() : node.childNodes;
+    if (!["STYLE", "SCRIPT"].includes(node.tagName)) inside.forEach(walk);
+  };
+  walk(document.body);
+  return parts.join(" ").replace(/\\s+/g, " ");
+})()
+"""
+TAGS = """
+(() => {
+  const tags = [];
+  const walk = (node) => {
+    if (node.tagName) tags.push(node.tagName.toLowerCase());
+    if (node.shadowRoot) walk(node.shadowRoot);
+    node.childNodes.forEach(walk);
+  };
+  walk(document.body);
+  return tags;
+})()
+"""
+
+
+class Page:
+    """One page. Times out nowhere: who asks waits by a condition of its own."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket, self._ids = socket, itertools.count(1)
+        self._session: Mapping[str, str] = {}
+
+    async def open(self, width: int, height: int, scale: float, script: str) -> None:
+        """An empty page of this size; `script` runs before those of each document."""
+        target = await self._do("Target.createTarget", url="about:blank")
+        attached = await self._do("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = {"sessionId": attached["sessionId"]}
+        size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
+        await self._do("Emulation.setDeviceMetricsOverride", **size)
+        await self._do("Page.enable")
+        await self._do("Page.addScriptToEvaluateOnNewDocument", source=script)
+
+    async def go(self, url: str) -> None:
+        await self._do("Page.navigate", url=url)
+
+    async def text(self) -> str:
+        """All that it shows, in shadow trees, too."""
+        return str(await self._evaluate(TEXT))
+
+    async def tags(self) -> list[str]:
+        return list(await self._evaluate(TAGS))
+
+    async def picture(self) -> bytes:
+        """As PNG."""
+        shot = await self._do("Page.captureScreenshot", format="png", optimizeForSpeed=False)
+        return base64.b64decode(shot["data"])
+
+    async def _evaluate(self, script: str) -> Any:
+        answer = await self._do("Runtime.evaluate", expression=script, returnByValue=True)
+        return answer["result"].get("value") or ""  # while a document is being replaced there is none
+
+    async def _do(self, method: str, **params: Any) -> Any:
+        number = next(self._ids)
+        message = {"id": number, "method": method, "params": params, **self._session}
+        await self._socket.send(json.dumps(message))
+        while True:
+            answer = json.loads(await self._socket.recv())
+            if answer.get("id") == number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+
+
+@asynccontextmanager
+async def browsing(folder: Path) -> AsyncIterator[Page]:
+    """A browser with a profile of its own. `CI` installs chromium; elsewhere see who calls."""
+    command = (program("chromium"), *OPTIONS, f"--user-data-dir={folder / 'chromium'}")
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    try:
+        address = await _address(process.stderr)
+        draining = asyncio.create_task(process.stderr.read())
+        async with connect(
+            address, proxy=None, max_size=None, ping_interval=None, open_timeout=None, close_timeout=None
+        ) as socket:
+            yield Page(socket)
+            await socket.send(json.dumps({"id": 0, "method": "Browser.close"}))
+            await process.wait()
+        await draining
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _address(stream: asyncio.StreamReader) -> str:
+    async for line in stream:
+        if found := ADDRESS.search(line.decode()):
+            return found[1]
+    raise AssertionError("chromium does not start")

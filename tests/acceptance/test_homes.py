@@ -1,0 +1,198 @@
+"""What Home Assistant makes of three homes: all devices and entities, their words, units and classes."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from assistant import Owned
+from install import NEWEST, OLDER, Release
+from portrait import MOVING, Portrait, portray, shown
+from running import HastyLoop
+
+HOMES = [("three-phase", NEWEST), ("split-phase", NEWEST), ("no-cts", NEWEST), ("three-phase", OLDER)]
+BY_UNIT = {
+    "W": ("power", {"measurement"}, 0),
+    "VA": ("apparent_power", {"measurement"}, 0),
+    "var": ("reactive_power", {"measurement"}, 0),
+    "V": ("voltage", {"measurement"}, 1),
+    "A": ("current", {"measurement"}, 2),
+    "Hz": ("frequency", {"measurement"}, 2),
+    "%": ("battery", {"measurement"}, 0),
+    "s": ("duration", {"measurement"}, 3),
+    "VAh": (None, {"total_increasing", "total"}, 0),
+    "varh": (None, {"total_increasing", "total"}, 0),
+}
+"""Device class, state classes and decimals of each unit but Wh."""
+PHASED = ("power", "voltage", "current")
+SITE = {
+    "three-phase": {
+        "Solar power",
+        "Solar energy produced",
+        "Solar energy today",
+        "Grid power",
+        "Grid energy imported",
+        "Grid energy exported",
+        "Grid connected",
+        "Home power",
+        "Home energy consumed",
+        "Home energy today",
+        "Battery power",
+        "Battery energy charged",
+        "Battery energy discharged",
+        "Battery charge",
+        "Battery energy stored",
+        "Battery capacity",
+    },
+}
+SITE["split-phase"] = SITE["three-phase"]
+SITE["no-cts"] = {"Solar power", "Solar energy produced", "Solar energy today"}
+METERS = {
+    "three-phase": {
+        "Production meter": ("Energy produced", "Energy consumed"),
+        "Net consumption meter": ("Energy imported", "Energy exported"),
+        "Storage meter": ("Energy discharged", "Energy charged"),
+    },
+    "split-phase": {
+        "Production meter": ("Energy produced", "Energy consumed"),
+        "Net consumption meter": ("Energy imported", "Energy exported"),
+    },
+    "no-cts": {},
+}
+GATEWAY = {"Connection", "Firmware", "Problem", "Token expires", "Inverters reporting"}
+PHASES = {"three-phase": ("L1", "L2", "L3"), "split-phase": ("L1", "L2"), "no-cts": ()}
+INVERTERS = {"three-phase": 21, "split-phase": 16, "no-cts": 12}
+BATTERIES = {"three-phase": 2, "split-phase": 2, "no-cts": 0}
+ENABLED = {"three-phase": 83, "split-phase": 59, "no-cts": 20}
+
+
+def _param(home: str, release: Release) -> Any:
+    """All tests of one home at one worker, so that it is looked at once."""
+    name = f"{home} {release.version}"
+    return pytest.param((home, release), id=name, marks=pytest.mark.xdist_group(name))
+
+
+@pytest.fixture(scope="module", params=[_param(*home) for home in HOMES])
+def portrait(
+    request: pytest.FixtureRequest,
+    owned: Callable[[Release], Owned],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Portrait]:
+    home, release = request.param
+    installation = owned(release)
+    with asyncio.Runner(loop_factory=HastyLoop) as runner:
+        yield runner.run(portray(installation, home, Path(tmp_path_factory.mktemp("portrait"))))
+
+
+def people_see(portrait: Portrait) -> set[str]:
+    """Names of enabled entities, the device's name first, as cards show them."""
+    mine = {e["entity_id"] for e in portrait.entities.values() if e["disabled_by"] is None}
+    return {str(portrait.states[entity]["attributes"]["friendly_name"]) for entity in mine}
+
+
+def attributes(portrait: Portrait) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for unique_id in portrait.announced:
+        yield unique_id, portrait.state(unique_id)["attributes"]
+
+
+def test_every_entity_is_there_with_the_id_that_it_asked_for(portrait: Portrait) -> None:
+    assert portrait.entities.keys() == portrait.announced.keys()
+    wanted = {unique_id: entity["default_entity_id"] for unique_id, entity in portrait.announced.items()}
+    assert {unique_id: entity["entity_id"] for unique_id, entity in portrait.entities.items()} == wanted
+
+
+def test_every_device_is_there_behind_its_gateway(portrait: Portrait) -> None:
+    gateway = f"iqgateway_{portrait.serial}_gateway"
+    assert portrait.devices.keys() == {entity["device"]["identifiers"][0] for entity in portrait.announced.values()}
+    root = portrait.devices[gateway]
+    assert (root["name"], root["manufacturer"], root["model"]) == ("IQ Gateway", "Enphase", "IQ Gateway")
+    assert (root["serial_number"], root["via_device_id"]) == (portrait.serial, None)
+    assert root["sw_version"] == portrait.topics[f"enphase/{portrait.serial}/gateway/firmware"]
+    assert root["model_id"] == portrait.topics[f"enphase/{portrait.serial}/gateway/part_number"]
+    assert root["configuration_url"].startswith("https://127.0.0.1:")
+    others = [device for key, device in portrait.devices.items() if key != gateway]
+    assert {device["via_device_id"] for device in others} == {root["id"]}
+    names = [device["name"] for device in portrait.devices.values()]
+    assert len(set(names)) == len(names)
+    kinds = Counter(device["model"] for device in portrait.devices.values())
+    assert kinds["Microinverter"] == INVERTERS[portrait.home]
+    assert kinds["IQ Battery"] == BATTERIES[portrait.home]
+    assert kinds["Current transformer"] == len(METERS[portrait.home])
+
+
+def test_the_names_of_what_is_enabled_read_well(portrait: Portrait) -> None:
+    """The whole list, so that nothing is enabled by accident."""
+    home = portrait.home
+    units = [device["name"] for device in portrait.devices.values() if device["model"] == "Microinverter"]
+    batteries = [device["name"] for device in portrait.devices.values() if device["model"] == "IQ Battery"]
+    names = {f"Enphase {name}" for name in SITE[home]} | {f"IQ Gateway {name}" for name in GATEWAY}
+    names |= {f"{unit} Power" for unit in units} | {f"{battery} Status" for battery in batteries}
+    for meter, energies in METERS[home].items():
+        names |= {f"{meter} {name}" for name in ("Power", "Metering status", *energies)}
+        names |= {f"{meter} {phase} {name}" for phase in PHASES[home] for name in PHASED}
+    assert people_see(portrait) == names
+    assert len(names) == ENABLED[home]
+
+
+def test_no_name_says_its_device_twice(portrait: Portrait) -> None:
+    for unique_id, found in attributes(portrait):
+        entity = portrait.announced[unique_id]
+        device, name = entity["device"]["name"], entity["name"]
+        assert found["friendly_name"] == f"{device} {name}"
+        assert not name.lower().startswith(device.lower())
+        words = str(found["friendly_name"]).lower().split()
+        assert all(one != next_ for one, next_ in itertools.pairwise(words)), words
+        assert name[0].isupper()
+        assert "_" not in name
+
+
+def test_units_classes_and_decimals(portrait: Portrait) -> None:
+    for unique_id, found in attributes(portrait):
+        unit, device_class, state_class = (
+            found.get(key) for key in ("unit_of_measurement", "device_class", "state_class")
+        )
+        options = portrait.enabled[unique_id]["options"].get("sensor", {})
+        decimals = options.get("suggested_display_precision")
+        if unit == "Wh":
+            storage = device_class == "energy_storage"
+            assert device_class in {"energy", "energy_storage"}, unique_id
+            assert decimals == 0
+            moving = unique_id.endswith(("energy_7d",)) or ("_energy_" in unique_id and unique_id.endswith("today"))
+            report = "_report_" in unique_id
+            wanted = "measurement" if storage else "total" if report else "total_increasing"
+            assert state_class == (None if moving and "_site_" not in unique_id else wanted), unique_id
+        elif unit is not None:
+            wanted_class, state_classes, wanted_decimals = BY_UNIT[unit]
+            assert (device_class, decimals) == (wanted_class, wanted_decimals), unique_id
+            assert state_class in state_classes, unique_id
+        elif device_class not in {"timestamp", "connectivity"}:
+            assert device_class in {None, "power_factor"}, unique_id
+
+
+def test_every_state_is_its_topic(portrait: Portrait) -> None:
+    """Those included that are disabled when they come."""
+    checked = 0
+    for unique_id, entity in portrait.announced.items():
+        if unique_id.endswith(MOVING):
+            continue
+        text = portrait.topics[entity["state_topic"]]
+        assert portrait.state(unique_id)["state"] == shown(text, entity), unique_id
+        checked += text != "None"
+    assert checked > len(portrait.announced) * 0.8
+
+
+def test_the_energy_dashboard_takes_what_the_site_has(portrait: Portrait) -> None:
+    energy = portrait.energy
+    flows = {"no-cts": ["solar"]}.get(portrait.home, ["solar", "grid", "battery"])
+    assert [source["type"] for source in energy.preferences["energy_sources"]] == flows
+    assert len(energy.preferences["device_consumption"]) == (len(flows) > 1)
+    assert energy.issues == []
+    charge = {"sensor.enphase_battery_charge": "%"} if "battery" in flows else {}
+    assert charge.items() <= energy.statistics.items()
+
+
+def test_home_assistant_has_nothing_to_complain_of(portrait: Portrait) -> None:
+    assert portrait.complaints == []

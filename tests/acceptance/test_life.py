@@ -1,0 +1,196 @@
+"""The life of an installation: outages, restarts, updates, changes of settings, hardware that goes."""
+
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from assistant import HomeAssistant, Owned
+from brokers import Mosquitto, watching
+from houses import SUN_UP, House, housed
+from install import NEWEST, OLDER, Release
+from portrait import differences, is_discovery
+from programs import BRIDGE, started
+from running import running
+
+from bridge import discovery
+from bridge.simulator import Simulator
+
+pytestmark = pytest.mark.hasty
+DAY = 86_400.0
+INVERTER_VALUES = 5
+INVERTERS = "/api/v1/production/inverters"
+ROOF = "sensor.roof"
+CLEARED = re.compile(r"mqtt\.discovery: No device components to cleanup for iqgateway_")
+"""Home Assistant says so of a device's topic that is cleared as its manual wants it, once the device was handed
+over; and where a device goes, it clears the topic again itself for each entity that was disabled."""
+
+
+def complaints(ha: HomeAssistant) -> list[str]:
+    return [line for line in ha.complaints if not CLEARED.search(line)]
+
+
+@asynccontextmanager
+async def home_of(folder: Path, home: str = "three-phase") -> AsyncIterator[House]:
+    with Mosquitto(folder) as broker:
+        async with housed(folder, broker, home) as house, watching(broker.port) as house.watcher:
+            yield house
+
+
+async def settled(ha: HomeAssistant, house: House, form: str = "device") -> None:
+    """Until Home Assistant shows what the broker holds, by this form of discovery."""
+
+    async def true() -> bool:
+        return not differences(await ha.states(), await ha.entities(), house.seen)
+
+    async def by_this_form() -> bool:
+        topics = [topic for topic, _ in (await ha.discovered()).values()]
+        return bool(topics) and all(("/device/" in topic) == (form == "device") for topic in topics)
+
+    await ha.until(lambda: set(house.availability.values()) == {"online"} and "site" in house.availability)
+    await ha.until(true)
+    await ha.until(by_this_form)
+    assert all(("/device/" in topic) == (form == "device") for topic in house.seen if is_discovery(topic))
+
+
+async def unavailable(ha: HomeAssistant) -> dict[str, bool]:
+    """Enabled entities by unique id, and whether they are unavailable."""
+    states = await ha.states()
+    mine = {key: entity["entity_id"] for key, entity in (await ha.entities()).items() if not entity["disabled_by"]}
+    return {key: states[entity]["state"] == "unavailable" for key, entity in mine.items()}
+
+
+async def kept(ha: HomeAssistant) -> Mapping[str, tuple[Any, ...]]:
+    """What must outlive everything: ids, names and devices of all entities."""
+    entities = await ha.entities()
+    keys = ("id", "entity_id", "device_id", "name", "original_name", "disabled_by")
+    return {unique_id: tuple(entity[key] for key in keys) for unique_id, entity in entities.items()}
+
+
+@pytest.mark.may_log("(readings|livedata): no connection", "the gateway can't be read: no connection")
+async def test_outages_show_and_end(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
+    ha = HomeAssistant(owned(NEWEST), tmp_path)
+    async with home_of(tmp_path) as house, ha.running():
+        await ha.use_broker(house.broker.port)
+        own = f"iqgateway_{house.serial}_gateway_"
+
+        async def only_the_gateway_itself() -> bool:
+            return all(away != key.startswith(own) for key, away in (await unavailable(ha)).items())
+
+        async def everything() -> bool:
+            return all((await unavailable(ha)).values())
+
+        async with running(house.settings()):
+            await settled(ha, house)
+            await house.unplug()
+            await ha.until(only_the_gateway_itself)
+            states = await ha.states()
+            assert states["binary_sensor.iq_gateway_connection"]["state"] == "off"
+            assert states["sensor.iq_gateway_problem"]["state"].startswith("the gateway can't be read: ")
+            await house.plug()
+            await settled(ha, house)
+            assert not any((await unavailable(ha)).values())
+        await ha.until(everything)
+        given = house.settings()
+        environment = {
+            "BRIDGE_GATEWAY__HOST": house.url,
+            "BRIDGE_GATEWAY__TOKEN": house.simulator.token(),
+            "BRIDGE_MQTT__URL": house.broker.url,
+            "BRIDGE_STATE_DIR": str(given.state_dir),
+        }
+        async with started(*BRIDGE, "run", env=environment) as program:
+            await settled(ha, house)
+            program.process.kill()
+            await ha.until(everything)
+        assert ha.complaints == []
+
+
+@pytest.mark.parametrize("release", [NEWEST, OLDER], ids=lambda release: release.version)
+async def test_ids_names_and_history_outlive_everything(
+    release: Release, owned: Callable[[Release], Owned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ha = HomeAssistant(owned(release), tmp_path)
+    async with home_of(tmp_path) as house:
+        solar = f"iqgateway_{house.serial}_site_solar_power"
+        by_component = house.settings(homeassistant={"discovery": "component"})
+
+        async with ha.running():
+            await ha.use_broker(house.broker.port)
+            async with running(house.settings()):
+                await settled(ha, house)
+                entity = (await ha.entities())[solar]["entity_id"]
+                await ha.ask("config/entity_registry/update", entity_id=entity, name="Roof", new_entity_id=ROOF)
+                await settled(ha, house)
+                first = await kept(ha)
+                assert first[solar][1:4:2] == (ROOF, "Roof")
+                began = (await ha.history(ROOF))[0]
+
+        async with ha.running(), running(house.settings()):
+            await settled(ha, house)
+            assert await kept(ha) == first
+
+        monkeypatch.setitem(discovery.ORIGIN, "sw_version", "99.0.0")
+        async with ha.running():
+            async with running(house.settings()):
+                await settled(ha, house)
+
+                async def updated() -> bool:
+                    return {version for _, version in (await ha.discovered()).values()} == {"99.0.0"}
+
+                await ha.until(updated)
+                assert await kept(ha) == first
+            async with running(by_component):
+                await settled(ha, house, "component")
+                assert await kept(ha) == first
+
+        async with ha.running():
+            async with running(by_component):
+                await settled(ha, house, "component")
+                assert await kept(ha) == first
+            async with running(house.settings()):
+                await settled(ha, house)
+                assert await kept(ha) == first
+            assert (await ha.history(ROOF))[0] == began
+        assert complaints(ha) == []
+
+
+@pytest.mark.may_log("energy_lifetime fell")  # the house that is simulated anew has produced a little less
+async def test_an_inverter_that_is_gone_goes(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
+    """A week after its last sign of life, with its device and all entities."""
+    ha, days = HomeAssistant(owned(NEWEST), tmp_path), [0.0]
+    async with home_of(tmp_path, "no-cts") as house, ha.running():
+        await ha.use_broker(house.broker.port)
+        settings = house.settings(poll={"inverters": 10})
+        async with running(settings):
+            await settled(ha, house)
+        devices, entities = await ha.devices(), await ha.entities()
+        unit = await take_one_inverter(house)
+        gone = {key for key in entities if f"_inverter_{unit}_" in key}
+        assert len(gone) == INVERTER_VALUES
+        async with running(settings, now=lambda: time.time() + days[0] * DAY):
+            for day in (1, 7, 9):
+                assert (await ha.entities()).keys() == entities.keys()
+                asked, days[0] = house.simulator.count(INVERTERS), day
+                await ha.until(lambda asked=asked: house.simulator.count(INVERTERS) > asked + 1)
+
+            async def is_gone() -> bool:
+                return (await ha.entities()).keys() == entities.keys() - gone
+
+            await ha.until(is_gone)
+            assert (await ha.devices()).keys() == devices.keys() - {f"iqgateway_{house.serial}_inverter_{unit}"}
+        assert complaints(ha) == []
+
+
+async def take_one_inverter(house: House) -> str:
+    """From the roof; its serial number."""
+    before = house.simulator
+    unit, *others = before.home.inverters
+    home = replace(before.home, inverters=tuple(others))
+    await house.unplug()
+    house.simulator = Simulator(home, clock=house.clock, start_hour=SUN_UP, shared_cloud=before.cloud)
+    await house.plug()
+    return unit.serial

@@ -1,0 +1,77 @@
+"""Discovery that changes its form: Home Assistant must keep entities, names and history."""
+
+import json
+from pathlib import Path
+
+import pytest
+from houses import House, house
+from running import running, until
+
+from bridge.discovery import HANDOVER
+
+FORMS = ("device", "component")
+
+
+def announced(home: House) -> dict[str, str]:
+    """Unique ids, and the topic that announces them."""
+    found = {}
+    for topic, text in home.seen.items():
+        if not topic.startswith("homeassistant/") or text == HANDOVER:
+            continue
+        body = json.loads(text)
+        entities = body["components"].values() if "components" in body else [body]
+        found |= {entity["unique_id"]: topic for entity in entities}
+    return found
+
+
+def said(home: House, since: int) -> list[tuple[str, str]]:
+    """Discovery topics and what became of them, in order: `handover`, `config` or `clear`."""
+    words = {HANDOVER: "handover", "": "clear"}
+    messages = [seen for seen in home.watcher.seen[since:] if seen.topic.startswith("homeassistant/")]
+    return [(message.topic, words.get(message.payload, "config")) for message in messages]
+
+
+async def run_once(home: House, form: str) -> None:
+    async with running(home.settings(homeassistant={"discovery": form})):
+        await until(lambda: home.availability.get("grid") == "online" and bool(announced(home)))
+        await until(lambda: HANDOVER not in home.seen.values())
+
+
+@pytest.mark.parametrize(("before", "after"), [FORMS, FORMS[::-1]])
+async def test_the_old_form_lets_go_then_the_new_one_comes_then_the_old_one_goes(
+    before: str, after: str, tmp_path: Path
+) -> None:
+    async with house(tmp_path) as home:
+        await run_once(home, before)
+        old, since = announced(home), len(home.watcher.seen)
+        await run_once(home, after)
+        new = announced(home)
+        assert new.keys() == old.keys()
+        assert not set(new.values()) & set(old.values())
+        story = said(home, since)
+        assert [topic for topic, what in story if what == "handover"] == sorted(set(old.values()))
+        assert {topic for topic, what in story if what == "clear"} == set(old.values())
+        order = [what for _, what in story]
+        first = len(set(old.values()))
+        assert order[:first] == ["handover"] * first
+        last = [what for topic, what in story if topic in {*new.values()}].count("config")
+        assert "clear" not in order[: first + len(set(new.values()))]
+        assert last >= len(set(new.values()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_without_a_change_nothing_is_handed_over(form: str, tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        await run_once(home, form)
+        since = len(home.watcher.seen)
+        await run_once(home, form)
+        assert {what for _, what in said(home, since)} == {"config"}
+
+
+async def test_without_discovery_everything_is_taken_back(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        await run_once(home, "device")
+        since, old = len(home.watcher.seen), set(announced(home).values())
+        async with running(home.settings(homeassistant={"discovery": "off"})):
+            await until(lambda: not announced(home))
+        assert {*said(home, since)} == {(topic, "clear") for topic in old}

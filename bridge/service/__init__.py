@@ -52,6 +52,7 @@ def plan_of(settings: Settings) -> Plan:
         None if said else SITE_PERIODS[poll.profile],
         BUDGETS[poll.profile] if poll.budget is None else poll.budget,
         settings.site.netting == "sum",
+        settings.site.third_party_pv,
         ZoneInfo(settings.timezone) if settings.timezone else None,
     )
 

@@ -56,6 +56,7 @@ class Plan:
     site_period: float | None = None
     budget: float = 0.25
     netted: bool = True
+    third_party: bool = False
     zone: tzinfo | None = None
 
 
@@ -245,7 +246,9 @@ class Poller:
     async def _open_counters(self, serial: str) -> None:
         """From the state file, and from what our subscribers have: nothing is published before that is known."""
         kept = self._identity.counted()
-        self._counting = Counting(netted=self._plan.netted, zone=self._plan.zone, kept=kept)
+        self._counting = Counting(
+            netted=self._plan.netted, third_party=self._plan.third_party, zone=self._plan.zone, kept=kept
+        )
         self._counting.seed(await self._seeds(serial))
         self._counted_at = self._time()
 

@@ -1,20 +1,25 @@
 """The site's flows: solar, grid, battery, generator, home. Pure: times and the local day come from the caller."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from bridge.model import Facts, Reading, Scalar
+from bridge.site import seen
+from bridge.site.days import Days
 from bridge.site.energies import Energies
 from bridge.site.plan import NET, PRODUCTION, STORAGE, Plan, choose
 from bridge.site.powers import Powers, Values, balance, fallback
 from bridge.site.rows import BATTERY, FLOWS, GENERATOR, GRID, HOME, ROWS, SOLAR
+from bridge.site.seen import Seen
 
 __all__ = ["FLOWS", "ROWS", "Answer", "Site"]
 
 STILL = 30.0
 """Seconds after which live data that do not move, or do not come, no longer count: up to 57 s frozen were seen."""
+RELAY_LASTS = 300.0
+"""Seconds for which the state of the main relay is believed without live data."""
 PATIENCE = 2
 """Answers for which an impossible balance is held."""
 RELAY = {1: True, 2: False}
@@ -25,6 +30,7 @@ TALLIES = {
     "charged": "site/battery/energy_charged",
     "discharged": "site/battery/energy_discharged",
     "home": "site/home/energy_lifetime",
+    "generator": "site/generator/energy_lifetime",
 }
 """Topics of the counters that we make."""
 COUNTED = {"energy/production-pcu": "energy_lifetime", "energy/production": "energy_lifetime"}
@@ -54,38 +60,25 @@ class Answer:
         }
 
 
-@dataclass(slots=True)
-class Seen:
-    """What has been seen of a site, for the choice of its sources: it only grows, so that the choice is kept."""
-
-    battery: bool = False
-    livedata: bool = False
-    stalled: bool = False
-    generator: bool = False
-
-    def observe(self, source: str, values: Values, latest: Values) -> None:
-        self.livedata |= source == "livedata" and ("live/grid", "power") in values
-        held = ("encharge_energy", "acb_energy", "encharge_soc", "acb_soc")
-        self.battery |= any(values.get(("live/storage", name), 0) > 0 for name in held)
-        self.battery |= any(device.startswith("battery/") for device, _ in values)
-        self.generator |= values.get(("live/generator", "power"), 0) != 0
-        counted = latest.get(("energy/production", "energy_lifetime"))
-        self.stalled |= counted == 0 and latest.get(("energy/production-pcu", "energy_lifetime"), 0) > 0
-
-
 class Site:
-    """The flows of one site. `netted` makes grid energy from the net of all phases, as most utilities count it."""
+    """The flows of one site.
 
-    def __init__(self, *, netted: bool = True, kept: Mapping[str, Any] | None = None) -> None:
+    `netted` makes grid energy from the net of all phases, as most utilities count it; `third_party` counts another
+    maker's panels as sun where they have a meter.
+    """
+
+    def __init__(
+        self, *, netted: bool = True, third_party: bool = False, kept: Mapping[str, Any] | None = None
+    ) -> None:
         kept = kept or {}
-        self._netted = netted
+        self._netted, self._third_party = netted, third_party
         self._energies = Energies.load(kept.get("energies"))
-        self._days = _days(kept.get("days"))
-        self._seen = Seen()
+        self._days = Days.load(kept.get("days"))
+        self._seen = Seen.load(kept.get("seen"))
         self._latest: dict[tuple[str, str], float] = {}
         self._powers = Powers()
         self._impossible = 0
-        self._live_at = self._moved_at = float("-inf")
+        self._live_at = self._moved_at = self._relay_at = float("-inf")
         self._flows: tuple[float | None, ...] = ()
         self.powered_by: str | None = None
         """The source whose answer gave the powers last."""
@@ -94,15 +87,21 @@ class Site:
         """The site as it is after an answer."""
         values = answer.values()
         self._latest.update(values)
-        self._seen.observe(answer.source, values, self._latest)
+        self._seen.observe(answer.source, values, self._latest, answer.now)
+        if ("live/system", "main_relay") in values:
+            self._relay_at = answer.now
         plan = choose(
-            answer.facts, battery=self._seen.battery, livedata=self._seen.livedata, stalled=self._seen.stalled
+            answer.facts,
+            battery=seen.BATTERY in self._seen,
+            livedata=seen.LIVEDATA in self._seen,
+            stalled=seen.STALLED in self._seen,
+            third_party=self._third_party,
         )
         if answer.facts.meters is None:
             return []
         found = self._balanced(plan, answer, values)
         if found is not None:
-            self._take(found, answer.source)
+            self._take(self._completed(found, plan, answer.now), answer.source)
         self._count(plan, answer, values)
         return list(self._readings(plan, answer))
 
@@ -117,11 +116,11 @@ class Site:
         marks = {
             topic.removeprefix("meter/"): value for topic, value in values.items() if topic.startswith("meter/")
         }
-        self._energies.seed(totals, marks)
+        self._energies.seed(totals, marks, values)
 
     def dump(self) -> dict[str, Any]:
         """For the store: counters of ours must go on after a restart."""
-        return {"energies": self._energies.dump(), "days": {name: list(day) for name, day in self._days.items()}}
+        return {"energies": self._energies.dump(), "days": self._days.dump(), "seen": self._seen.lacking}
 
     # Powers
 
@@ -132,6 +131,23 @@ class Site:
             return balance(plan, values)
         stale = answer.now - self._live_at > STILL
         return fallback(values, plan) if plan.live and answer.source == "readings" and stale else None
+
+    def _completed(self, found: Powers, plan: Plan, now: float) -> Powers:
+        """What the answer with the powers does not tell: an old sun, and a generator where there is one."""
+        if plan.solar in COUNTED and plan.answer == "readings" and found.solar is None:
+            old = self._latest.get((plan.solar, "power"))
+            found = replace(found, solar=None if old is None else max(0.0, old))
+        if self._generating(now):
+            return found.on_generator()
+        if seen.GENERATOR in self._seen and found.generator is None:
+            return replace(found, generator=0.0)
+        return found
+
+    def _generating(self, now: float) -> bool:
+        """Whether a generator stands in for the grid: the net meter reads it then (seen on 8.2.127)."""
+        is_open = RELAY.get(int(self._latest.get(("live/system", "main_relay"), 0))) is False
+        running = self._latest.get(("live/generator", "power"), 0) != 0
+        return is_open and running and 0 <= now - self._relay_at <= RELAY_LASTS
 
     def _moving(self, answer: Answer, values: Values) -> bool:
         flows = tuple(
@@ -161,7 +177,10 @@ class Site:
             stored = self._stored()
             self._energies.integrate(values.get(("live/storage", "power"), 0.0), stored, answer.now)
         if answer.source == "readings":
-            self._energies.meters(plan, values, answer.now, netted=self._netted)
+            if seen.GENERATOR in self._seen:
+                self._energies.count("generator", 0.0, answer.now)
+            generating = self._generating(answer.now)
+            self._energies.meters(plan, values, answer.now, generating=generating)
 
     def _stored(self) -> float | None:
         known = [self._latest.get(("live/storage", name)) for name in ("encharge_energy", "acb_energy")]
@@ -170,10 +189,10 @@ class Site:
     # Readings
 
     def _readings(self, plan: Plan, answer: Answer) -> Iterator[Reading]:
-        shown = {SOLAR: plan.solar, GRID: plan.grid, HOME: plan.home, BATTERY: plan.battery}
-        shown[GENERATOR] = "live/generator" if plan.live and self._seen.generator else None
+        shown = {SOLAR: plan.solar_source, GRID: plan.grid, HOME: plan.home, BATTERY: plan.battery}
+        shown[GENERATOR] = self._generator_source(plan)
         for flow, source in shown.items():
-            battery = flow == BATTERY and self._seen.battery
+            battery = flow == BATTERY and seen.BATTERY in self._seen
             if source is None and not battery:
                 continue
             estimated = plan.live and flow in {BATTERY, HOME}
@@ -189,18 +208,33 @@ class Site:
                 yield from self._grid(plan)
             case "battery":
                 yield from self._battery(plan)
+            case "generator":
+                yield from self._made("generator", "energy_lifetime")
             case "home":
                 yield from self._made("home", "energy_lifetime")
                 if (tally := self._energies.tallies.get("home")) is not None:
-                    yield "energy_today", self._today(HOME, tally.total, answer.day)
+                    yield "energy_today", self._days.today(HOME, tally.total, answer.day)
+
+    def _generator_source(self, plan: Plan) -> str | None:
+        if seen.GENERATOR not in self._seen:
+            return None
+        return "live/generator" if plan.live else plan.grid
 
     def _solar(self, plan: Plan, day: str) -> Iterator[tuple[str, Scalar]]:
-        device = "meter/production" if PRODUCTION in plan.meters else plan.solar or ""
-        value = self._latest.get((device, COUNTED.get(device, "energy_delivered")))
-        if value is not None:
-            lifetime = self._energies.passed_on(SOLAR, device, value)
+        device = "meter/production" if PRODUCTION in plan.meters else self._old_sun(plan)
+        devices = list(filter(None, (device, plan.third_party)))
+        names = [COUNTED.get(device, "energy_delivered") for device in devices]
+        known = [self._latest.get(pair) for pair in zip(devices, names, strict=True)]
+        if None not in known:
+            value = sum(value for value in known if value is not None)
+            topics = "site/solar/energy_lifetime", f"{device}/{names[0]}" if len(devices) == 1 else ""
+            lifetime = self._energies.passed_on(SOLAR, ", ".join(devices), value, topics)
             yield "energy_lifetime", lifetime
-            yield "energy_today", self._today(SOLAR, lifetime, day)
+            yield "energy_today", self._days.today(SOLAR, lifetime, day)
+
+    def _old_sun(self, plan: Plan) -> str:
+        """The inverters' own sum, where no meter counts the sun."""
+        return plan.solar if plan.solar in COUNTED else "energy/production-pcu"
 
     def _grid(self, plan: Plan) -> Iterator[tuple[str, Scalar]]:
         yield "connected", RELAY.get(int(self._latest.get(("live/system", "main_relay"), 0)))
@@ -235,10 +269,11 @@ class Site:
         for ours, theirs in names.items():
             value = self._latest.get((device, f"energy_{theirs}"))
             if value is not None:
-                yield f"energy_{ours}", self._energies.passed_on(ours, device, value)
+                topics = TALLIES[ours], f"{device}/energy_{theirs}"
+                yield f"energy_{ours}", self._energies.passed_on(ours, device, value, topics)
 
     def _made(self, tally: str, name: str) -> Iterator[tuple[str, Scalar]]:
-        made = self._energies.tallies.get(tally)
+        made = self._energies.made(tally)
         if made is not None:
             yield name, round(made.total, 3)
             yield "energy_since", datetime.fromtimestamp(int(made.since), UTC)
@@ -259,20 +294,3 @@ class Site:
         if there:
             return there[0][0]
         return self._latest.get(("live/storage", "encharge_soc"), self._latest.get(("live/storage", "soc")))
-
-    def _today(self, name: str, lifetime: float, day: str) -> float:
-        """Lifetime less what it was at the last midnight."""
-        kept = self._days.get(name)
-        base = lifetime if kept is None else kept[1] if kept[0] == day else kept[2]
-        self._days[name] = (day, base, lifetime)
-        return round(max(0.0, lifetime - base), 3)
-
-
-def _days(kept: object) -> dict[str, tuple[str, float, float]]:
-    """Each lifetime's day, its value at midnight, and its last value."""
-    if not isinstance(kept, dict):
-        return {}
-    try:
-        return {str(name): (str(day), float(base), float(last)) for name, (day, base, last) in kept.items()}
-    except (TypeError, ValueError):
-        return {}

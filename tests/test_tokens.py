@@ -301,6 +301,8 @@ async def test_the_other_road_goes_by_the_cookie(httpx_mock: HTTPXMock, cloud: C
         ({"status_code": 200, "text": "[" * 100_000}, CloudUnavailable, "page instead of data"),
         ({"status_code": 200, "json": ["secret"]}, CloudUnavailable, "page instead of data"),
         ({"status_code": 200, "json": {"success": False}}, CloudUnavailable, "without a reason"),
+        ({"status_code": 200, "json": {}}, CloudUnavailable, "without a reason"),
+        ({"status_code": 200, "json": {"error": "maintenance"}}, CloudUnavailable, "without a reason"),
         ({"status_code": 200, "text": "x" * 1_000_000}, CloudUnavailable, "longer"),
     ],
 )
@@ -623,6 +625,22 @@ async def test_whoever_waits_may_give_up_and_the_login_goes_on(httpx_mock: HTTPX
     slow.set()
     assert secret(await source.current()) == jwt()
     assert len(httpx_mock.get_requests()) == 2
+
+
+async def test_a_cloud_that_hangs_does_not_pass_for_a_gateway_that_does(
+    httpx_mock: HTTPXMock, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    httpx_mock.add_callback(never)
+    monkeypatch.setattr(Cloud, "patience", 0.01)
+    source = desk.source()
+    with pytest.raises(CloudUnavailable, match="not answered yet") as error:
+        await source.current()
+    advice(error.value)
+    await source.aclose()
 
 
 async def test_closing_ends_a_login(httpx_mock: HTTPXMock, desk: Desk) -> None:

@@ -29,11 +29,15 @@ REFUSALS = frozenset({400, 401, 403, 404, 422})
 
 @dataclass(frozen=True, slots=True)
 class CloudLimits:
-    """Seconds and bytes. `deadline` is for a whole attempt."""
+    """Seconds and bytes. `deadline` is for a whole attempt.
+
+    `patience` is how long a request to the gateway waits for one: less than that request may take.
+    """
 
     connect: float = 10.0
     read: float = 30.0
     deadline: float = 60.0
+    patience: float = 10.0
     body: int = 256 * 1024
     attempts: int = 2
     retry_wait: float = 2.0
@@ -57,6 +61,10 @@ class Cloud:
         self._limits = limits or CloudLimits()
         if settings.ca_file is not None:
             _trust(settings)  # a wrong file is told at the start, not at the first renewal
+
+    @property
+    def patience(self) -> float:
+        return self._limits.patience
 
     async def token(self, serial: str) -> Token:
         """A token as the cloud gave it: readable, but not checked against the gateway.
@@ -99,9 +107,9 @@ class Cloud:
         session = answer.get("session_id")
         if isinstance(session, str) and session:
             return session
-        if answer.get("success") is False:
-            raise CloudUnavailable(f"{NAME} fails at the login without a reason: trying again later")
-        raise MultiFactor
+        if answer.get("success") is True or answer.get("message") == "success":
+            raise MultiFactor
+        raise CloudUnavailable(f"{NAME} fails at the login without a reason: trying again later")
 
     async def _request_token(self, client: httpx.AsyncClient, session: str, serial: str) -> Token:
         wish = {"session_id": session, "serial_num": serial, "username": self._username}

@@ -5,8 +5,8 @@ import logging
 import random
 from collections.abc import Callable
 
-from bridge.gateway.cloud import Cloud
-from bridge.gateway.errors import HOUR, MINUTE, PASTE, CloudRejected, TokenRejected
+from bridge.gateway.cloud import NAME, Cloud
+from bridge.gateway.errors import HOUR, MINUTE, PASTE, CloudRejected, CloudUnavailable, TokenRejected
 from bridge.gateway.shelf import Now, Shelf
 from bridge.gateway.token import Token
 from bridge.model import BridgeError
@@ -79,7 +79,16 @@ class Renewal:
                 return
             self._attempt = asyncio.create_task(self._ask(), name="token renewal")
         if urgent:
-            await asyncio.shield(self._attempt)  # whoever waits may give up, the login goes on
+            await self._wait(self._attempt)
+
+    async def _wait(self, attempt: asyncio.Task[None]) -> None:
+        """Whoever waits may give up, the login goes on; a slow cloud must not pass for a slow gateway."""
+        try:
+            async with asyncio.timeout(self._cloud.patience):
+                await asyncio.shield(attempt)
+        except TimeoutError:
+            if self._shelf.best() is None:
+                raise CloudUnavailable(f"{NAME} has not answered yet: still waiting for a token") from None
 
     def accepted(self, token: Token) -> None:
         if token == self._unproved:

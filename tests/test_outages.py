@@ -46,13 +46,14 @@ async def test_a_gateway_that_goes_and_comes_back(tmp_path: Path, warned: Sequen
         assert len(warned) == 2
 
 
-@pytest.mark.expects_log("no connection to the gateway", "the gateway can't be read")
-async def test_a_gateway_that_is_down_at_the_start_is_found_later(tmp_path: Path) -> None:
+@pytest.mark.expects_log("no connection to the gateway")
+async def test_a_gateway_that_is_down_at_the_start_is_found_later(tmp_path: Path, warned: Sequence[str]) -> None:
     async with house(tmp_path) as home:
         await home.unplug()
         async with running(home.settings(gateway={"token": home.simulator.token(), "serial": home.serial})):
             await until(lambda: home.topic("state") == "offline")
             await until(lambda: "no connection" in (home.topic("gateway/problem") or ""))
+            assert len(warned) == 1
             await home.plug()
             await home.settled()
             await until(lambda: all_are(home, "online"))
@@ -195,3 +196,31 @@ async def test_an_update_that_brings_a_new_key_is_followed(tmp_path: Path) -> No
         await until(lambda: home.topic("gateway/firmware") == "D8.3.9999")
         await until(lambda: all_are(home, "online"))
         assert home.topic("gateway/problem") == "none"
+
+
+@pytest.mark.expects_log("Enphase's cloud is down")
+async def test_without_a_token_a_cloud_that_is_down_is_told_once(tmp_path: Path, warned: Sequence[str]) -> None:
+    """And it is not the gateway that can't be read."""
+    async with house(tmp_path) as home:
+        home.simulator.faults.add("cloud", "503")
+        async with running(home.settings(gateway=home.account)):
+            await until(lambda: home.simulator.count(INFO) >= 3)  # it has been given up, and is looked at
+            problem = home.topic("gateway/problem") or ""
+            assert problem.startswith("Enphase's cloud is down")
+            assert home.topic("state") == "offline"
+        assert len(warned) == 1
+
+
+@pytest.mark.expects_log("refuses every endpoint")
+async def test_a_gateway_that_lets_us_read_nothing_is_a_problem(tmp_path: Path, warned: Sequence[str]) -> None:
+    """Single endpoints that are refused to a good token are usual; all of them are not."""
+    async with house(tmp_path) as home:
+        for place in ("/ivp/*", "/api/*"):
+            home.simulator.faults.add(place, "401")
+        async with running(home.settings()):
+            await until(lambda: "refuses every endpoint" in (home.topic("gateway/problem") or ""))
+            assert set(home.availability) == {"info"}
+            home.simulator.faults.clear("/api/*")
+            await until(lambda: home.topic("gateway/problem") == "none")
+            assert home.availability["production"] == "online"
+        assert len(warned) == 1

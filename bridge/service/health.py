@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridge.endpoints import Parsed
+from bridge.gateway import EndpointRefused
 from bridge.model import BridgeError, Unavailable
 from bridge.service.sources import STALE_PERIODS, STALE_SECONDS, Source, State
 
@@ -34,6 +35,12 @@ class Health:
         """Seconds without any success after which the gateway is gone."""
         there = [source.period for source in self.sources.values() if source.state is not State.ABSENT]
         return max(STALE_SECONDS, STALE_PERIODS * min(there, default=0.0))
+
+    @property
+    def barred(self) -> bool:
+        """Whether the gateway answers, but lets us read nothing of what is behind its token."""
+        others = [source for source in self.sources.values() if source.name != INFO]
+        return all(source.state is State.ABSENT for source in others) and any(source.refused for source in others)
 
     @property
     def tried(self) -> bool:
@@ -95,6 +102,7 @@ class Health:
     def missing(self, name: str, error: BridgeError) -> None:
         """The gateway answers, but does not have this, or has it for nobody."""
         self._in_a_row = 0
+        self.sources[name].refused = isinstance(error, EndpointRefused)
         if self.sources[name].missing():
             self._log.info("%s: %s", name, error)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, tzinfo
 
 from bridge.config import GatewaySettings
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint, Parsed
-from bridge.gateway import CloudRejected, Gateway, KeyChanged, Token, TokenRejected
+from bridge.gateway import CloudRejected, CloudUnavailable, Gateway, KeyChanged, Token, TokenRejected
 from bridge.model import Answer, BadAnswer, BridgeError, Rejected, Request, Unavailable, Unsupported
 from bridge.service.budget import Budget
 from bridge.service.counting import Counting
@@ -33,6 +33,10 @@ REFUSED_FIRST, REFUSED_LAST = 30.0, 900.0
 MAX_DOUBLINGS = 10
 STREAM_PAUSE = 60.0
 """Least seconds between two requests to turn the live stream on."""
+BARRED = (
+    "the gateway answers but refuses every endpoint, with a token that it calls valid: "
+    "use the token of the system's owner"
+)
 SHORTEST_WATCH = 0.5
 """Least seconds between two looks at what has become stale."""
 
@@ -280,7 +284,7 @@ class Poller:
         if self._health.succeeded(self._time()):
             self._log.info("gateway %s is online", self._identity.serial)
         self._refusals = 0
-        self._tell(None)
+        self._tell(BARRED if self._health.barred else None)
 
     async def _follow(self, request: Request | None) -> None:
         """What an answer asks us to do: to turn the live stream on again."""
@@ -338,16 +342,24 @@ class Poller:
 
     # What subscribers are told
 
-    def _tell(self, problem: str | None) -> None:
-        """What a person must know, once for each change."""
-        if problem and problem != self._problem:
+    def _tell(self, problem: str | None, *, is_news: bool = True) -> None:
+        """What a person must know, once for each change; in the log unless it stands there already."""
+        if problem and is_news and problem != self._problem:
             self._log.warning("%s", problem)
         self._problem = problem
 
+    def _tell_absence(self, error: BridgeError) -> None:
+        """Why nothing is read, as it is now. The log has it from the source that met it first."""
+        if isinstance(error, CloudUnavailable):
+            self._tell(str(error), is_news=False)
+        else:
+            text = f"the gateway can't be read: {error}"
+            self._tell(text, is_news=self._identity.known and self._problem is None)
+
     def _refresh(self) -> None:
         now = self._time()
-        if self._away(now) and self._problem is None and self._health.last_error is not None:
-            self._tell(f"the gateway can't be read: {self._health.last_error}")
+        if self._away(now) and not self._refusals and self._health.last_error is not None:
+            self._tell_absence(self._health.last_error)
         serial = self._identity.serial
         if serial is None:
             return

@@ -12,6 +12,7 @@ from houses import House, house, housed
 from programs import BRIDGE, started
 from running import running, settled, tree, until
 
+from bridge.simulator.cloud import LOGIN
 from bridge.simulator.gateway import INFO, READINGS
 from bridge.simulator.serve import self_signed
 
@@ -224,3 +225,21 @@ async def test_a_gateway_that_lets_us_read_nothing_is_a_problem(tmp_path: Path, 
             await until(lambda: home.topic("gateway/problem") == "none")
             assert home.availability["production"] == "online"
         assert len(warned) == 1
+
+
+@pytest.mark.expects_log("refuses the password")
+async def test_a_wrong_password_is_tried_once_whatever_is_restarted(tmp_path: Path, warned: Sequence[str]) -> None:
+    """It is tried again where the setting has changed; `token get` tries whenever somebody wants it to."""
+    async with house(tmp_path) as home:
+        home.simulator.faults.add("login", "wrong_password")
+        logins = []
+        for password in ("first", "first", "second"):
+            told = len(warned)
+            async with running(home.settings(gateway={**home.account, "password": password})):
+                await until(lambda told=told: len(warned) > told)  # type: ignore[misc]
+                logins.append(home.simulator.count(LOGIN))
+        assert logins == [1, 1, 2]
+        home.simulator.faults.clear()
+        async with running(home.settings(gateway={**home.account})):
+            await until(lambda: home.simulator.count(LOGIN) == 3)
+            await until(lambda: home.topic("gateway/problem") == "none")

@@ -1,9 +1,11 @@
 """Enphase's cloud: from an account to a token. One attempt; when to try again is decided elsewhere."""
 
 import asyncio
+import hashlib
 import json
 import ssl
 from dataclasses import dataclass
+from functools import cached_property
 
 import httpx
 from pydantic import SecretStr
@@ -24,6 +26,7 @@ from bridge.model import BadAnswer, BadSetting, BridgeError, Unavailable
 NAME = "Enphase's cloud"
 OK, UNAUTHORIZED, NOT_ACCEPTABLE, TOO_MANY = 200, 401, 406, 429
 TRY_AGAIN = frozenset({502, 503, 504})
+MARK_ROUNDS, MARK_BYTES = 100_000, 8
 REFUSALS = frozenset({400, 401, 403, 404, 422})
 
 
@@ -65,6 +68,13 @@ class Cloud:
     @property
     def patience(self) -> float:
         return self._limits.patience
+
+    @cached_property
+    def mark(self) -> str:
+        """Tells this account and password from others, and not what they are: it is kept on disk."""
+        salt = f"{self._settings.login_url} {self._username}".encode()
+        secret = self._password.get_secret_value().encode()
+        return hashlib.pbkdf2_hmac("sha256", secret, salt, MARK_ROUNDS, MARK_BYTES).hex()
 
     async def token(self, serial: str) -> Token:
         """A token as the cloud gave it: readable, but not checked against the gateway.

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, tzinfo
 
 from bridge.config import GatewaySettings
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint, Parsed
-from bridge.gateway import CloudRejected, CloudUnavailable, Gateway, KeyChanged, Token, TokenRejected
+from bridge.gateway import CloudRejected, CloudUnavailable, Gateway, Kept, KeyChanged, Token, TokenRejected
 from bridge.model import Answer, BadAnswer, BridgeError, Rejected, Request, Unavailable, Unsupported
 from bridge.service.budget import Budget
 from bridge.service.counting import Counting
@@ -111,6 +111,9 @@ class Poller:
 
     def keep_token(self, token: Token) -> None:
         self._identity.keep_token(token)
+
+    def keep_pause(self, kept: Kept) -> None:
+        self._identity.keep_pause(kept)
 
     def leave(self) -> None:
         """Nobody polls any more: nothing is fresh."""

@@ -316,7 +316,7 @@ async def test_the_other_road_goes_by_the_cookie(httpx_mock: HTTPXMock, cloud: C
         ({"status_code": 200, "json": {"success": False}}, CloudUnavailable, "without a reason"),
         ({"status_code": 200, "json": {}}, CloudUnavailable, "without a reason"),
         ({"status_code": 200, "json": {"error": "maintenance"}}, CloudUnavailable, "without a reason"),
-        ({"status_code": 200, "text": "x" * 1_000_000}, CloudUnavailable, "longer"),
+        ({"status_code": 200, "text": "x" * 1_000_000}, CloudUnavailable, "cloud: the answer is longer"),
     ],
 )
 async def test_states_of_the_login(

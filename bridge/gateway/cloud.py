@@ -90,7 +90,9 @@ class Cloud:
             raise CloudUnavailable(f"{NAME} did not answer in time") from None
         except CloudUnavailable:
             raise
-        except (BadAnswer, Unavailable) as error:
+        except BadAnswer as error:
+            raise CloudUnavailable(f"{NAME}: {error}") from None
+        except Unavailable as error:
             raise CloudUnavailable(str(error)) from None
 
     async def _token(self, client: httpx.AsyncClient, serial: str) -> Token:

@@ -212,14 +212,17 @@ async def test_without_a_token_a_cloud_that_is_down_is_told_once(tmp_path: Path,
         assert len(warned) == 1
 
 
-@pytest.mark.expects_log("refuses every endpoint")
-async def test_a_gateway_that_lets_us_read_nothing_is_a_problem(tmp_path: Path, warned: Sequence[str]) -> None:
-    """Single endpoints that are refused to a good token are usual; all of them are not."""
+@pytest.mark.expects_log("the gateway (answers but refuses every|has none of the)")
+@pytest.mark.parametrize(("fault", "words"), [("401", "refuses every endpoint"), ("404", "firmware is too old")])
+async def test_a_gateway_that_lets_us_read_nothing_is_a_problem(
+    fault: str, words: str, tmp_path: Path, warned: Sequence[str]
+) -> None:
+    """Single endpoints that are refused to a good token, or lacking, are usual; all of them are not."""
     async with house(tmp_path) as home:
         for place in ("/ivp/*", "/api/*"):
-            home.simulator.faults.add(place, "401")
+            home.simulator.faults.add(place, fault)
         async with running(home.settings()):
-            await until(lambda: "refuses every endpoint" in (home.topic("gateway/problem") or ""))
+            await until(lambda: words in (home.topic("gateway/problem") or ""))
             assert set(home.availability) == {"info"}
             home.simulator.faults.clear("/api/*")
             await until(lambda: home.topic("gateway/problem") == "none")

@@ -11,6 +11,11 @@ from bridge.service.sources import STALE_PERIODS, STALE_SECONDS, Source, State
 
 NEVER = float("-inf")
 INFO = "info"
+REFUSED = (
+    "the gateway answers but refuses every endpoint, with a token that it calls valid: "
+    "use the token of the system's owner"
+)
+LACKING = "the gateway has none of the endpoints that are read here: its firmware is too old"
 SHORTEST_DOUBT = 1.0
 DOUBT = 0.6
 """Share of its patience after which a silent gateway is asked for something that it answered before."""
@@ -37,10 +42,12 @@ class Health:
         return max(STALE_SECONDS, STALE_PERIODS * min(there, default=0.0))
 
     @property
-    def barred(self) -> bool:
-        """Whether the gateway answers, but lets us read nothing of what is behind its token."""
+    def barred(self) -> str | None:
+        """Why a gateway that answers tells us nothing but who it is; `None` where it tells more."""
         others = [source for source in self.sources.values() if source.name != INFO]
-        return all(source.state is State.ABSENT for source in others) and any(source.refused for source in others)
+        if not others or any(source.state is not State.ABSENT for source in others):
+            return None
+        return REFUSED if any(source.refused for source in others) else LACKING
 
     @property
     def tried(self) -> bool:

@@ -33,10 +33,6 @@ REFUSED_FIRST, REFUSED_LAST = 30.0, 900.0
 MAX_DOUBLINGS = 10
 STREAM_PAUSE = 60.0
 """Least seconds between two requests to turn the live stream on."""
-BARRED = (
-    "the gateway answers but refuses every endpoint, with a token that it calls valid: "
-    "use the token of the system's owner"
-)
 SHORTEST_WATCH = 0.5
 """Least seconds between two looks at what has become stale."""
 
@@ -287,7 +283,7 @@ class Poller:
         if self._health.succeeded(self._time()):
             self._log.info("gateway %s is online", self._identity.serial)
         self._refusals = 0
-        self._tell(BARRED if self._health.barred else None)
+        self._tell(self._health.barred)
 
     async def _follow(self, request: Request | None) -> None:
         """What an answer asks us to do: to turn the live stream on again."""

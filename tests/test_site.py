@@ -10,7 +10,7 @@ import pytest
 from bridge.endpoints import BY_SOURCE, ENDPOINTS
 from bridge.model import Facts, MeterFacts, Reading
 from bridge.quirks import repaired
-from bridge.records import ENERGY, POWER, STORED, measurement
+from bridge.records import ENERGY, POWER, STORED, TEXT, measurement
 from bridge.simulator import Simulator
 from bridge.site import Answer, Site
 
@@ -657,6 +657,20 @@ def hours_of_readings(site: Site, start: float, hours: float) -> Mapping[str, ob
     return shown
 
 
+def test_an_ac_battery_among_the_inverters_is_a_battery() -> None:
+    """8.3.5169 with AC Batteries and no storage meter: without live data nobody knows the home."""
+    facts, site = meters("production", "net-consumption"), Site()
+    assert hours_of_readings(site, 0, 1)["home/power"] == 1020
+    kind = measurement("type", TEXT)
+    units = [Reading(f"inverter/{serial}", None, kind, text) for serial, text in (("1", "1"), ("2", "11"))]
+    site.update(Answer("inverters", units[:1], facts, NOW + 4000, "2026-11-22"))
+    assert hours_of_readings(site, 4100, 1)["home/power"] == 1020
+    site.update(Answer("inverters", units, facts, NOW + 8000, "2026-11-22"))
+    shown = hours_of_readings(site, 8100, 1)
+    assert (shown["solar/power"], shown["grid/power"]) == (990, 30)
+    assert (shown["battery/power"], shown["home/power"]) == (None, None)
+
+
 def test_the_choice_outlives_a_restart() -> None:
     """Else a home with a battery has a wrong balance until live data have answered again."""
     site = Site()
@@ -672,7 +686,7 @@ def test_a_source_that_is_gone_is_given_up_after_a_week() -> None:
     site.update(live(0, 300))
     assert hours_of_readings(site, 300, 24 * 6.9)["battery/source"] == "live/storage"
     shown = hours_of_readings(site, 300 + 86_400 * 6.9, 24 * 0.2)
-    assert "battery/source" not in shown
+    assert (shown["battery/source"], shown["battery/power"]) == (None, None)
     assert (shown["grid/source"], shown["home/power"]) == ("meter/net-consumption", 1020)
 
 

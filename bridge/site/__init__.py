@@ -20,6 +20,8 @@ STILL = 30.0
 """Seconds after which live data that do not move, or do not come, no longer count: up to 57 s frozen were seen."""
 RELAY_LASTS = 300.0
 """Seconds for which the state of the main relay is believed without live data."""
+AC_BATTERY = "11"
+"""`devType` of an AC Battery in `/api/v1/production/inverters`."""
 PATIENCE = 2
 """Answers for which an impossible balance is held."""
 RELAY = {1: True, 2: False}
@@ -49,6 +51,13 @@ class Answer:
     now: float
     day: str
     fresh: bool = True
+
+    @property
+    def ac_battery(self) -> bool:
+        """Whether it names an AC Battery, which old homes have: it stands among the inverters."""
+        return self.source == "inverters" and any(
+            reading.name == "type" and reading.value == AC_BATTERY for reading in self.readings
+        )
 
     def values(self) -> Values:
         return {
@@ -80,6 +89,8 @@ class Site:
         self._impossible = 0
         self._live_at = self._moved_at = self._relay_at = float("-inf")
         self._flows: tuple[float | None, ...] = ()
+        self._shown: set[str] = set()
+        """Flows that subscribers have a value of: one that nothing gives any more must not stay at its last."""
         self.powered_by: str | None = None
         """The source whose answer gave the powers last."""
 
@@ -87,7 +98,7 @@ class Site:
         """The site as it is after an answer."""
         values = answer.values()
         self._latest.update(values)
-        self._seen.observe(answer.source, values, self._latest, answer.now)
+        self._seen.observe(answer.source, values, self._latest, answer.now, ac_battery=answer.ac_battery)
         if ("live/system", "main_relay") in values:
             self._relay_at = answer.now
         plan = choose(
@@ -193,8 +204,9 @@ class Site:
         shown[GENERATOR] = self._generator_source(plan)
         for flow, source in shown.items():
             battery = flow == BATTERY and seen.BATTERY in self._seen
-            if source is None and not battery:
+            if source is None and not battery and flow not in self._shown:
                 continue
+            self._shown.add(flow)
             estimated = plan.live and flow in {BATTERY, HOME}
             facts = {"power": getattr(self._powers, flow), "source": source, "estimated": estimated}
             facts |= {name: value for name, value in self._more(flow, plan, answer) if value is not None}

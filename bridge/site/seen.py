@@ -24,8 +24,8 @@ class Seen:
     def __contains__(self, thing: str) -> bool:
         return thing in self.lacking
 
-    def observe(self, source: str, values: Values, latest: Values, now: float) -> None:
-        """An answer's values, and the latest of all answers."""
+    def observe(self, source: str, values: Values, latest: Values, now: float, *, ac_battery: bool = False) -> None:
+        """An answer's values, and the latest of all answers; `ac_battery` is whether it names one."""
         passed = 0.0 if self._answered_at is None else now - self._answered_at
         self._answered_at = now
         self.lacking = {
@@ -34,6 +34,8 @@ class Seen:
             if thing in FOR_EVER or seconds < KEPT
         }
         self.lacking |= dict.fromkeys(_things(source, values, latest), 0.0)
+        if ac_battery:
+            self.lacking[BATTERY] = 0.0
 
     @classmethod
     def load(cls, kept: object) -> "Seen":

@@ -208,7 +208,8 @@ class Site:
                 continue
             self._shown.add(flow)
             estimated = plan.live and flow in {BATTERY, HOME}
-            facts = {"power": getattr(self._powers, flow), "source": source, "estimated": estimated}
+            power = getattr(self._powers, flow) if source else None  # the last choice's, until the next answer
+            facts = {"power": power, "source": source, "estimated": estimated}
             facts |= {name: value for name, value in self._more(flow, plan, answer) if value is not None}
             yield from (Reading(f"site/{flow}", None, ROWS[flow][name], value) for name, value in facts.items())
 

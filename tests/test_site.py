@@ -665,7 +665,8 @@ def test_an_ac_battery_among_the_inverters_is_a_battery() -> None:
     units = [Reading(f"inverter/{serial}", None, kind, text) for serial, text in (("1", "1"), ("2", "11"))]
     site.update(Answer("inverters", units[:1], facts, NOW + 4000, "2026-11-22"))
     assert hours_of_readings(site, 4100, 1)["home/power"] == 1020
-    site.update(Answer("inverters", units, facts, NOW + 8000, "2026-11-22"))
+    shown = values(site.update(Answer("inverters", units, facts, NOW + 8000, "2026-11-22")))
+    assert shown["home/power"] is None  # at once, and not with the next answer that has powers
     shown = hours_of_readings(site, 8100, 1)
     assert (shown["solar/power"], shown["grid/power"]) == (990, 30)
     assert (shown["battery/power"], shown["home/power"]) == (None, None)

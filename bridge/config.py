@@ -264,6 +264,8 @@ class SiteSettings(Section):
 
     netting: Literal["sum", "per_phase"] = "sum"
     """how the utility counts: the net of all phases, or each phase for itself"""
+    third_party_pv: bool = False
+    """whether another maker's panels, where they have a meter (`pv3p`), are counted as sun"""
 
 
 class LogSettings(Section):

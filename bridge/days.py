@@ -3,20 +3,32 @@
 Firmware's own counts of today do not always begin again at midnight, or not at 0.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date, timedelta
+
+FIRST = "2020-01-01"
+"""Clocks that were never set show days before: they end none."""
 
 
 @dataclass(slots=True)
 class Days:
-    """By counter: its day, what it showed at the beginning of that day, and what it showed last. Wh."""
+    """By counter: its day (ISO), what it showed when that began, and what it showed last. Wh."""
 
     _known: dict[str, tuple[str, float, float]] = field(default_factory=dict)
 
     def today(self, counter: str, lifetime: float, day: str, *, already: float = 0.0) -> float:
-        """`already` is what it had counted of this day before it is first looked at, where somebody knows that."""
-        kept = self._known.get(counter)
-        base = lifetime - already if kept is None else kept[1] if kept[0] == day else kept[2]
-        self._known[counter] = (day, base, lifetime)
+        """Wh since the last midnight; since now where nobody knows what the counter was then.
+
+        `already` is what it had counted of this day before it is first looked at, where somebody knows that.
+        """
+        known, base, last = self._known.get(counter, (day, lifetime - already, lifetime))
+        if lifetime < last:
+            base -= last - lifetime  # the counter began again, the day did not
+        if day != known and day >= FIRST:
+            base = min(last, lifetime) if _follows(day, known) else lifetime
+            known = day
+        self._known[counter] = (known, base, lifetime)
         return round(max(0.0, lifetime - base), 3)
 
     def dump(self) -> dict[str, list[str | float]]:
@@ -26,11 +38,17 @@ class Days:
     @classmethod
     def load(cls, kept: object) -> "Days":
         """What the store has; nothing where it is damaged."""
-        if not isinstance(kept, dict):
+        if not isinstance(kept, Mapping):
             return cls()
         try:
-            return cls(
-                {str(name): (str(day), float(base), float(last)) for name, (day, base, last) in kept.items()}
-            )
+            items = kept.items()
+            return cls({str(name): (str(day), float(base), float(last)) for name, (day, base, last) in items})
         except (TypeError, ValueError):
             return cls()
+
+
+def _follows(day: str, known: str) -> bool:
+    try:
+        return date.fromisoformat(day) - date.fromisoformat(known) == timedelta(days=1)
+    except ValueError:
+        return False

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -350,7 +351,17 @@ def test_a_clock_that_is_wrong(shell: Shell) -> None:
     simulator = Simulator("legacy", clock=lambda: 1_600_000_000.0)
     with served(shell, simulator, tls=False):
         told = shell.run("check")
-    assert told.about("clock").text.endswith("min slow, or this computer's is wrong")
+    assert re.search(r"is \d+ days slow, or this computer's is wrong$", told.about("clock").text)
+
+
+@pytest.mark.parametrize(("fault", "words"), [("401", "refuses every endpoint"), ("404", "firmware is too old")])
+def test_a_gateway_that_lets_us_read_nothing_is_not_well(shell: Shell, fault: str, words: str) -> None:
+    with home(shell) as simulator:
+        for place in ("/ivp/*", "/api/*"):
+            simulator.faults.add(place, fault)
+        told = shell.run("check")
+    assert told.code == REFUSED
+    assert words in told.about("endpoints").text
 
 
 # --- its key ---

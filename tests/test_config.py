@@ -161,6 +161,7 @@ VALUES: dict[str, str] = {
     "LOG__LEVEL": "DEBUG",
     "LOG__FORMAT": "json",
     "SITE__NETTING": "per_phase",
+    "SITE__THIRD_PARTY_PV": "True",
     "TIMEZONE": "Europe/Lisbon",
     "INSTANCE": "attic",
     "STATE_DIR": "state",

@@ -431,7 +431,7 @@ def test_names_of_a_three_phase_meter(devices: dict[str, dict[str, Any]]) -> Non
         *("Reactive energy leading", "Measured at"),
     ]
     whole = [name for name in phase if name not in {"Power factor", "Current"}]
-    own = ["Meter id", "Enabled", "Metering status", "Status flags", "Phase mode", "Phase count"]
+    own = ["ID", "Enabled", "Metering status", "Status flags", "Phase mode", "Phase count"]
     lines = [f"L{line} {name.lower()}" for line in (1, 2, 3) for name in ["Channel id", *phase]]
 
     names = [item["name"] for item in devices["meter_net-consumption"]["components"].values()]

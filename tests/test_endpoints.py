@@ -184,3 +184,9 @@ def test_the_slow_pages_are_never_polled() -> None:
 
 def test_an_answer_is_bytes_of_json() -> None:
     assert parse("production", json.dumps(GOOD["production"], indent=8).encode()).readings
+
+
+@pytest.mark.parametrize("source", sorted(set(GOOD) - {"info"}))
+def test_a_byte_order_mark_is_no_part_of_an_answer(source: str) -> None:
+    plain = body(GOOD[source])
+    assert parse(source, b"\xef\xbb\xbf" + plain) == parse(source, plain)

@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from bridge.gateway import (
     Token,
     TokenRejected,
     WrongPassword,
+    http,
     open_gateway,
     tls,
 )
@@ -553,6 +555,52 @@ async def test_an_endpoint_that_is_refused_alone(simulator: Witness, address: st
         assert (await gateway.fetch(METERS)).body
     assert simulator.count("/login/login.json") == 1
     assert simulator.count("/auth/check_jwt") == 3
+
+
+async def test_a_refused_endpoint_does_not_cost_the_connection(simulator: Witness, address: str) -> None:
+    """A new TLS handshake is as much work for a gateway as fifteen requests."""
+    simulator.faults.add(DEVICES.path, "401")
+    async with opened(address, simulator) as gateway:
+        for _ in range(3):
+            with pytest.raises(EndpointRefused):
+                await gateway.fetch(DEVICES)
+            await gateway.fetch(METERS)
+    assert len(simulator.connections) == 1
+
+
+async def test_cookies_that_grow_are_forgotten() -> None:
+    longest = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal longest
+        with suppress(asyncio.IncompleteReadError):
+            for number in count(step=20):
+                lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
+                longest = max(longest, sum(len(line) for line in lines if line.startswith(b"cookie:")))
+                cookies = "".join(f"Set-Cookie: c{number + i}={'z' * 40}; Path=/\r\n" for i in range(20))
+                writer.write(f"HTTP/1.1 200 OK\r\n{cookies}Content-Length: 2\r\n\r\n[]".encode())
+
+    async with listening(answer) as port:
+        own = GatewaySettings(host=f"http://127.0.0.1:{port}")
+        async with open_gateway(own, CloudSettings(), limits=QUICK) as gateway:
+            for _ in range(100):
+                assert (await gateway.fetch(METERS)).body == b"[]"
+    assert longest < 1200
+
+
+async def test_a_body_in_single_bytes_is_collected_in_large_pieces() -> None:
+    """A list of eight million bytes objects would be more than a small machine has."""
+
+    async def drops() -> AsyncIterator[bytes]:
+        for _ in range(200_000):
+            yield b"x"
+
+    response = httpx.Response(200, content=drops())
+    await http.bounded(1_000_000)(response)
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    pieces = [piece async for piece in response.stream]
+    assert sum(map(len, pieces)) == 200_000
+    assert len(pieces) <= 4
 
 
 async def test_a_gateway_that_wants_its_session_first(simulator: Witness, address: str) -> None:

@@ -107,6 +107,7 @@ def test_the_captures_are_there() -> None:
     assert {path.stem for path in GOLDEN.glob("*.txt")} >= {path.name for path in REAL}
 
 
+@pytest.mark.may_log("firmware is too old")  # 3.7.0 was captured without any of the endpoints
 @pytest.mark.parametrize("folder", [*OURS, *REAL], ids=lambda path: path.name)
 async def test_the_tree_of(folder: Path, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     replay, file = Witness(folder), GOLDEN / f"{folder.name}.txt"

@@ -77,7 +77,7 @@ def test_encodings_that_are_none(encoding: str) -> None:
 
 def test_wrong_bytes() -> None:
     with pytest.raises(BadAnswer):
-        parse("info", info(device=f"{DEVICE}<euaid>?</euaid>").replace(b"?</euaid>", b"\xff\xfe</euaid>"))
+        parse("info", info().replace(b"</sn>", b"\xff</sn>"))
     with pytest.raises(BadAnswer):
         parse("info", info(device=f"{DEVICE}<euaid>\x00</euaid>"))
 
@@ -218,3 +218,12 @@ def test_text_where_elements_are_expected(inner: str) -> None:
 
 def test_the_first_of_two_equal_elements_counts() -> None:
     assert values("info", info("<device><sn>666</sn></device>")) == TOPICS
+
+
+def test_a_byte_that_is_no_utf_8_costs_only_its_character() -> None:
+    """Without /info there is no gateway at all."""
+    given = info("<build_info><build_id>gr\u00fcn</build_id></build_info>")
+    assert "gr\u00fcn".encode() in given
+    found = values("info", given.replace("\u00fc".encode(), b"\xfc"))
+    assert found["gateway/build_id"] == "gr\ufffdn"
+    assert found["gateway/serial_number"] == TOPICS["gateway/serial_number"]

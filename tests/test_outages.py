@@ -12,6 +12,7 @@ from houses import House, house, housed
 from programs import BRIDGE, started
 from running import running, settled, tree, until
 
+from bridge.simulator.cloud import LOGIN
 from bridge.simulator.gateway import INFO, READINGS
 from bridge.simulator.serve import self_signed
 
@@ -46,13 +47,14 @@ async def test_a_gateway_that_goes_and_comes_back(tmp_path: Path, warned: Sequen
         assert len(warned) == 2
 
 
-@pytest.mark.expects_log("no connection to the gateway", "the gateway can't be read")
-async def test_a_gateway_that_is_down_at_the_start_is_found_later(tmp_path: Path) -> None:
+@pytest.mark.expects_log("no connection to the gateway")
+async def test_a_gateway_that_is_down_at_the_start_is_found_later(tmp_path: Path, warned: Sequence[str]) -> None:
     async with house(tmp_path) as home:
         await home.unplug()
         async with running(home.settings(gateway={"token": home.simulator.token(), "serial": home.serial})):
             await until(lambda: home.topic("state") == "offline")
             await until(lambda: "no connection" in (home.topic("gateway/problem") or ""))
+            assert len(warned) == 1
             await home.plug()
             await home.settled()
             await until(lambda: all_are(home, "online"))
@@ -195,3 +197,52 @@ async def test_an_update_that_brings_a_new_key_is_followed(tmp_path: Path) -> No
         await until(lambda: home.topic("gateway/firmware") == "D8.3.9999")
         await until(lambda: all_are(home, "online"))
         assert home.topic("gateway/problem") == "none"
+
+
+@pytest.mark.expects_log("Enphase's cloud is down")
+async def test_without_a_token_a_cloud_that_is_down_is_told_once(tmp_path: Path, warned: Sequence[str]) -> None:
+    """And it is not the gateway that can't be read."""
+    async with house(tmp_path) as home:
+        home.simulator.faults.add("cloud", "503")
+        async with running(home.settings(gateway=home.account)):
+            await until(lambda: home.simulator.count(INFO) >= 3)  # it has been given up, and is looked at
+            problem = home.topic("gateway/problem") or ""
+            assert problem.startswith("Enphase's cloud is down")
+            assert home.topic("state") == "offline"
+        assert len(warned) == 1
+
+
+@pytest.mark.expects_log("the gateway (answers but refuses every|has none of the)")
+@pytest.mark.parametrize(("fault", "words"), [("401", "refuses every endpoint"), ("404", "firmware is too old")])
+async def test_a_gateway_that_lets_us_read_nothing_is_a_problem(
+    fault: str, words: str, tmp_path: Path, warned: Sequence[str]
+) -> None:
+    """Single endpoints that are refused to a good token, or lacking, are usual; all of them are not."""
+    async with house(tmp_path) as home:
+        for place in ("/ivp/*", "/api/*"):
+            home.simulator.faults.add(place, fault)
+        async with running(home.settings()):
+            await until(lambda: words in (home.topic("gateway/problem") or ""))
+            assert set(home.availability) == {"info"}
+            home.simulator.faults.clear("/api/*")
+            await until(lambda: home.topic("gateway/problem") == "none")
+            assert home.availability["production"] == "online"
+        assert len(warned) == 1
+
+
+@pytest.mark.expects_log("refuses the password")
+async def test_a_wrong_password_is_tried_once_whatever_is_restarted(tmp_path: Path, warned: Sequence[str]) -> None:
+    """It is tried again where the setting has changed; `token get` tries whenever somebody wants it to."""
+    async with house(tmp_path) as home:
+        home.simulator.faults.add("login", "wrong_password")
+        logins = []
+        for password in ("first", "first", "second"):
+            told = len(warned)
+            async with running(home.settings(gateway={**home.account, "password": password})):
+                await until(lambda told=told: len(warned) > told)  # type: ignore[misc]
+                logins.append(home.simulator.count(LOGIN))
+        assert logins == [1, 1, 2]
+        home.simulator.faults.clear()
+        async with running(home.settings(gateway={**home.account})):
+            await until(lambda: home.simulator.count(LOGIN) == 3)
+            await until(lambda: home.topic("gateway/problem") == "none")

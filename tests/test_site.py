@@ -1,6 +1,7 @@
 """The site's flows against what is true in a simulated home, and by the table of docs/numbers.md."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 from bridge.endpoints import BY_SOURCE, ENDPOINTS
 from bridge.model import Facts, MeterFacts, Reading
 from bridge.quirks import repaired
-from bridge.records import CONNECTIVITY, ENERGY, POWER, STORED, measurement
+from bridge.records import CONNECTIVITY, ENERGY, POWER, STORED, TEXT, measurement
 from bridge.simulator import Simulator
 from bridge.site import Answer, Site
 
@@ -580,3 +581,359 @@ async def test_a_home_with_a_collar_and_one_with_ac_batteries() -> None:
         )
         assert home["battery/capacity"] == capacity
         assert home.shown["grid/connected"] is True
+
+
+# What takes another's place goes on from there, and what began again is no flow
+
+
+def metered(facts: Facts, now: float, day: str = "2026-11-22", **energies: float) -> Answer:
+    """An answer of the meters with energies by `role__name` (`delivered`, `received`)."""
+    given = {f"meter__{key.replace('__', '__energy_')}": value for key, value in energies.items()}
+    return replace(answer(facts, "readings", now, **given), day=day)
+
+
+def test_a_counter_that_began_again_is_neither_import_nor_export() -> None:
+    facts, site = meters("production", "net-consumption"), Site()
+    site.update(metered(facts, 0, net_consumption__delivered=9500, net_consumption__received=100))
+    shown = values(site.update(metered(facts, 10, net_consumption__delivered=2, net_consumption__received=101)))
+    assert (shown["grid/energy_imported"], shown["grid/energy_exported"]) == (1, 0)
+
+
+def test_another_netting_goes_on_from_what_was_published() -> None:
+    facts = meters("production", "net-consumption")
+
+    def read(site: Site, now: float, taken: float) -> object:
+        given = metered(facts, now, net_consumption__delivered=taken, net_consumption__received=0)
+        return values(site.update(given))["grid/energy_imported"]
+
+    site = Site()
+    assert read(site, 0, 4_000_000) == 0
+    assert read(site, 10, 4_000_020) == 20
+    site = Site(netted=False, kept=site.dump())
+    assert read(site, 20, 4_000_050) == 20
+    assert read(site, 30, 4_000_060) == 30
+    site = Site(kept=site.dump())
+    assert read(site, 40, 4_000_065) == 30
+    assert read(site, 50, 4_000_070) == 35
+
+
+def test_a_storage_meter_that_is_built_in_goes_on_from_the_integrated_energy() -> None:
+    site = Site()
+    site.update(live(0, 3600))
+    assert values(site.update(live(10, 3600)))["battery/energy_discharged"] == 10
+    facts = meters("production", "net-consumption", "storage")
+    shown = values(site.update(metered(facts, 20, storage__delivered=8_000_000, storage__received=9_000_000)))
+    assert (shown["battery/energy_discharged"], shown["battery/energy_charged"]) == (10, 0)
+    shown = values(site.update(metered(facts, 30, storage__delivered=8_000_004, storage__received=9_000_000)))
+    assert shown["battery/energy_discharged"] == 14
+
+
+def test_a_step_between_sources_outlives_a_lost_state() -> None:
+    """Our own retained topics tell how far ours is from the gateway's."""
+    site = Site()
+    site.seed({"site/solar/energy_lifetime": 5020, "meter/production/energy_delivered": 320})
+    shown = values(site.update(metered(meters("production"), 0, production__delivered=330)))
+    assert shown["solar/energy_lifetime"] == 5030
+    site = Site()
+    site.seed({"site/solar/energy_lifetime": 5020})
+    shown = values(site.update(metered(meters("production"), 0, production__delivered=330)))
+    assert shown["solar/energy_lifetime"] == 5020
+
+
+def test_a_counter_that_begins_again_behind_a_step_does_not_fall_to_the_step() -> None:
+    """Home Assistant would take what is left, the step, for the energy of this hour."""
+    site = Site()
+    site.update(answer(meters(), "production", energy__production__energy_lifetime=5000))
+    facts = meters("production")
+    site.update(metered(facts, 0, production__delivered=3000))
+    assert values(site.update(metered(facts, 10, production__delivered=3400)))["solar/energy_lifetime"] == 5400
+    assert values(site.update(metered(facts, 20, production__delivered=3)))["solar/energy_lifetime"] == 5403
+    assert values(site.update(metered(facts, 30, production__delivered=5)))["solar/energy_lifetime"] == 5405
+
+
+def test_battery_energy_that_subscribers_have_already_is_not_counted_twice() -> None:
+    """Killed after the last save: the batteries' content tells the whole gap, of which a part was published."""
+    site = Site()
+    site.update(live(0, 3600, held=4000))
+    site.update(live(10, 3600, held=3990))
+    kept = site.dump()
+    again = Site(kept=kept)
+    again.seed({"site/battery/energy_discharged": 110, "site/battery/energy_charged": 0})
+    shown = values(again.update(live(200, 3600, held=3800)))
+    assert shown["battery/energy_discharged"] == 200
+    assert shown["battery/energy_charged"] == 0
+
+
+# Every kind of site
+
+
+@pytest.mark.parametrize(
+    ("roles", "counted"),
+    [
+        (("production", "net-consumption"), {"imported": 20, "exported": 0, "home": 60}),
+        (("net-consumption",), {"imported": 20, "exported": 0}),
+        (("production",), {}),
+        (("total-consumption",), {"home": 90}),
+        (("production", "total-consumption"), {"imported": 50, "exported": 0, "home": 90}),
+    ],
+)
+@pytest.mark.parametrize("netted", [True, False])
+def test_only_what_the_meters_tell_is_counted(
+    roles: tuple[str, ...], counted: Mapping[str, int], *, netted: bool
+) -> None:
+    """Without a meter for the sun there is no balance; a netting of phases needs a net meter."""
+    facts, site = meters(*roles), Site(netted=netted)
+    given = {"production": (1000, 0), "net-consumption": (500, 0), "total-consumption": (700, 0)}
+    grown = {"production": (1040, 0), "net-consumption": (520, 0), "total-consumption": (790, 0)}
+    shown: dict[str, object] = {}
+    for now, energies in enumerate((given, grown)):
+        named = {
+            f"{role.replace('-', '_')}__{name}": float(value)
+            for role in roles
+            for name, value in zip(("delivered", "received"), energies[role], strict=True)
+        }
+        shown = values(site.update(metered(facts, now, **named)))
+    found = {
+        "imported": shown.get("grid/energy_imported"),
+        "exported": shown.get("grid/energy_exported"),
+        "home": shown.get("home/energy_lifetime"),
+    }
+    if not netted and "net-consumption" in roles:
+        counted = {**counted, "imported": 520}
+    assert {name: value for name, value in found.items() if value is not None} == counted
+
+
+@pytest.mark.parametrize("roles", [("production",), ("net-consumption",), ("total-consumption",)])
+def test_with_a_battery_and_one_meter_nothing_is_guessed(roles: tuple[str, ...]) -> None:
+    """All powers are live, but one meter's energy makes no balance."""
+    facts, site = meters(*roles), Site()
+    role = roles[0].replace("-", "_")
+    site.update(replace(live(0, 300), facts=facts))
+    site.update(metered(facts, 1, **{f"{role}__delivered": 100.0, f"{role}__received": 0.0}))
+    shown = values(site.update(metered(facts, 2, **{f"{role}__delivered": 130.0, f"{role}__received": 0.0})))
+    known = {
+        name for name in ("grid/energy_imported", "grid/energy_exported", "home/energy_lifetime") if name in shown
+    }
+    assert (
+        known
+        == {
+            "production": set(),
+            "net-consumption": {"grid/energy_imported", "grid/energy_exported"},
+            "total-consumption": {"home/energy_lifetime"},
+        }[roles[0]]
+    )
+
+
+def test_the_net_alone_shows_the_last_sun_of_the_inverters() -> None:
+    facts, site = meters("net-consumption"), Site()
+    site.update(answer(facts, "energy", energy__production_pcu__power=800))
+    shown = powers(site.update(answer(facts, "readings", meter__net_consumption__power=-300)))
+    assert shown == {"solar": 800, "grid": -300}
+
+
+THIRD = ("production", "net-consumption", "pv3p")
+
+
+def test_other_makers_panels_are_counted_where_the_owner_says_so() -> None:
+    facts = meters(*THIRD)
+    given = {
+        "meter__production__power": 2000.0,
+        "meter__pv3p__power": 700.0,
+        "meter__net_consumption__power": -1500.0,
+    }
+    assert powers(Site().update(answer(facts, "readings", **given))) == {"solar": 2000, "grid": -1500, "home": 500}
+    shown = Site(third_party=True).update(answer(facts, "readings", **given))
+    assert powers(shown) == {"solar": 2700, "grid": -1500, "home": 1200}
+    assert values(shown)["solar/source"] == "meter/production, meter/pv3p"
+    del given["meter__pv3p__power"]
+    shown = Site(third_party=True).update(answer(facts, "readings", **given))
+    assert powers(shown) == {"solar": None, "grid": -1500, "home": None}
+
+
+def test_the_energy_of_other_makers_panels_is_counted_from_then_on() -> None:
+    facts = meters(*THIRD)
+
+    def read(site: Site, now: float, own: float, others: float) -> tuple[object, object]:
+        given = {"net_consumption__delivered": 0.0, "net_consumption__received": 0.0}
+        reading = metered(facts, now, production__delivered=own, pv3p__delivered=others, **given)
+        shown = values(site.update(reading))
+        return shown["solar/energy_lifetime"], shown["home/energy_lifetime"]
+
+    site = Site()
+    assert read(site, 0, 1000, 300_000) == (1000, 0)
+    assert read(site, 1, 1010, 300_005) == (1010, 10)
+    site = Site(third_party=True, kept=site.dump())
+    assert read(site, 2, 1020, 300_009) == (1010, 24)
+    assert read(site, 3, 1030, 300_010) == (1021, 35)
+
+
+def test_other_makers_panels_without_a_meter_change_nothing() -> None:
+    """8.3.5167 with panels of another maker: their energy is in no meter of its own."""
+    facts = meters("production", "net-consumption")
+    given = {"meter__production__power": 5235.674, "meter__net_consumption__power": -4912.241}
+    shown = powers(Site(third_party=True).update(answer(facts, "readings", **given)))
+    assert shown == {"solar": 5235.674, "grid": -4912.241, "home": 323.433}
+
+
+def on_generator(now: float, *, relay: float = 2, power: float = 195.6) -> Answer:
+    """8.2.127 with a generator running while the mains are open."""
+    return answer(
+        meters("production", "net-consumption"),
+        "livedata",
+        now,
+        live__system__main_relay=relay,
+        live__generator__power=power,
+        live__pv__power=2336.1 + now,
+        live__grid__power=power or 40,
+        live__storage__power=-800,
+    )
+
+
+def generator_readings(now: float, taken: float) -> Answer:
+    return answer(
+        meters("production", "net-consumption"),
+        "readings",
+        now,
+        meter__production__power=2336.093,
+        meter__production__energy_delivered=15_097_304.67,
+        meter__net_consumption__power=195.575,
+        meter__net_consumption__energy_delivered=taken,
+        meter__net_consumption__energy_received=6_336_017.38,
+    )
+
+
+def test_the_net_meter_reads_the_generator_while_the_grid_is_open() -> None:
+    site = Site()
+    site.update(generator_readings(0, 13_632_000))
+    site.update(on_generator(1))
+    shown = site.update(generator_readings(2, 13_632_727.119))
+    assert powers(shown) == {"solar": 2336.093, "grid": 0, "generator": 195.575, "home": 2531.668}
+    assert values(shown)["generator/energy_lifetime"] == pytest.approx(727.119)
+    assert values(shown)["grid/energy_imported"] == 0
+    assert values(shown)["home/energy_lifetime"] == pytest.approx(727.119)
+    site.update(on_generator(3, relay=1, power=0))
+    shown = site.update(generator_readings(4, 13_632_737.119))
+    assert powers(shown) == {"solar": 2336.093, "grid": 195.575, "generator": 0, "home": 2531.668}
+    assert values(shown)["grid/energy_imported"] == pytest.approx(10)
+    assert values(shown)["generator/energy_lifetime"] == pytest.approx(727.119)
+
+
+def test_per_phase_counters_leave_the_generator_out() -> None:
+    site = Site(netted=False)
+    assert values(site.update(generator_readings(0, 13_632_000)))["grid/energy_imported"] == 13_632_000
+    site.update(on_generator(1))
+    shown = values(site.update(generator_readings(2, 13_632_500)))
+    assert (shown["grid/energy_imported"], shown["generator/energy_lifetime"]) == (13_632_000, 500)
+    site.update(on_generator(3, relay=1, power=0))
+    assert values(site.update(generator_readings(4, 13_632_510)))["grid/energy_imported"] == 13_632_010
+
+
+def test_a_generator_beside_a_battery_is_not_counted_twice() -> None:
+    site = Site()
+    site.update(live(0, 300))
+    shown = powers(site.update(on_generator(10)))
+    assert shown == {"solar": 2346.1, "grid": 0, "generator": 195.6, "battery": -800, "home": 1741.7}
+
+
+def test_an_old_state_of_the_relay_is_not_believed() -> None:
+    site = Site()
+    site.update(on_generator(0))
+    site.update(generator_readings(10, 100))
+    assert powers(site.update(generator_readings(400, 150)))["grid"] == 195.575
+
+
+# The choice of sources is kept
+
+
+def hours_of_readings(site: Site, start: float, hours: float) -> Mapping[str, object]:
+    facts = meters("production", "net-consumption")
+    shown: Mapping[str, object] = {}
+    for step in range(int(hours * 12)):
+        now = start + step * 300.0
+        given = {"meter__production__power": 990.0, "meter__net_consumption__power": 30.0}
+        shown = values(site.update(answer(facts, "readings", now, **given)))
+    return shown
+
+
+def test_an_ac_battery_among_the_inverters_is_a_battery() -> None:
+    """8.3.5169 with AC Batteries and no storage meter: without live data nobody knows the home."""
+    facts, site = meters("production", "net-consumption"), Site()
+    assert hours_of_readings(site, 0, 1)["home/power"] == 1020
+    kind = measurement("type", TEXT)
+    units = [Reading(f"inverter/{serial}", None, kind, text) for serial, text in (("1", "1"), ("2", "11"))]
+    site.update(Answer("inverters", units[:1], facts, NOW + 4000, "2026-11-22"))
+    assert hours_of_readings(site, 4100, 1)["home/power"] == 1020
+    shown = values(site.update(Answer("inverters", units, facts, NOW + 8000, "2026-11-22")))
+    assert shown["home/power"] is None  # at once, and not with the next answer that has powers
+    shown = hours_of_readings(site, 8100, 1)
+    assert (shown["solar/power"], shown["grid/power"]) == (990, 30)
+    assert (shown["battery/power"], shown["home/power"]) == (None, None)
+
+
+def test_the_choice_outlives_a_restart() -> None:
+    """Else a home with a battery has a wrong balance until live data have answered again."""
+    site = Site()
+    site.update(live(0, 300))
+    again = Site(kept=site.dump())
+    shown = hours_of_readings(again, 60, 1)
+    assert (shown["battery/source"], shown["battery/power"], shown["home/power"]) == ("live/storage", None, None)
+    assert shown["solar/power"] == 990
+
+
+def test_a_source_that_is_gone_is_given_up_after_a_week() -> None:
+    site = Site()
+    site.update(live(0, 300))
+    assert hours_of_readings(site, 300, 24 * 6.9)["battery/source"] == "live/storage"
+    shown = hours_of_readings(site, 300 + 86_400 * 6.9, 24 * 0.2)
+    assert (shown["battery/source"], shown["battery/power"]) == (None, None)
+    assert (shown["grid/source"], shown["home/power"]) == ("meter/net-consumption", 1020)
+
+
+def test_a_month_without_the_bridge_or_a_clock_that_is_set_takes_nothing_away() -> None:
+    site = Site()
+    site.update(live(0, 300))
+    assert hours_of_readings(site, 40 * 86_400.0, 1)["battery/source"] == "live/storage"
+    again = Site(kept=site.dump())
+    assert hours_of_readings(again, 80 * 86_400.0, 1)["battery/source"] == "live/storage"
+
+
+@pytest.mark.parametrize("damaged", [3, [], {"battery": "x"}, {"battery": True}, {"other": 5}, {"battery": None}])
+def test_a_damaged_memory_of_sources_is_none(damaged: object) -> None:
+    shown = hours_of_readings(Site(kept={"seen": damaged}), 0, 1)
+    assert shown["home/power"] == 1020
+
+
+# Today
+
+
+def today(site: Site, day: str, lifetime: float) -> object:
+    return values(site.update(metered(meters("production"), 0, day, production__delivered=lifetime)))[
+        "solar/energy_today"
+    ]
+
+
+def test_days_without_the_bridge_are_not_today() -> None:
+    site = Site()
+    today(site, "2026-11-20", 1000)
+    assert today(site, "2026-11-20", 1400) == 400
+    assert today(Site(kept=site.dump()), "2026-11-21", 1600) == 200  # over midnight
+    assert today(Site(kept=site.dump()), "2026-11-24", 9000) == 0
+
+
+def test_a_clock_that_was_never_set_ends_no_day() -> None:
+    site = Site()
+    today(site, "2026-11-22", 1000)
+    assert today(site, "2026-11-22", 1400) == 400
+    site = Site(kept=site.dump())
+    assert today(site, "1970-01-01", 1450) == 450
+    assert today(site, "2026-11-22", 1500) == 500
+    assert today(Site(), "1970-01-01", 1500) == 0
+
+
+def test_a_counter_that_begins_again_leaves_today() -> None:
+    site = Site()
+    today(site, "2026-11-22", 1000)
+    today(site, "2026-11-22", 1400)
+    assert today(site, "2026-11-22", 10) == 400
+    assert today(site, "2026-11-22", 15) == 405
+    assert today(site, "2026-11-23", 17) == 2

@@ -34,7 +34,7 @@ from bridge.gateway import (
     TokenSource,
     WrongPassword,
 )
-from bridge.gateway.renewal import PAUSES, Pause
+from bridge.gateway.renewal import PAUSES, Kept, Pause
 from bridge.model import BadSetting, BridgeError, Rejected, Unavailable
 
 SERIAL, OTHER = "122125067699", "122125067700"
@@ -93,15 +93,28 @@ class Desk:
 
     clock: Hands = field(default_factory=Hands)
     kept: list[Token] = field(default_factory=list)
+    paused: dict[str, Any] = field(default_factory=dict)
+
+    def pause(self, kept: Kept) -> None:
+        """As the store keeps it."""
+        self.paused = json.loads(json.dumps(dict(kept)))
+        assert_no_secret(str(self.paused))
+
+    def restarted(self, password: str = PASSWORD, **settings: Any) -> TokenSource:
+        """Another run of the bridge."""
+        source = self.source(username=USER, password=SecretStr(password), **settings)
+        source.recall(self.paused)
+        return source
 
     def source(self, stored: str | None = None, *, account: bool = True, **settings: Any) -> TokenSource:
         own = GatewaySettings(serial=SERIAL, **settings)
-        cloud = Cloud(CLOUD, USER, SecretStr(PASSWORD), limits=QUICK) if account else None
+        cloud = Cloud(CLOUD, USER, own.password or SecretStr(PASSWORD), limits=QUICK) if account else None
         return TokenSource(
             own,
             cloud,
             stored=SecretStr(stored) if stored else None,
             on_new_token=self.kept.append,
+            on_pause=self.pause,
             clock=self.clock,
             monotonic=self.clock,
         )
@@ -301,7 +314,9 @@ async def test_the_other_road_goes_by_the_cookie(httpx_mock: HTTPXMock, cloud: C
         ({"status_code": 200, "text": "[" * 100_000}, CloudUnavailable, "page instead of data"),
         ({"status_code": 200, "json": ["secret"]}, CloudUnavailable, "page instead of data"),
         ({"status_code": 200, "json": {"success": False}}, CloudUnavailable, "without a reason"),
-        ({"status_code": 200, "text": "x" * 1_000_000}, CloudUnavailable, "longer"),
+        ({"status_code": 200, "json": {}}, CloudUnavailable, "without a reason"),
+        ({"status_code": 200, "json": {"error": "maintenance"}}, CloudUnavailable, "without a reason"),
+        ({"status_code": 200, "text": "x" * 1_000_000}, CloudUnavailable, "cloud: the answer is longer"),
     ],
 )
 async def test_states_of_the_login(
@@ -596,6 +611,88 @@ async def test_a_refused_account_is_left_alone(
     assert len(httpx_mock.get_requests()) == 1 + again
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind", "hours"),
+    [
+        ({"status_code": 401}, WrongPassword, 24 * 365),
+        ({"json": {"success": True, "isBlocked": False}}, MultiFactor, 23),
+        ({"json": {"isBlocked": True}}, Blocked, 23),
+        ({"status_code": 500}, CloudUnavailable, 0.01),
+    ],
+)
+async def test_a_restart_costs_no_login(
+    httpx_mock: HTTPXMock, desk: Desk, answer: dict[str, Any], kind: type[BridgeError], hours: float
+) -> None:
+    """A bridge that is restarted again and again must not get the account locked."""
+    httpx_mock.add_response(is_reusable=True, **answer)
+    with pytest.raises(kind):
+        await desk.source().current()
+    for share in (0.0, 0.5, 0.5):
+        desk.clock.now += share * hours * 3600
+        source = desk.restarted()
+        with pytest.raises(kind) as error:
+            await source.current()
+        assert source.problem == advice(error.value)
+    assert len(httpx_mock.get_requests()) == 1
+    with pytest.raises(kind):
+        await desk.restarted("another, secret").current()
+    assert len(httpx_mock.get_requests()) == 2
+
+
+async def test_a_restart_makes_a_long_outage_of_the_cloud_shorter(httpx_mock: HTTPXMock, desk: Desk) -> None:
+    """Whoever restarts wants to see something happen, but not at once."""
+    httpx_mock.add_response(status_code=500, is_reusable=True)
+    source = desk.source()
+    for _ in PAUSES:
+        with pytest.raises(CloudUnavailable):
+            await source.current()
+        desk.clock.now += 1.3 * PAUSES[-1]
+    desk.clock.now -= 1.3 * PAUSES[-1]
+    asked = len(httpx_mock.get_requests())
+    source = desk.restarted()
+    for wait, more in ((0, 0), (14 * 60, 0), (2 * 60, 1), (3600, 1)):
+        desk.clock.now += wait
+        with pytest.raises(CloudUnavailable):
+            await source.current()
+        assert len(httpx_mock.get_requests()) == asked + more
+
+
+async def test_a_clock_that_was_never_set_makes_no_pause_longer(httpx_mock: HTTPXMock, desk: Desk) -> None:
+    login(httpx_mock, json={"isBlocked": True})
+    with pytest.raises(Blocked):
+        await desk.source().current()
+    desk.clock.now = 0.0
+    source = desk.restarted()
+    login(httpx_mock)
+    tokens(httpx_mock)
+    with pytest.raises(Blocked):
+        await source.current()
+    desk.clock.now = 31 * 3600
+    assert secret(await source.current()) == jwt()
+
+
+@pytest.mark.parametrize("damaged", [None, 3, [], {"account": None}, {"account": "x"}, {"why": "WrongPassword"}])
+async def test_what_cannot_be_recalled_is_forgotten(httpx_mock: HTTPXMock, desk: Desk, damaged: object) -> None:
+    login(httpx_mock)
+    tokens(httpx_mock)
+    source = desk.source()
+    source.recall(damaged)
+    assert secret(await source.current()) == jwt()
+
+
+async def test_a_token_that_is_proved_ends_the_memory_of_failures(httpx_mock: HTTPXMock, desk: Desk) -> None:
+    login(httpx_mock, status_code=500)
+    source = desk.source()
+    with pytest.raises(CloudUnavailable):
+        await source.current()
+    assert desk.paused
+    desk.clock.now += 3600
+    login(httpx_mock)
+    tokens(httpx_mock)
+    source.accepted(await source.current())
+    assert desk.paused == {}
+
+
 async def test_a_pasted_token_helps_a_refused_account(httpx_mock: HTTPXMock, desk: Desk, tmp_path: Path) -> None:
     login(httpx_mock, json={"success": True})
     file = tmp_path / "token"
@@ -623,6 +720,22 @@ async def test_whoever_waits_may_give_up_and_the_login_goes_on(httpx_mock: HTTPX
     slow.set()
     assert secret(await source.current()) == jwt()
     assert len(httpx_mock.get_requests()) == 2
+
+
+async def test_a_cloud_that_hangs_does_not_pass_for_a_gateway_that_does(
+    httpx_mock: HTTPXMock, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    httpx_mock.add_callback(never)
+    monkeypatch.setattr(Cloud, "patience", 0.01)
+    source = desk.source()
+    with pytest.raises(CloudUnavailable, match="not answered yet") as error:
+        await source.current()
+    advice(error.value)
+    await source.aclose()
 
 
 async def test_closing_ends_a_login(httpx_mock: HTTPXMock, desk: Desk) -> None:

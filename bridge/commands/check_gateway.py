@@ -1,22 +1,23 @@
 """`check`, the gateway's part: is it there, who is it, does it let us in, and what does it tell?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bridge.commands import papers
+from bridge.commands import codes, papers
 from bridge.commands.reach import HOST, Place
 from bridge.commands.report import Report, plural, size
 from bridge.commands.visit import INFO, Visit, understood
 from bridge.endpoints import ENDPOINTS, Endpoint, Parsed
-from bridge.gateway import CloudRejected, CloudUnavailable, KeyChanged, TokenRejected
+from bridge.gateway import CloudRejected, CloudUnavailable, EndpointRefused, KeyChanged, TokenRejected
 from bridge.model import Answer, BadAnswer, BridgeError, Facts, Request, Unavailable, Unsupported
 from bridge.quirks import repaired
+from bridge.service.health import LACKING, REFUSED
 
 ENOUGH = 3
 """A gateway that leaves so many requests in a row unanswered is left in peace."""
 WORTH_TELLING = 60.0
 """Seconds that a gateway's clock may be wrong."""
-MINUTE = 60
+MINUTE, DAY = 60, 86_400
 METERS = "meters"
 
 
@@ -107,8 +108,8 @@ class Inspection:
             self._report.note("gateway", f"another one than at the last run ({known}): it gets topics of its own")
         if abs(facts.clock_offset) > WORTH_TELLING:
             way = "fast" if facts.clock_offset > 0 else "slow"
-            minutes = abs(facts.clock_offset) / MINUTE
-            self._report.note("clock", f"the gateway's is {minutes:.0f} min {way}, or this computer's is wrong")
+            much = _spelt(abs(facts.clock_offset))
+            self._report.note("clock", f"the gateway's is {much} {way}, or this computer's is wrong")
 
     def _advice(self, error: BridgeError) -> str:
         text, place = str(error), Place.of(self._visit.own.base_url)
@@ -148,30 +149,40 @@ class Round:
 
     def __init__(self, visit: Visit, report: Report, facts: Facts) -> None:
         self._visit, self._report, self._facts = visit, report, facts
+        self._needless: list[str] = []
 
     async def run(self, periods: Mapping[str, float]) -> None:
-        silent = failed = 0
-        needless: list[str] = []
+        silent, errors = 0, dict[str, BridgeError | None]()
         for endpoint in ENDPOINTS:
-            if periods[endpoint.source] == 0:
-                setting = f"BRIDGE_POLL__{endpoint.source.upper()}"
-                self._report.note(endpoint.source, f"turned off ({setting} is 0)")
+            if not self._worth_asking(endpoint, periods):
                 continue
-            if not endpoint.wanted(self._facts):
-                needless.append(endpoint.source)
-                continue
-            error = await self._ask(endpoint)
+            error = errors[endpoint.source] = await self._ask(endpoint)
             if isinstance(error, TokenRejected | CloudRejected | CloudUnavailable):
                 self._report.note("the others", "not asked, for want of a token")
                 return
             silent = silent + 1 if isinstance(error, Unavailable) else 0
-            failed += error is not None and not isinstance(error, Unsupported)
             if silent >= ENOUGH:
                 self._report.note("the others", "not asked, for the gateway does not answer any more")
                 break
-        if needless:
-            self._report.ok("storage gear", f"none was seen that needs {', '.join(needless)}")
-        if failed:
+        self._conclude([error for source, error in errors.items() if source != INFO.source])
+
+    def _worth_asking(self, endpoint: Endpoint, periods: Mapping[str, float]) -> bool:
+        if periods[endpoint.source] == 0:
+            setting = f"BRIDGE_POLL__{endpoint.source.upper()}"
+            self._report.note(endpoint.source, f"turned off ({setting} is 0)")
+            return False
+        if not endpoint.wanted(self._facts):
+            self._needless.append(endpoint.source)
+            return False
+        return True
+
+    def _conclude(self, errors: Sequence[BridgeError | None]) -> None:
+        if self._needless:
+            self._report.ok("storage gear", f"none was seen that needs {', '.join(self._needless)}")
+        if errors and all(isinstance(error, Unsupported) for error in errors):
+            is_refused = any(isinstance(error, EndpointRefused) for error in errors)
+            self._report.problem("endpoints", REFUSED if is_refused else LACKING, codes.REFUSED)
+        if any(error is not None and not isinstance(error, Unsupported) for error in errors):
             advice = "if it lasts, restart the gateway; for a report of it, see `iqgateway2mqtt capture`"
             self._report.note("advice", f"the bridge goes on with what answers, and asks again; {advice}")
 
@@ -205,6 +216,12 @@ class Round:
             self._report.note(endpoint.source, f"{text}; left out what can't be used: {parsed.problems[0]}{more}")
         else:
             self._report.ok(endpoint.source, text)
+
+
+def _spelt(seconds: float) -> str:
+    """A length of time in the largest unit that says enough."""
+    days, minutes = seconds / DAY, seconds / MINUTE
+    return f"{days:.0f} days" if days >= 2 else f"{minutes:.0f} min"  # noqa: PLR2004 - one day is 1440 minutes
 
 
 def _short(fingerprint: str) -> str:

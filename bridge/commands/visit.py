@@ -8,7 +8,7 @@ from typing import Self
 
 from bridge.config import GatewaySettings, Settings
 from bridge.endpoints import BY_SOURCE, Endpoint, Parsed
-from bridge.gateway import KeyChanged, Token, open_gateway
+from bridge.gateway import Kept, KeyChanged, Token, open_gateway
 from bridge.model import Answer, BadAnswer, BadSetting, BridgeError, Facts, Request, Unsupported
 from bridge.service.identity import Identity
 from bridge.store import GatewayState, Store
@@ -32,7 +32,12 @@ class Visit:
         self.pinned = state.key_pin
         self.info: Answer | None = None
         self.gateway = open_gateway(
-            own, settings.cloud, pin=state.key_pin, stored_token=state.token, on_new_token=self._keep
+            own,
+            settings.cloud,
+            pin=state.key_pin,
+            stored_token=state.token,
+            on_new_token=self._keep,
+            on_pause=self._keep_pause,
         )
         self._identity = Identity(own, self.gateway, store)
 
@@ -107,8 +112,12 @@ class Visit:
         self._identity.learn(facts)
 
     def keep(self, token: Token) -> bool:
-        """Whether the disk has it."""
+        """Whether the disk has it. The account is in order then."""
+        self._keep_pause({})
         return self.store.save(self.facts.serial, self.state.changed(token=token.secret))
+
+    def _keep_pause(self, kept: Kept) -> None:
+        self._identity.keep_pause(kept)
 
     def _keep(self, token: Token) -> None:
         self._identity.keep_token(token)

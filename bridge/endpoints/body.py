@@ -1,6 +1,7 @@
 """From an answer's bytes to records. Go by the bytes: the gateway's content types say nothing."""
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -73,7 +74,7 @@ def decode(body: bytes) -> Any:
         BadAnswer: it is none (HTML, half an answer, nothing).
     """
     try:
-        return from_json(body)
+        return from_json(body.removeprefix(BOM_UTF8))
     except ValueError:
         raise BadAnswer(f"the answer is not JSON: {excerpt(body)}") from None
 

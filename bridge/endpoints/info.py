@@ -9,6 +9,8 @@ from bridge.model import BadAnswer, Facts
 from bridge.records import TEXT, Epoch, Flag, Number, Record, Text, wire
 
 MAX_DEPTH = 16
+REPLACED = "\ufffd"
+"""Stands where bytes were no text: no serial number has it."""
 PACKAGES = "named packages"  # no element can have this name
 Element = dict[str, Any]
 
@@ -81,18 +83,27 @@ def _packages(element: Element) -> dict[str, dict[str, str]]:
     return {name: {wanted[key]: text[key].strip() for key in wanted if key in text} for name, text in found if name}
 
 
-def split(body: bytes, facts: Facts, now: float) -> Parsed:
-    """Readings of `gateway`, and the facts that all other endpoints need."""
+def _root(body: bytes) -> Element | None:
+    """`None` where it is not XML, not a gateway's, or in an encoding that nobody knows."""
     try:
-        root = _Tree().feed(body.lstrip()).get("envoy_info")  # XML allows no blank before its declaration
-    except (expat.ExpatError, ValueError, LookupError):  # not XML, or in an encoding that nobody knows
-        root = None
+        return _Tree().feed(body.lstrip()).get("envoy_info")  # XML allows no blank before its declaration
+    except (expat.ExpatError, ValueError, LookupError):
+        return None
+
+
+def split(body: bytes, facts: Facts, now: float) -> Parsed:
+    """Readings of `gateway`, and the facts that all other endpoints need.
+
+    One byte that is no UTF-8 must not hide the gateway: it is replaced.
+    """
+    root = _root(body) or _root(body.decode("utf-8", "replace").encode())
     if not root:
         raise BadAnswer(f"the answer to /info is not from a gateway: {excerpt(body)}")
     sheet = Sheet()
     given = {**_texts(root), **_texts(root.get("build_info", {})), **_texts(root.get("device", {}))}
     info = Info.read(given, sheet.problems)
-    if info is None or not isinstance(info.serial_number, str) or not level(info.serial_number):
+    serial = info.serial_number if info else None
+    if info is None or not isinstance(serial, str) or not level(serial) or REPLACED in serial:
         raise BadAnswer("the answer to /info has no serial number")
     sheet.add("gateway", info)
     if packages := _packages(root):

@@ -20,6 +20,7 @@ from bridge.gateway.errors import (
     WrongPassword,
 )
 from bridge.gateway.http import quiet_libraries
+from bridge.gateway.renewal import Kept
 from bridge.gateway.token import Token
 from bridge.gateway.tokens import TokenSource
 
@@ -31,6 +32,7 @@ def open_gateway(
     pin: str | None = None,
     stored_token: SecretStr | None = None,
     on_new_token: Callable[[Token], None] = lambda _: None,
+    on_pause: Callable[[Kept], None] = lambda _: None,
     limits: Limits | None = None,
     cloud_limits: CloudLimits | None = None,
     clock: Callable[[], float] = time.time,
@@ -45,7 +47,13 @@ def open_gateway(
     """
     account = _account(settings, cloud, cloud_limits)
     tokens = TokenSource(
-        settings, account, stored=stored_token, on_new_token=on_new_token, clock=clock, monotonic=monotonic
+        settings,
+        account,
+        stored=stored_token,
+        on_new_token=on_new_token,
+        on_pause=on_pause,
+        clock=clock,
+        monotonic=monotonic,
     )
     return Gateway(settings, tokens, pin=pin, limits=limits, monotonic=monotonic)
 
@@ -65,6 +73,7 @@ __all__ = [
     "EndpointRefused",
     "Exchange",
     "Gateway",
+    "Kept",
     "KeyChanged",
     "Limits",
     "MultiFactor",

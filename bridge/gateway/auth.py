@@ -48,6 +48,7 @@ class TokenAuth(httpx.Auth):
         self._tokens.accepted(token)
         response = yield _again(request, token, check)
         if response.status_code == UNAUTHORIZED:
+            await response.aread()  # an answer that is left lying costs the connection, and so a handshake
             raise EndpointRefused(f"{request.url.path}: the gateway refuses this to a valid token (401)")
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,8 @@ LOG = logging.getLogger(__name__)
 INFO = "/info"
 """answers without a token; nothing secret goes to a gateway that is not identified"""
 NAME = "the gateway"
+MAX_COOKIES = 8
+"""A gateway sets one, `sessionId`. What grows with each answer would end in requests that are too long."""
 BUSY = 503
 LAST_PORT = 65_535
 
@@ -180,6 +182,7 @@ class Gateway:
         client.cookies = cookies or httpx.Cookies()
         client.event_hooks["request"].append(self._count)
         client.event_hooks["response"].append(self._overhear)
+        client.event_hooks["response"].append(_forgetful(client))
         return client
 
     async def _count(self, _: httpx.Request) -> None:
@@ -204,6 +207,16 @@ def _client(url: str, pin: tls.KeyPin, limits: Limits) -> httpx.AsyncClient:
         limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=limits.keep),
         event_hooks={"request": [], "response": [bounded(limits.body)]},
     )
+
+
+def _forgetful(client: httpx.AsyncClient) -> Callable[[httpx.Response], Awaitable[None]]:
+    """A response hook: more cookies than any gateway sets are none that it needs."""
+
+    async def forget(_: httpx.Response) -> None:
+        if len(client.cookies.jar) > MAX_COOKIES:
+            client.cookies.clear()
+
+    return forget
 
 
 def _usable(url: str) -> str:

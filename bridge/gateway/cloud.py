@@ -1,9 +1,11 @@
 """Enphase's cloud: from an account to a token. One attempt; when to try again is decided elsewhere."""
 
 import asyncio
+import hashlib
 import json
 import ssl
 from dataclasses import dataclass
+from functools import cached_property
 
 import httpx
 from pydantic import SecretStr
@@ -24,16 +26,21 @@ from bridge.model import BadAnswer, BadSetting, BridgeError, Unavailable
 NAME = "Enphase's cloud"
 OK, UNAUTHORIZED, NOT_ACCEPTABLE, TOO_MANY = 200, 401, 406, 429
 TRY_AGAIN = frozenset({502, 503, 504})
+MARK_ROUNDS, MARK_BYTES = 100_000, 8
 REFUSALS = frozenset({400, 401, 403, 404, 422})
 
 
 @dataclass(frozen=True, slots=True)
 class CloudLimits:
-    """Seconds and bytes. `deadline` is for a whole attempt."""
+    """Seconds and bytes. `deadline` is for a whole attempt.
+
+    `patience` is how long a request to the gateway waits for one: less than that request may take.
+    """
 
     connect: float = 10.0
     read: float = 30.0
     deadline: float = 60.0
+    patience: float = 10.0
     body: int = 256 * 1024
     attempts: int = 2
     retry_wait: float = 2.0
@@ -58,6 +65,17 @@ class Cloud:
         if settings.ca_file is not None:
             _trust(settings)  # a wrong file is told at the start, not at the first renewal
 
+    @property
+    def patience(self) -> float:
+        return self._limits.patience
+
+    @cached_property
+    def mark(self) -> str:
+        """Tells this account and password from others, and not what they are: it is kept on disk."""
+        salt = f"{self._settings.login_url} {self._username}".encode()
+        secret = self._password.get_secret_value().encode()
+        return hashlib.pbkdf2_hmac("sha256", secret, salt, MARK_ROUNDS, MARK_BYTES).hex()
+
     async def token(self, serial: str) -> Token:
         """A token as the cloud gave it: readable, but not checked against the gateway.
 
@@ -72,7 +90,9 @@ class Cloud:
             raise CloudUnavailable(f"{NAME} did not answer in time") from None
         except CloudUnavailable:
             raise
-        except (BadAnswer, Unavailable) as error:
+        except BadAnswer as error:
+            raise CloudUnavailable(f"{NAME}: {error}") from None
+        except Unavailable as error:
             raise CloudUnavailable(str(error)) from None
 
     async def _token(self, client: httpx.AsyncClient, serial: str) -> Token:
@@ -99,9 +119,9 @@ class Cloud:
         session = answer.get("session_id")
         if isinstance(session, str) and session:
             return session
-        if answer.get("success") is False:
-            raise CloudUnavailable(f"{NAME} fails at the login without a reason: trying again later")
-        raise MultiFactor
+        if answer.get("success") is True or answer.get("message") == "success":
+            raise MultiFactor
+        raise CloudUnavailable(f"{NAME} fails at the login without a reason: trying again later")
 
     async def _request_token(self, client: httpx.AsyncClient, session: str, serial: str) -> Token:
         wish = {"session_id": session, "serial_num": serial, "username": self._username}

@@ -42,7 +42,7 @@ class WrongPassword(CloudRejected):
     def __init__(self) -> None:
         super().__init__(
             "Enphase's cloud refuses the password: correct BRIDGE_GATEWAY__USERNAME and "
-            f"BRIDGE_GATEWAY__PASSWORD, then restart (no further try until then), or {PASTE}"
+            f"BRIDGE_GATEWAY__PASSWORD, then restart (these are not tried again), or {PASTE}"
         )
 
 

@@ -21,6 +21,7 @@ from bridge.model import BadAnswer, Unavailable
 
 LOG = logging.getLogger(__name__)
 MAX_BODY = 8 * 1024 * 1024
+PIECE = 64 * 1024
 PLAIN = {"Accept-Encoding": "identity", "User-Agent": "iqgateway2mqtt"}
 """Nothing is ever unpacked: packed bytes could swell a thousandfold."""
 
@@ -102,12 +103,18 @@ class _Bounded(httpx.AsyncByteStream):
         self._limit = limit
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        size = 0
+        """In large pieces: whoever collects millions of single bytes needs forty times their size."""
+        size, piece = 0, bytearray()
         async for part in self._inner:
             size += len(part)
             if size > self._limit:
                 raise BadAnswer(f"the answer is longer than {self._limit} bytes")
-            yield part
+            piece += part
+            if len(piece) >= PIECE:
+                yield bytes(piece)
+                piece.clear()
+        if piece:
+            yield bytes(piece)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

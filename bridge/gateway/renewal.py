@@ -3,10 +3,21 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from bridge.gateway.cloud import Cloud
-from bridge.gateway.errors import HOUR, MINUTE, PASTE, CloudRejected, TokenRejected
+from bridge.gateway.cloud import NAME, Cloud
+from bridge.gateway.errors import (
+    HOUR,
+    MINUTE,
+    PASTE,
+    Blocked,
+    CloudRejected,
+    CloudUnavailable,
+    MultiFactor,
+    NotOnAccount,
+    TokenRejected,
+    WrongPassword,
+)
 from bridge.gateway.shelf import Now, Shelf
 from bridge.gateway.token import Token
 from bridge.model import BridgeError
@@ -19,6 +30,11 @@ PROVED_TWICE = 15 * MINUTE
 """A second token at once is reasonable (the first was revoked), a third one within this time is not."""
 REST = HOUR
 """A cloud whose tokens are always due must not be asked at each tick."""
+
+
+AFTER_RESTART = 15 * MINUTE
+"""A cloud that failed before a restart is left alone no longer: whoever restarts wants to see something happen."""
+Kept = Mapping[str, str | float | None]
 
 
 class Pause:
@@ -40,6 +56,20 @@ class Pause:
         """Whether a token that still serves may be renewed."""
         return self.over and not (self._proved and self._monotonic() < self._began + REST)
 
+    @property
+    def attempts(self) -> int:
+        """Since a token was last proved."""
+        return self._attempts
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is over."""
+        return max(0.0, self._until - self._monotonic())
+
+    def resume(self, attempts: int, seconds: float) -> None:
+        """As it was in an earlier run."""
+        self._attempts, self._until = attempts, self._monotonic() + seconds
+
     def begin(self) -> None:
         """Counts here and not at the end: an attempt that is cut off must not come again at the next tick."""
         self._before, self._began, self._proved = self._began, self._monotonic(), False
@@ -56,20 +86,59 @@ class Pause:
 
 
 class Renewal:
-    """Puts new tokens on the shelf, one attempt at a time. `trouble` is why the last one failed."""
+    """Puts new tokens on the shelf, one attempt at a time. `trouble` is why the last one failed.
+
+    `on_pause` is called with what must outlive a restart, lest a bridge that is restarted again and again get the
+    account locked; `recall` takes it back.
+    """
 
     def __init__(
-        self, cloud: Cloud, shelf: Shelf, on_new_token: Callable[[Token], None], *, clock: Now, monotonic: Now
+        self,
+        cloud: Cloud,
+        shelf: Shelf,
+        on_new_token: Callable[[Token], None],
+        on_pause: Callable[[Kept], None],
+        *,
+        clock: Now,
+        monotonic: Now,
     ) -> None:
         self.trouble: BridgeError | None = None
         self._cloud = cloud
         self._shelf = shelf
-        self._on_new_token = on_new_token
+        self._on_new_token, self._on_pause = on_new_token, on_pause
         self._clock = clock
         self._pause = Pause(monotonic)
         self._attempt: asyncio.Task[None] | None = None
         self._unproved: Token | None = None
         self._told = ""
+
+    def recall(self, kept: object) -> None:
+        """What an earlier run has met; nothing where the settings have changed since."""
+        if not isinstance(kept, Mapping) or self._attempt or kept.get("account") != self._cloud.mark:
+            return
+        why, until, longest, attempts = (kept.get(name) for name in ("why", "until", "seconds", "attempts"))
+        seconds = float("inf")
+        if isinstance(until, int | float) and isinstance(longest, int | float):
+            seconds = max(0.0, min(until - self._clock(), longest))
+        self.trouble = _refusal(why, self._shelf.serial)
+        if self.trouble is None:
+            self.trouble = CloudUnavailable(f"{NAME} gave no token before the restart: trying again later")
+            seconds = min(seconds, AFTER_RESTART)
+        self._pause.resume(attempts if isinstance(attempts, int) else 1, seconds)
+
+    def _keep(self) -> None:
+        left = self._pause.left
+        lasts = left == float("inf")
+        why = type(self.trouble).__name__ if self.trouble else None
+        self._on_pause(
+            {
+                "account": self._cloud.mark,
+                "why": why,
+                "until": None if lasts else round(self._clock() + left),
+                "seconds": None if lasts else round(left),
+                "attempts": self._pause.attempts,
+            }
+        )
 
     async def run(self) -> None:
         """Starts an attempt if the pause is over; it is waited for only where no token serves meanwhile."""
@@ -79,13 +148,23 @@ class Renewal:
                 return
             self._attempt = asyncio.create_task(self._ask(), name="token renewal")
         if urgent:
-            await asyncio.shield(self._attempt)  # whoever waits may give up, the login goes on
+            await self._wait(self._attempt)
+
+    async def _wait(self, attempt: asyncio.Task[None]) -> None:
+        """Whoever waits may give up, the login goes on; a slow cloud must not pass for a slow gateway."""
+        try:
+            async with asyncio.timeout(self._cloud.patience):
+                await asyncio.shield(attempt)
+        except TimeoutError:
+            if self._shelf.best() is None:
+                raise CloudUnavailable(f"{NAME} has not answered yet: still waiting for a token") from None
 
     def accepted(self, token: Token) -> None:
         if token == self._unproved:
             self._unproved = self.trouble = None
             self._told = ""
             self._pause.proved()
+            self._on_pause({})
 
     def refused(self, token: Token) -> None:
         if token == self._unproved:
@@ -118,3 +197,19 @@ class Renewal:
         LOG.log(logging.DEBUG if told else logging.WARNING, "no new token: %s", error)
         error.__context__ = None  # it holds the request, and that holds the password
         self.trouble = error.with_traceback(None)
+        self._keep()
+
+
+def _refusal(why: object, serial: str) -> CloudRejected | None:
+    """The refusal of that name."""
+    match why:
+        case "WrongPassword":
+            return WrongPassword()
+        case "MultiFactor":
+            return MultiFactor()
+        case "Blocked":
+            return Blocked()
+        case "NotOnAccount":
+            return NotOnAccount(serial)
+        case _:
+            return None

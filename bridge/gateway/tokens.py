@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from bridge.config import GatewaySettings
 from bridge.gateway.cloud import Cloud
 from bridge.gateway.errors import PASTE
-from bridge.gateway.renewal import Renewal
+from bridge.gateway.renewal import Kept, Renewal
 from bridge.gateway.shelf import Now, Shelf
 from bridge.gateway.token import Token
 from bridge.model import BridgeError, Unavailable
@@ -18,7 +18,8 @@ from bridge.model import BridgeError, Unavailable
 class TokenSource:
     """The tokens of one gateway: the current one, renewed when due or refused.
 
-    `on_new_token` is called with each token from the cloud, once it has passed its check.
+    `on_new_token` is called with each token from the cloud, once it has passed its check; `on_pause` with what an
+    attempt at the cloud has come to, which `recall` wants back after a restart.
     """
 
     def __init__(
@@ -28,13 +29,14 @@ class TokenSource:
         *,
         stored: SecretStr | None = None,
         on_new_token: Callable[[Token], None] = lambda _: None,
+        on_pause: Callable[[Kept], None] = lambda _: None,
         clock: Now = time.time,
         monotonic: Now = time.monotonic,
     ) -> None:
         self._clock = clock
         self._shelf = Shelf(settings, stored, clock, monotonic)
         self._renewal = (
-            Renewal(cloud, self._shelf, on_new_token, clock=clock, monotonic=monotonic) if cloud else None
+            Renewal(cloud, self._shelf, on_new_token, on_pause, clock=clock, monotonic=monotonic) if cloud else None
         )
 
     def identify(self, serial: str) -> None:
@@ -44,6 +46,11 @@ class TokenSource:
     def offer(self, stored: SecretStr) -> None:
         """A token of an earlier run, where the gateway's serial was not known at the start."""
         self._shelf.offer(stored)
+
+    def recall(self, kept: object) -> None:
+        """What `on_pause` was last called with in an earlier run."""
+        if self._renewal:
+            self._renewal.recall(kept)
 
     async def current(self) -> Token:
         """The token to use; one that is due still serves while the next is fetched.

@@ -55,6 +55,7 @@ def plan_of(settings: Settings) -> Plan:
         None if said else SITE_PERIODS[poll.profile],
         BUDGETS[poll.profile] if poll.budget is None else poll.budget,
         settings.site.netting == "sum",
+        settings.site.third_party_pv,
         ZoneInfo(settings.timezone) if settings.timezone else None,
     )
 
@@ -99,6 +100,7 @@ def make_poller(
         clock=now,
         monotonic=asyncio.get_running_loop().time,
         on_new_token=lambda token: poller.keep_token(token),  # noqa: PLW0108 - it does not exist yet
+        on_pause=lambda kept: poller.keep_pause(kept),  # noqa: PLW0108 - nor does it here
     )
     style = _style(settings, gateway, first=gateway is settings.all_gateways[0])
     poller = Poller(

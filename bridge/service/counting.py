@@ -24,12 +24,17 @@ class Counted:
 
 
 class Counting:
-    """Everything with a memory between bytes and topics. `zone` is where the days begin; `None`: this machine's."""
+    """Everything with a memory between bytes and topics.
 
-    def __init__(self, *, netted: bool, zone: tzinfo | None, kept: Mapping[str, Any]) -> None:
+    `zone` is where the days begin; `None`: this machine's. `netted` and `third_party` are the site's.
+    """
+
+    def __init__(
+        self, *, netted: bool, zone: tzinfo | None, kept: Mapping[str, Any], third_party: bool = False
+    ) -> None:
         self._zone = zone
         self._ledger = Ledger.load(kept.get("counters"))
-        self.site = Site(netted=netted, kept=kept.get("site"))
+        self.site = Site(netted=netted, third_party=third_party, kept=kept.get("site"))
         self._units = Units(kept.get("days"))
 
     def dump(self) -> dict[str, Any]:

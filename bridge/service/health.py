@@ -5,11 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridge.endpoints import Parsed
+from bridge.gateway import EndpointRefused
 from bridge.model import BridgeError, Unavailable
 from bridge.service.sources import STALE_PERIODS, STALE_SECONDS, Source, State
 
 NEVER = float("-inf")
 INFO = "info"
+REFUSED = (
+    "the gateway answers but refuses every endpoint, with a token that it calls valid: "
+    "use the token of the system's owner"
+)
+LACKING = "the gateway has none of the endpoints that are read here: its firmware is too old"
 SHORTEST_DOUBT = 1.0
 DOUBT = 0.6
 """Share of its patience after which a silent gateway is asked for something that it answered before."""
@@ -34,6 +40,14 @@ class Health:
         """Seconds without any success after which the gateway is gone."""
         there = [source.period for source in self.sources.values() if source.state is not State.ABSENT]
         return max(STALE_SECONDS, STALE_PERIODS * min(there, default=0.0))
+
+    @property
+    def barred(self) -> str | None:
+        """Why a gateway that answers tells us nothing but who it is; `None` where it tells more."""
+        others = [source for source in self.sources.values() if source.name != INFO]
+        if not others or any(source.state is not State.ABSENT for source in others):
+            return None
+        return REFUSED if any(source.refused for source in others) else LACKING
 
     @property
     def tried(self) -> bool:
@@ -95,6 +109,7 @@ class Health:
     def missing(self, name: str, error: BridgeError) -> None:
         """The gateway answers, but does not have this, or has it for nobody."""
         self._in_a_row = 0
+        self.sources[name].refused = isinstance(error, EndpointRefused)
         if self.sources[name].missing():
             self._log.info("%s: %s", name, error)
 

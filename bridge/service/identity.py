@@ -9,11 +9,12 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bridge.config import GatewaySettings
-from bridge.gateway import Gateway, KeyChanged, Token
+from bridge.gateway import Gateway, Kept, KeyChanged, Token
 from bridge.model import MOST_GEAR, Facts, MeterFacts, Rejected
 from bridge.store import Store
 
 LOG = logging.getLogger(__name__)
+CLOUD = "cloud"
 METERS = TypeAdapter(tuple[MeterFacts, ...])
 GEAR = TypeAdapter(Annotated[frozenset[str], Field(max_length=MOST_GEAR)])
 
@@ -52,8 +53,10 @@ class Identity:
         self._check_key(facts)
         if not self.known:
             self._gateway.identify(facts.serial)
-            if token := self._store.load(facts.serial).token:  # known, though at another address
-                self._gateway.tokens.offer(token)
+            state = self._store.load(facts.serial)
+            if state.token:  # known, though at another address
+                self._gateway.tokens.offer(state.token)
+            self._gateway.tokens.recall(state.extra.get(CLOUD))
             self._store.remember(self._settings.host, facts.serial)
             facts = replace(facts, meters=self._known_meters(facts), gear=self._known_gear(facts))
         self.learn(facts)
@@ -73,6 +76,15 @@ class Identity:
         if self.known:
             state = self._store.load(self.facts.serial)
             self._store.save(self.facts.serial, state.changed(token=token.secret))
+
+    def keep_pause(self, kept: Kept) -> None:
+        """So must what the cloud has refused: it locks accounts."""
+        if self.known:
+            state = self._store.load(self.facts.serial)
+            others = {name: value for name, value in state.extra.items() if name != CLOUD}
+            if kept or CLOUD in state.extra:
+                extra = {**others, CLOUD: dict(kept)} if kept else others
+                self._store.save(self.facts.serial, state.changed(extra=extra))
 
     def published(self) -> object:
         """What an earlier run has published of this gateway."""

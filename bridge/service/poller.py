@@ -8,7 +8,7 @@ from datetime import UTC, datetime, tzinfo
 
 from bridge.config import GatewaySettings
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint, Parsed
-from bridge.gateway import CloudRejected, Gateway, KeyChanged, Token, TokenRejected
+from bridge.gateway import CloudRejected, CloudUnavailable, Gateway, Kept, KeyChanged, Token, TokenRejected
 from bridge.model import Answer, BadAnswer, BridgeError, Message, Rejected, Request, Unavailable, Unsupported
 from bridge.service.budget import Budget
 from bridge.service.counting import Counting
@@ -57,6 +57,7 @@ class Plan:
     site_period: float | None = None
     budget: float = 0.25
     netted: bool = True
+    third_party: bool = False
     zone: tzinfo | None = None
 
 
@@ -118,6 +119,9 @@ class Poller:
 
     def keep_token(self, token: Token) -> None:
         self._identity.keep_token(token)
+
+    def keep_pause(self, kept: Kept) -> None:
+        self._identity.keep_pause(kept)
 
     def sent(self, message: Message) -> None:
         """The broker has it; what had to go is gone then."""
@@ -271,7 +275,9 @@ class Poller:
     async def _open_counters(self, serial: str) -> None:
         """From the state file, and from what our subscribers have: nothing is published before that is known."""
         kept = self._identity.counted()
-        self._counting = Counting(netted=self._plan.netted, zone=self._plan.zone, kept=kept)
+        self._counting = Counting(
+            netted=self._plan.netted, third_party=self._plan.third_party, zone=self._plan.zone, kept=kept
+        )
         self._counting.seed(await self._seeds(serial))
         self._counted_at = self._time()
 
@@ -303,7 +309,7 @@ class Poller:
         if self._health.succeeded(self._time()):
             self._log.info("gateway %s is online", self._identity.serial)
         self._refusals = 0
-        self._tell(None)
+        self._tell(self._health.barred)
 
     async def _follow(self, request: Request | None) -> None:
         """What an answer asks us to do: to turn the live stream on again."""
@@ -361,16 +367,24 @@ class Poller:
 
     # What subscribers are told
 
-    def _tell(self, problem: str | None) -> None:
-        """What a person must know, once for each change."""
-        if problem and problem != self._problem:
+    def _tell(self, problem: str | None, *, is_news: bool = True) -> None:
+        """What a person must know, once for each change; in the log unless it stands there already."""
+        if problem and is_news and problem != self._problem:
             self._log.warning("%s", problem)
         self._problem = problem
 
+    def _tell_absence(self, error: BridgeError) -> None:
+        """Why nothing is read, as it is now. The log has it from the source that met it first."""
+        if isinstance(error, CloudUnavailable):
+            self._tell(str(error), is_news=False)
+        else:
+            text = f"the gateway can't be read: {error}"
+            self._tell(text, is_news=self._identity.known and self._problem is None)
+
     def _refresh(self) -> None:
         now = self._time()
-        if self._away(now) and self._problem is None and self._health.last_error is not None:
-            self._tell(f"the gateway can't be read: {self._health.last_error}")
+        if self._away(now) and not self._refusals and self._health.last_error is not None:
+            self._tell_absence(self._health.last_error)
         serial = self._identity.serial
         if serial is None:
             return

@@ -41,6 +41,8 @@ class Source:
     failures: int = 0
     problems: tuple[str, ...] = field(default=())
     fresh: bool = True
+    refused: bool = False
+    """It is absent because of a 401, not of a 404."""
 
     @property
     def tried(self) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from bridge.site.plan import BALANCE, Plan
+from bridge.site.plan import BALANCE, Plan, without_livedata
 
 Values = Mapping[tuple[str, str], float]
 """Values of one answer by device and name, phases left out."""
@@ -31,12 +31,20 @@ class Powers:
     def without_battery(self) -> "Powers":
         return replace(self, battery=None, home=None)
 
+    def on_generator(self) -> "Powers":
+        """With the grid open, what its meter reads comes from the generator that stands in its place."""
+        if self.grid is None:
+            return self
+        if self.generator is None:
+            return replace(self, grid=0.0, generator=self.grid)
+        home = None if self.home is None else round(self.home - self.grid, 3)
+        return replace(self, grid=0.0, home=home)
+
 
 def balance(plan: Plan, values: Values) -> Powers:
     """The flows as the plan's answer gives them; what follows from the others is computed from those published."""
-    solar = _power(values, plan.solar)
     found = Powers(
-        solar=None if solar is None else max(0.0, solar),
+        solar=_sun(values, plan),
         grid=_power(values, plan.grid),
         battery=_power(values, plan.battery),
         generator=_power(values, "live/generator") if plan.live else None,
@@ -51,8 +59,15 @@ def balance(plan: Plan, values: Values) -> Powers:
 
 def fallback(values: Values, plan: Plan) -> Powers:
     """Where live data stand still: the meters know solar and grid, and nobody the battery."""
-    meters = replace(plan, answer="readings", solar="meter/production", grid="meter/net-consumption", home=None)
-    return balance(replace(meters, battery=None), values)
+    return balance(without_livedata(plan), values)
+
+
+def _sun(values: Values, plan: Plan) -> float | None:
+    """Never negative: what inverters draw at night is consumption."""
+    own, others = _power(values, plan.solar), _power(values, plan.third_party)
+    if own is None or (plan.third_party and others is None):
+        return None
+    return round(max(0.0, own) + max(0.0, others or 0.0), 3)
 
 
 def _power(values: Values, device: str | None) -> float | None:

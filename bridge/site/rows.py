@@ -47,7 +47,11 @@ ROWS: dict[str, dict[str, Measurement]] = {
         "energy_stored": _shown("energy_stored", STORED),
         "capacity": _shown("capacity", STORED),
     },
-    GENERATOR: {**_common(), "energy_lifetime": _shown("energy_lifetime", ENERGY, label="Energy produced")},
+    GENERATOR: {
+        **_common(),
+        "energy_lifetime": _shown("energy_lifetime", ENERGY, label="Energy produced"),
+        "energy_since": SINCE,
+    },
     HOME: {
         **_common(),
         "energy_lifetime": _shown("energy_lifetime", ENERGY, label="Energy consumed"),

@@ -25,15 +25,15 @@ class House:
         self.secure = self.simulator.home.secure
         self.watcher = Watcher()
         self.cloud = ""
-        self._certificate = self_signed(self.simulator.serial)
+        self.certificate = self_signed(self.simulator.serial)
         self._address = "127.0.0.1:0"
         self._power = AsyncExitStack()
 
     async def plug(self, certificate: Certificate | None = None) -> None:
         """It comes up at the address where it was, unless told otherwise with the key that it had."""
-        self._certificate = certificate or self._certificate
+        self.certificate = certificate or self.certificate
         port = int(self._address.rpartition(":")[2])
-        up = serve(self.simulator, tls=self.secure, port=port, certificate=self._certificate)
+        up = serve(self.simulator, tls=self.secure, port=port, certificate=self.certificate)
         self._address = await self._power.enter_async_context(up)
 
     async def unplug(self) -> None:

@@ -1,9 +1,10 @@
 """Gateways that announce themselves over mDNS, on the loopback interface alone."""
 
+import asyncio
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 from zeroconf import ServiceInfo, Zeroconf
@@ -39,3 +40,14 @@ def announced(
         yield
     finally:
         network.close()
+
+
+@asynccontextmanager
+async def announcing(serial: str, port: int) -> AsyncIterator[None]:
+    """As `announced`, beside a running loop."""
+    one = announced(serial, port)
+    await asyncio.to_thread(one.__enter__)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(one.__exit__, None, None, None)

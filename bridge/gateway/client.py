@@ -119,6 +119,16 @@ class Gateway:
         """Tell of whatever comes back from now on, refusals and token checks included: a capture wants them."""
         self._listener = listener
 
+    async def move(self, url: str) -> bool:
+        """Ask at another address from now on; the key that it must show stays. False: we do already."""
+        url = _usable(url)
+        if url == self._url:
+            return False
+        async with self._turn:
+            self._url = url
+            await self._reconnect()
+        return True
+
     async def fetch(self, request: Request, *, deadline: float | None = None) -> Answer:
         """The body of a 2xx answer.
 
@@ -151,10 +161,16 @@ class Gateway:
             except TimeoutError:
                 raise Unavailable(f"{NAME} gave no whole answer in time to {INFO}") from None
 
+    @property
+    def _where_else(self) -> str:
+        """What to do where its name is unknown."""
+        local = "; names in .local are not found from most containers" if ".local" in self._url else ""
+        return f"{local}; set BRIDGE_GATEWAY__HOST to the gateway's address"
+
     async def _exchange(self, request: Request) -> Answer:
         if self._pin.stale:
             await self._reconnect()
-        with translated(NAME):
+        with translated(NAME, self._where_else):
             try:
                 return await self._send(self._client, request)
             except httpx.PoolTimeout:  # something holds the only connection for good

@@ -20,6 +20,7 @@ from bridge.gateway.errors import ConnectionFault
 from bridge.model import BadAnswer, Unavailable
 
 LOG = logging.getLogger(__name__)
+UNKNOWN = "the name is unknown in this network"
 MAX_BODY = 8 * 1024 * 1024
 PIECE = 64 * 1024
 PLAIN = {"Accept-Encoding": "identity", "User-Agent": "iqgateway2mqtt"}
@@ -49,15 +50,19 @@ def _log_retry(state: RetryCallState) -> None:
 
 
 @contextmanager
-def translated(name: str) -> Iterator[None]:
-    """The one place where the library's errors become ours; their chain is cut, for it holds the request."""
+def translated(name: str, unknown: str = "") -> Iterator[None]:
+    """The one place where the library's errors become ours; their chain is cut, for it holds the request.
+
+    `unknown` is what to do where the name can't be resolved.
+    """
     try:
         yield
     except httpx.TimeoutException as error:
         verb = "can't be reached" if isinstance(error, httpx.ConnectTimeout) else "did not answer"
         raise Unavailable(f"{name} {verb} in time") from None
     except (httpx.TransportError, OSError, UnicodeError) as error:
-        raise ConnectionFault(f"no connection to {name}: {_reason(error)}") from None
+        reason = _reason(error)
+        raise ConnectionFault(f"no connection to {name}: {reason}{unknown * (reason == UNKNOWN)}") from None
 
 
 def _reason(error: BaseException) -> str:
@@ -71,7 +76,7 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, ssl.SSLError):
             return f"TLS fails ({cause.reason or 'no reason given'})"
         if isinstance(cause, socket.gaierror):
-            return "the name is unknown in this network"
+            return UNKNOWN
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno)
     return "the connection broke off"

@@ -18,6 +18,7 @@ from bridge.service.identity import Identity
 from bridge.service.mirror import Mirror, Publish, Style
 from bridge.service.pulse import Pulse
 from bridge.service.schedule import Schedule
+from bridge.service.search import Search
 from bridge.store import Store
 
 LOG = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Poller:
         self._budget = Budget(plan.budget, ticks)
         wanted = {source: self._schedule.period(source) for source in self._schedule.sources}
         self._health = Health(wanted, self._time(), self._log)
+        self._search = Search(settings, self._time, self._log)
         self._counting: Counting | None = None
         self._counted_at = NEVER
         self._kept_at = self._time()
@@ -183,7 +185,14 @@ class Poller:
             self._health.give_chance(self._time())
             self._schedule.restart(self._time(), without=INFO)
         else:
+            await self._look_around()
             await self._rest(PROBE)
+
+    async def _look_around(self) -> None:
+        """It may have another address now. If it does not answer there either, it is asked at its old one again."""
+        found = await self._search.url(self.serial) if self.serial else None
+        if await self._gateway.move(found or self._settings.base_url) and found:
+            self._log.info("gateway %s announces itself at %s: trying there", self.serial, found)
 
     async def _rest(self, seconds: float) -> None:
         self.pulse.rest(seconds)

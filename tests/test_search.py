@@ -1,0 +1,77 @@
+"""A gateway that the router gave another address is found again, by what it announces over real mDNS."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from houses import house
+from nearby import LOOPBACK, alone, announcing
+from running import running, until
+
+from bridge.config import GatewaySettings
+from bridge.service import search
+from bridge.simulator import Simulator
+from bridge.simulator.serve import self_signed, serve
+
+__all__ = ["alone"]
+pytestmark = [pytest.mark.hasty, pytest.mark.usefixtures("alone")]
+
+
+@pytest.fixture(autouse=True)
+def _nearby(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the loopback interface; the loop is hasty, the network is not."""
+    monkeypatch.setattr(search, "INTERFACES", (LOOPBACK,))
+    monkeypatch.setattr(search, "LISTEN", 60.0)
+
+
+@pytest.mark.expects_log("no connection to the gateway", "the gateway can't be read")
+async def test_a_gateway_with_a_new_address_is_found_by_its_serial_number(tmp_path: Path) -> None:
+    async with house(tmp_path) as home, running(home.settings()):
+        await home.settled()
+        await home.unplug()
+        await until(lambda: home.topic("state") == "offline")
+        with_its_key = serve(home.simulator, tls=True, certificate=home.certificate)
+        async with with_its_key as address, announcing(home.serial, int(address.rpartition(":")[2])):
+            await until(lambda: home.topic("state") == "online")
+            assert home.topic("gateway/problem") == "none"
+        await home.plug()
+        await until(lambda: home.topic("availability/livedata") == "offline")
+        await until(lambda: home.topic("state") == "online" and home.topic("availability/livedata") == "online")
+
+
+@pytest.mark.expects_log("no connection to the gateway", "the gateway can't be read")
+@pytest.mark.may_log("TLS key has changed")
+async def test_who_only_says_so_gets_nothing(tmp_path: Path) -> None:
+    """Its key is another one: not even the token is shown to it."""
+    async with house(tmp_path) as home, running(home.settings()):
+        await home.settled()
+        await home.unplug()
+        await until(lambda: home.topic("state") == "offline")
+        other = Simulator("three-phase")
+        async with serve(other, tls=True, certificate=self_signed(other.serial)) as address:
+            async with announcing(home.serial, int(address.rpartition(":")[2])):
+                await until(lambda: "TLS key has changed" in (home.topic("gateway/problem") or ""))
+        assert {seen.path for seen in other.requests} <= {"/info"}
+        assert home.topic("state") == "offline"
+        await home.plug()
+        await until(lambda: home.topic("state") == "online")
+
+
+@pytest.mark.parametrize(
+    ("host", "tls", "seen"),
+    [
+        ("192.168.1.20", "pin", True),
+        ("envoy.local", "strict", True),
+        ("192.168.1.20", "off", False),
+        ("127.0.0.1:8443", "pin", False),
+        ("localhost", "pin", False),
+        ("[::1]:8443", "pin", False),
+    ],
+)
+async def test_where_a_search_makes_sense(
+    monkeypatch: pytest.MonkeyPatch, host: str, tls: str, *, seen: bool
+) -> None:
+    monkeypatch.setattr(search, "INTERFACES", ())
+    settings = GatewaySettings.model_validate({"host": host, "tls": tls})
+    looker = search.Search(settings, lambda: 0.0, logging.LoggerAdapter(logging.getLogger(__name__), {}))
+    assert looker._is_possible is seen

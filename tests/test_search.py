@@ -33,7 +33,7 @@ async def test_a_gateway_with_a_new_address_is_found_by_its_serial_number(tmp_pa
         with_its_key = serve(home.simulator, tls=True, certificate=home.certificate)
         async with with_its_key as address, announcing(home.serial, int(address.rpartition(":")[2])):
             await until(lambda: home.topic("state") == "online")
-            assert home.topic("gateway/problem") == "none"
+            await until(lambda: home.topic("gateway/problem") == "none")
         await home.plug()
         await until(lambda: home.topic("availability/livedata") == "offline")
         await until(lambda: home.topic("state") == "online" and home.topic("availability/livedata") == "online")
@@ -48,9 +48,11 @@ async def test_who_only_says_so_gets_nothing(tmp_path: Path) -> None:
         await home.unplug()
         await until(lambda: home.topic("state") == "offline")
         other = Simulator("three-phase")
-        async with serve(other, tls=True, certificate=self_signed(other.serial)) as address:
-            async with announcing(home.serial, int(address.rpartition(":")[2])):
-                await until(lambda: "TLS key has changed" in (home.topic("gateway/problem") or ""))
+        async with (
+            serve(other, tls=True, certificate=self_signed(other.serial)) as address,
+            announcing(home.serial, int(address.rpartition(":")[2])),
+        ):
+            await until(lambda: "TLS key has changed" in (home.topic("gateway/problem") or ""))
         assert {seen.path for seen in other.requests} <= {"/info"}
         assert home.topic("state") == "offline"
         await home.plug()

@@ -19,8 +19,8 @@ INTERFACES = ALL
 class Search:
     """Where one gateway is. Nobody is found without the zeroconf library, which is an extra.
 
-    With TLS unverified there is no search: whoever announced the serial number would get the token. Nor is there one
-    for a gateway behind an address of this machine itself: that is a tunnel or a simulator.
+    With TLS unverified there is no search: whoever announced the serial number would get the token. Nor is there
+    one for a gateway behind an address of this machine itself: that is a tunnel or a simulator.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ root, in `device` or in `origin` would make it refuse the whole device.
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -338,7 +339,9 @@ def _connectivity(settings: Settings, gateway: Gateway, device: Device) -> dict[
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    """As Home Assistant makes it where it chooses an id itself: without accents, ß as ss."""
+    plain = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
 
 
 def _entity(settings: Settings, gateway: Gateway, row: Row, device: Device) -> dict[str, Any]:

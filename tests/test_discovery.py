@@ -651,3 +651,11 @@ def test_what_is_there_is_not_taken_back() -> None:
         f"{ID}_gateway_state",
         f"{ID}_meter_load_power",
     }
+
+
+def test_an_id_is_spelt_as_home_assistant_spells_it() -> None:
+    """Where it chooses the id itself, before 2025.10, it has to come to the same."""
+    row_ = Row("site/solar", None, measurement("power", POWER), "site")
+    body = announced([row_], gateway(site="Haus Müßig, Öland"))["site"]
+    (entity,) = body["components"].values()
+    assert entity["default_entity_id"] == "sensor.haus_mussig_oland_solar_power"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from brokers import watching
 from houses import House, house
 from running import running, until
 
@@ -66,6 +67,31 @@ async def test_without_a_change_nothing_is_handed_over(form: str, tmp_path: Path
         since = len(home.watcher.seen)
         await run_once(home, form)
         assert {what for _, what in said(home, since)} == {"config"}
+
+
+@pytest.mark.expects_log("no broker listens there")
+async def test_what_could_not_be_said_is_said_after_a_restart(tmp_path: Path) -> None:
+    """The bridge was stopped before the broker came back."""
+    async with house(tmp_path) as home:
+        await run_once(home, "device")
+        old = set(announced(home).values())
+        home.broker.stop()
+        by_component = home.settings(homeassistant={"discovery": "component"})
+        async with running(by_component):
+            await until(lambda: leaving(home) == old)
+        home.broker.start()
+        async with watching(home.broker.port) as home.watcher:
+            await run_once(home, "component")
+            await until(lambda: not leaving(home))
+            story = said(home, 0)
+    assert {topic for topic, what in story if what == "handover"} == old
+    assert {topic for topic, what in story if what == "clear"} == old
+
+
+def leaving(home: House) -> set[str]:
+    """What the store remembers to be cleared."""
+    (file,) = (home.folder / "state").glob("gateway-*_tree.json")
+    return set(json.loads(file.read_text())["extra"]["leaving"])
 
 
 async def test_without_discovery_everything_is_taken_back(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ Choice = Annotated[str | Absent | None, TEXT, BeforeValidator(_choice)]
 class Mains(Record):
     """The relay between home and grid, and those of the sources behind it."""
 
-    grid_connected: MainsClosed = wire("mains_oper_state", label="Grid connection", enabled=True)
+    grid_connected: MainsClosed = wire("mains_oper_state", label="Connection", enabled=True)
     state: LowerText = wire("mains_oper_state", diagnostic=True)
     admin_state: LowerText = wire("mains_admin_state", diagnostic=True)
     der1_state: Number = wire("der1_state", label="DER 1 state", diagnostic=True)

@@ -19,6 +19,7 @@ from test_web import GATEWAY, NOON, STATUS, going
 
 from bridge.commands.listener import attended
 from bridge.config import HttpSettings
+from bridge.endpoints import ENDPOINTS
 from bridge.model import Reading
 from bridge.records import CHARGE, POWER, VOLTAGE, measurement
 from bridge.service import Bridge, GatewayStatus, SourceStatus, Status
@@ -144,7 +145,8 @@ async def test_the_page_shows_what_the_broker_has_and_follows_it(browser: Browse
             assert before == f"{kilowatts:.2f} kW"
             home.clock.forward(3 * 3600)
             await expect(solar).not_to_have_text(before, timeout=PATIENCE)
-            assert await page.locator(".sources tbody tr").count() == 10
+            lacking = (await page.locator(".lacking").inner_text()).count(",") + 1
+            assert await page.locator(".sources tbody tr").count() == len(ENDPOINTS) - lacking
             assert "127.0.0.1" in await page.locator("#broker").inner_text()
 
 
@@ -247,7 +249,8 @@ async def test_rare_states_are_told(browser: Browser) -> None:
         assert "ended on 22 Nov 2026, owner" in odd
         assert "does not answer" in odd
         states = await page.locator(".gateway").first.locator(".sources td:nth-child(2)").all_inner_texts()
-        assert states == ["fresh", "stale", "fails", "not there", "waiting"]
+        assert states == ["fresh", "stale", "fails", "waiting"]
+        assert "This gateway does not have: absent." in odd
         assert "not known yet" in unknown
         assert "not of now" in unknown
         assert "not needed" in legacy

@@ -117,7 +117,6 @@ function source(given) {
     waiting: ["waiting", "dim"],
     good: given.fresh ? ["fresh", "good"] : ["stale", "warn"],
     failing: ["fails", "bad"],
-    absent: ["not there", "dim"],
   };
   const [word, mood] = states[given.state] ?? [given.state, ""];
   const line = make("tr");
@@ -157,7 +156,10 @@ function show(gateway) {
     ["Fresh sources", `${answers} of ${gateway.sources.filter((each) => each.fresh !== null).length}`],
     ...(gateway.held ? [["Counters held", String(gateway.held), "warn"]] : []),
   ]);
-  find(".sources tbody", place).replaceChildren(...gateway.sources.map(source));
+  const lacking = gateway.sources.filter((each) => each.state === "absent").map((each) => each.name);
+  const there = gateway.sources.filter((each) => each.state !== "absent");
+  find(".sources tbody", place).replaceChildren(...there.map(source));
+  say(find(".lacking", place), lacking.length ? `This gateway does not have: ${lacking.join(", ")}.` : "");
 }
 
 function verdict(mood, text, reasons) {

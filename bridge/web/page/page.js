@@ -30,7 +30,7 @@ const fixed = (value, digits) => {
 };
 const watts = (value) => {
   if (!known(value)) return "\u2013";
-  return Math.abs(value) < 1000 ? `${fixed(value, 0)} W` : `${fixed(value / 1000, 2)} kW`;
+  return Math.abs(value) < 999.5 ? `${fixed(value, 0)} W` : `${fixed(value / 1000, 2)} kW`;
 };
 const span = (seconds) => {
   if (!known(seconds)) return "\u2013";

@@ -1,6 +1,7 @@
 """The HTTP listener: what probes, Prometheus and people are told, and what it takes from strangers."""
 
 import asyncio
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -306,9 +307,9 @@ async def test_a_fault_of_ours_is_told_once(warned: list[str]) -> None:
 
 
 @asynccontextmanager
-async def listening(port: int) -> AsyncIterator[None]:
+async def listening(port: int, status: Status = STATUS) -> AsyncIterator[None]:
     settings = HttpSettings(listen=f"127.0.0.1:{port}")
-    async with going(listen(settings, lambda: STATUS)), at(port):
+    async with going(listen(settings, lambda: status)), at(port):
         yield
 
 
@@ -402,13 +403,48 @@ async def test_health_asks_the_running_service(tmp_path: Path) -> None:
             await until(lambda: any("status page at" in line for line in program.err))
             for listen_at in (str(port), f"0.0.0.0:{port}", f"localhost:{port}"):
                 assert await health(listen_at) == (0, ["alive"])
-            program.process.send_signal(19)
+            program.process.send_signal(signal.SIGSTOP)
             assert await health(str(port)) == (69, [f"no answer at 127.0.0.1:{port}: timed out"])
-            program.process.send_signal(18)
+            program.process.send_signal(signal.SIGCONT)
             assert await program.stop() == 0
         assert [line for line in program.err if "status page" in line] == [
             line for line in program.err if line.endswith(f"status page at http://127.0.0.1:{port}/")
         ]
+
+
+async def test_a_part_that_is_stuck_is_told() -> None:
+    port, stuck = free_port(), ("the sender", "the poller of envoy.local")
+    async with listening(port, replace(STATUS, stuck=stuck)):
+        assert await health(str(port)) == (69, ["stuck: the sender, the poller of envoy.local"])
+        async with at(port) as client:
+            found = await client.get("/healthz")
+            assert (found.status_code, found.json()) == (503, {"alive": False, "stuck": [*stuck]})
+            assert samples((await client.get("/metrics")).text)["alive",] == 0
+
+
+async def test_changed_settings_move_the_listener(tmp_path: Path) -> None:
+    first, second = free_port(), free_port()
+    file = tmp_path / "bridge.toml"
+
+    def say(port: int) -> None:
+        file.write_text(
+            f'state_dir = "{tmp_path}/state"\n[http]\nlisten = {port}\n[mqtt]\nurl = "{home.broker.url}"\n'
+        )
+
+    async with house(tmp_path) as home:
+        say(first)
+        more = {"BRIDGE_GATEWAY__HOST": home.url, "BRIDGE_GATEWAY__TOKEN": home.simulator.token()}
+        async with started(*BRIDGE, "run", env={"BRIDGE_CONFIG": str(file), **more}) as program:
+            for port in (first, second, second):
+                say(port)
+                known = sum("status page at" in line for line in program.err)
+                if known:
+                    program.process.send_signal(signal.SIGHUP)
+                await until(lambda known=known: sum("status page at" in line for line in program.err) > known)
+                assert await health(str(port)) == (0, ["alive"])
+            assert (await health(str(first)))[0] == 69
+            assert await program.stop() == 0
+        assert not [line for line in program.err if "ERROR" in line]
 
 
 async def test_health_is_not_taken_in_by_another_program() -> None:

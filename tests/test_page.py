@@ -224,7 +224,9 @@ ODD = replace(
 UNKNOWN = replace(
     GATEWAY, host="192.0.2.9", serial=None, firmware="", known=False, online=False, problem="no answer yet"
 )
-LEGACY: GatewayStatus = replace(GATEWAY, host="http://192.0.2.8", needs_token=False, token_expires=None)
+LEGACY: GatewayStatus = replace(
+    GATEWAY, name="x" * 64, host="http://192.0.2.8", needs_token=False, token_expires=None
+)
 RARE = replace(
     STATUS,
     broker=replace(STATUS.broker, connected=False, address="wss://" + "broker." * 20 + "example.org:443"),

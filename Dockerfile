@@ -36,7 +36,8 @@ RUN apt-get update \
 COPY --from=build /opt/iqgateway2mqtt /opt/iqgateway2mqtt
 ENV PATH=/opt/iqgateway2mqtt/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
-    BRIDGE_STATE_DIR=/var/lib/iqgateway2mqtt
+    BRIDGE_STATE_DIR=/var/lib/iqgateway2mqtt \
+    BRIDGE_HTTP__LISTEN=127.0.0.1:8080
 USER 10001:10001
 VOLUME ["/var/lib/iqgateway2mqtt"]
 WORKDIR /var/lib/iqgateway2mqtt

@@ -39,6 +39,8 @@ PREFIX = "BRIDGE_"
 CONFIG_VARIABLE = "BRIDGE_CONFIG"
 ENVIRONMENT = "environment"
 NEVER_RETRIED = 0.0
+LOOPBACK = "127.0.0.1"
+LAST_PORT = 65_535
 
 
 def _topic(value: str) -> str:
@@ -61,9 +63,17 @@ def _period(value: float) -> float:
     return value
 
 
+def _listen(value: str) -> str:
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|[A-Za-z0-9._-]+):(\d{1,5})", value)
+    if found is None or int(found[2]) > LAST_PORT or (found[1] and ":" not in found[1]):
+        raise ValueError("must be a port such as 8080, or an address and a port such as 0.0.0.0:8080 or [::]:8080")
+    return value
+
+
 Topic = Annotated[str, AfterValidator(_topic)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Period = Annotated[float, AfterValidator(_period)]
+Listen = Annotated[str, AfterValidator(_listen)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
 
 
@@ -268,6 +278,26 @@ class SiteSettings(Section):
     """whether another maker's panels, where they have a meter (`pv3p`), are counted as sun"""
 
 
+class HttpSettings(Section):
+    """Status page, health checks and metrics, by HTTP."""
+
+    listen: Listen | None = None
+    """`address:port`, or a port for this machine alone, such as `8080`; nothing listens when absent"""
+    hosts: Annotated[str, Field(pattern=r"^[A-Za-z0-9.,_ -]*$")] = ""
+    """names, with commas between, that a browser may use for it beside addresses and names of the local network"""
+
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _port_alone(cls, value: Any) -> Any:
+        return f"{LOOPBACK}:{value}" if str(value).isdecimal() else value or None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on. Call it only where there is something to listen on."""
+        host, _, port = (self.listen or "").rpartition(":")
+        return host.strip("[]"), int(port)
+
+
 class LogSettings(Section):
     """Logging, to standard error."""
 
@@ -310,6 +340,7 @@ class Settings(BaseSettings):
     homeassistant: HomeAssistantSettings = HomeAssistantSettings()
     poll: PollSettings = PollSettings()
     site: SiteSettings = SiteSettings()
+    http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
     timezone: Annotated[str, AfterValidator(_zone)] | None = None
     """where the days of `energy_today` begin, such as `Europe/Berlin`; this machine's when absent"""

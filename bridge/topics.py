@@ -149,6 +149,12 @@ class Tree:
         """All that can be announced, in the order of its first appearance."""
         return (row for key, row in self._rows.items() if key not in self._silent)
 
+    def readings(self, kinds: tuple[str, ...]) -> Iterator[Reading]:
+        """The newest readings of devices whose names begin so."""
+        for device, by_source in self._readings.items():
+            if device.startswith(kinds):
+                yield from (reading for readings in by_source.values() for reading in readings)
+
     def gone(self) -> Iterator[Row]:
         """What has been announced, and has to be taken back."""
         return iter(self._gone.values())

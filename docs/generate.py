@@ -21,6 +21,8 @@ from bridge.endpoints import BY_SOURCE
 from bridge.model import Platform, Quantity
 from bridge.topics import Names
 from bridge.topics import Row as Place
+from bridge.web.metrics import ENDINGS, METRICS
+from bridge.web.metrics import PREFIX as METRIC_PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -196,7 +198,7 @@ def _default(model: type[BaseModel], key: str, info: FieldInfo) -> str:
     if model is PollSettings and key in BY_SOURCE:
         return "by profile"
     value = None if info.default_factory else info.default
-    return f"`{value}`" if value not in (None, ()) else ""
+    return f"`{value}`" if value not in (None, (), "") else ""
 
 
 def _meaning(info: FieldInfo) -> str:
@@ -207,6 +209,23 @@ def _meaning(info: FieldInfo) -> str:
 
 def _choices(annotation: Any) -> Sequence[str]:
     return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+# Metrics
+
+
+def metric_table() -> str:
+    """What /metrics tells, each by the name that a query has."""
+    lines = (
+        [
+            code(metric.full_name.removeprefix(METRIC_PREFIX) + ending for ending in ENDINGS[metric.kind]),
+            metric.kind,
+            code(metric.labels),
+            metric.meaning,
+        ]
+        for metric in METRICS
+    )
+    return table(("metric", "kind", "labels", "means"), lines)
 
 
 # Architecture
@@ -287,6 +306,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "quantities": quantity_table,
     "roles": roles,
     "entities": entity_tables,
+    "metrics": metric_table,
     "layers": layer_table,
     "parts": part_table,
 }

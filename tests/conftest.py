@@ -17,6 +17,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="FOLDER", help="where tests/test_page.py leaves pictures of the page")
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden with what is published now")
     parser.addoption("--install-home-assistant", action="store_true", help="in CI it is installed anyway")
 

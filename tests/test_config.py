@@ -15,6 +15,7 @@ from bridge.config import (
     CloudSettings,
     GatewaySettings,
     HomeAssistantSettings,
+    HttpSettings,
     LogSettings,
     MqttSettings,
     PollSettings,
@@ -102,7 +103,15 @@ def test_nothing_needs_to_be_set() -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     """The table in the docs is made of these."""
-    for section in (CloudSettings, GatewaySettings, HomeAssistantSettings, LogSettings, MqttSettings, PollSettings):
+    for section in (
+        CloudSettings,
+        GatewaySettings,
+        HomeAssistantSettings,
+        HttpSettings,
+        LogSettings,
+        MqttSettings,
+        PollSettings,
+    ):
         assert all(field.description for field in section.model_fields.values()), section
 
 
@@ -113,6 +122,7 @@ def test_the_names_of_the_contract() -> None:
             for name in ("HOST", "TOKEN", "TOKEN_FILE", "USERNAME", "PASSWORD", "SERIAL", "TLS", "NAME")
         ),
         *("GATEWAYS", "INSTANCE", "STATE_DIR", "LOG__LEVEL", "LOG__FORMAT", "POLL__PROFILE"),
+        *("HTTP__LISTEN", "HTTP__HOSTS"),
         *("CLOUD__LOGIN_URL", "CLOUD__TOKEN_URL", "CLOUD__ENTREZ_URL", "CLOUD__CA_FILE"),
         *(
             f"MQTT__{name}"
@@ -160,6 +170,8 @@ VALUES: dict[str, str] = {
     **{f"POLL__{endpoint.source.upper()}": f"{17 + place}.0" for place, endpoint in enumerate(ENDPOINTS)},
     "LOG__LEVEL": "DEBUG",
     "LOG__FORMAT": "json",
+    "HTTP__LISTEN": "192.0.2.8:8088",
+    "HTTP__HOSTS": "enphase.example.org",
     "SITE__NETTING": "per_phase",
     "SITE__THIRD_PARTY_PV": "True",
     "TIMEZONE": "Europe/Lisbon",
@@ -681,3 +693,44 @@ def test_settings_can_not_be_changed() -> None:
         load().instance = "x"
     with pytest.raises(ValueError, match="frozen"):
         load().mqtt.url = "x"
+
+
+# Where to listen
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        ("8080", ("127.0.0.1", 8080)),
+        ("0", ("127.0.0.1", 0)),
+        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
+        ("0.0.0.0:80", ("0.0.0.0", 80)),  # noqa: S104 - that is what it tests
+        ("localhost:65535", ("localhost", 65535)),
+        ("[::1]:8080", ("::1", 8080)),
+        ("[::]:8080", ("::", 8080)),
+    ],
+)
+def test_a_listener_is_a_port_of_this_machine_unless_said_otherwise(
+    value: str, address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment(monkeypatch, HTTP__LISTEN=value)
+    assert load().http.address == address
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["on", "::1:8080", "65536", "192.0.2.7", "http://192.0.2.7:8080", "[a]:1", ":8080", "a b:1", "a:x"],
+)
+def test_what_is_no_place_to_listen_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, HTTP__LISTEN=value)
+    assert refusal().startswith("BRIDGE_HTTP__LISTEN: must be a port such as 8080, or ")
+
+
+def test_nothing_listens_unless_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, HTTP__LISTEN="")
+    assert load().http.listen is None
+
+
+def test_a_port_in_toml_may_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    toml(monkeypatch, "[http]\nlisten = 8080")
+    assert load().http.address == ("127.0.0.1", 8080)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import openhab
 import pytest
+import yaml
 from paho.mqtt.client import topic_matches_sub
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +34,7 @@ from bridge.service.diagnostics import ROWS, SOURCE, Diagnostics  # noqa: E402
 from bridge.service.mirror import SITE  # noqa: E402
 from bridge.simulator import HOMES  # noqa: E402
 from bridge.topics import Names, Tree, bridge_info, online  # noqa: E402
+from bridge.web.metrics import ENDINGS, METRICS  # noqa: E402
 
 DOCUMENTS = generate.documents()
 README = ROOT / "README.md"
@@ -289,6 +292,34 @@ def test_json_blocks_are_a_flow_or_a_document_of_a_device(block: str) -> None:
         assert wires | {node["broker"] for node in shown if node["type"] == "mqtt in"} <= nodes
     else:
         assert shown.keys() in home().documents
+
+
+@pytest.mark.parametrize("block", [text for _, text in blocks("yaml")])
+def test_yaml_blocks_are_what_their_readers_take(block: str) -> None:
+    """An automation for Home Assistant, or what Prometheus asks and when it alerts."""
+    (part,) = yaml.safe_load(block).items()
+    match part:
+        case "automation", automations:
+            assert all({"alias", "triggers", "actions"} <= each.keys() for each in automations)
+        case "scrape_configs", jobs:
+            assert [job["static_configs"][0]["targets"] for job in jobs] == [["127.0.0.1:8080"]]
+            assert ['job="' + job["job_name"] in (ROOT / "docs/health.md").read_text() for job in jobs] == [True]
+        case "groups", groups:
+            assert_alerts([rule for group in groups for rule in group["rules"]])
+        case other:
+            raise AssertionError(other)
+
+
+def assert_alerts(rules: list[dict[str, Any]]) -> None:
+    """Of metrics that there are, with labels that they have."""
+    known = {metric.full_name + ending: {*metric.labels} for metric in METRICS for ending in ENDINGS[metric.kind]}
+    assert len({rule["alert"] for rule in rules}) == len(rules) > 0
+    for rule in rules:
+        named = re.findall(r"\biqgateway2mqtt_\w+", rule["expr"])
+        assert named
+        labels = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+        assert all(labels <= known[name] for name in named[:1])
+        assert {*named} <= known.keys()
 
 
 @pytest.mark.parametrize(("name", "block"), blocks("java"))

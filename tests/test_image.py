@@ -1,5 +1,6 @@
 """The container: linted, built from the Dockerfile as it is, and run as compose.yaml runs it."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from brokers import free_port
 from houses import house
 from images import TOOLS, Store, store
 from machines import required
@@ -86,12 +88,18 @@ async def test_it_publishes_with_nothing_but_its_state_to_write_to(images: Store
         token.write_text(home.simulator.token())
         token.chmod(0o600)
         shutil.chown(token, USER, USER)
+        port = free_port()
         reach = [f"--env=BRIDGE_GATEWAY__HOST={home.url}", f"--env=BRIDGE_MQTT__URL={home.broker.url}"]
+        reach += [f"--env=BRIDGE_HTTP__LISTEN={port}"]  # the usual port may be taken here
         locked = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
         disks = [f"--volume={state}:/var/lib/iqgateway2mqtt", f"--volume={secrets}:/run/secrets:ro"]
-        command = images.running(f"run-{os.getpid()}", IMAGE, *reach, *locked, *disks)
+        name = f"run-{os.getpid()}"
+        command = images.running(name, IMAGE, *reach, *locked, *disks)
         async with started(*images.command(*command), env=images.environment) as container:
             await home.settled()
+            assert (
+                await asyncio.to_thread(images.ask, "podman", "exec", name, "iqgateway2mqtt", "health") == "alive"
+            )
             assert await container.stop(signal.SIGTERM) == 0
             await until(lambda: home.seen["enphase/bridge/state"] == "offline")
         assert not [line for line in container.err if "WARNING" in line or "ERROR" in line]

@@ -26,10 +26,20 @@ QUICK = (
     "test_topics.py",
     "test_discovery.py",
     "test_supervisor.py::test_the_program_tells_what_it_does",
+    "test_web.py::test_ready_says_why_not",
     "test_service.py::test_values_are_those_of_the_house",
 )
 """Tests that use every library that the program is made of, in the shortest time; the last with all of them."""
-LOCK = ("pip", "compile", "--universal", "--generate-hashes", "--no-header", "--no-annotate", "--extra=discover")
+LOCK = (
+    "pip",
+    "compile",
+    "--universal",
+    "--generate-hashes",
+    "--no-header",
+    "--no-annotate",
+    "--extra=discover",
+    "--extra=web",
+)
 TESTING = ("pytest", "pytest-asyncio", "pytest-httpx", "hypothesis")
 
 pytestmark = pytest.mark.skipif(not SOURCES.exists(), reason="this is no checkout of the sources")
@@ -114,12 +124,16 @@ def test_wheel_has_what_is_needed_and_nothing_else(wheel: Path) -> None:
         f">={OLDEST}",
         "MIT",
     )
-    assert not [name for name in names if not re.search(r"\.(py|typed|service)$|-as-service$|dist-info/", name)]
+    assert not [
+        name
+        for name in names
+        if not re.search(r"\.(py|typed|service)$|-as-service$|/page/\w+\.(html|css|js|svg)$|dist-info/", name)
+    ]
 
 
 @pytest.mark.parametrize("version", PYTHONS)
 def test_wheel_works(wheel: Path, tmp_path: Path, version: str) -> None:
-    python = environment(tmp_path, version, f"{wheel}[demo,discover,completion]", *TESTING)
+    python = environment(tmp_path, version, f"{wheel}[demo,discover,completion,web]", *TESTING)
     program = python.with_name("iqgateway2mqtt")
     assert run(program, "--version", cwd=tmp_path) == f"iqgateway2mqtt {__version__}\n"
     try_out(python, tmp_path)
@@ -127,7 +141,7 @@ def test_wheel_works(wheel: Path, tmp_path: Path, version: str) -> None:
 
 def test_oldest_libraries_will_do(wheel: Path, tmp_path: Path) -> None:
     python = environment(
-        tmp_path, OLDEST, f"{wheel}[demo,discover,completion]", options=("--resolution=lowest-direct",)
+        tmp_path, OLDEST, f"{wheel}[demo,discover,completion,web]", options=("--resolution=lowest-direct",)
     )
     run(UV, "pip", "install", "-q", "--python", python, *TESTING, cwd=tmp_path)
     try_out(python, tmp_path)

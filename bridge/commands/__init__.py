@@ -25,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = main.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("run", help="the service: poll the gateway and publish until stopped")
+    commands.add_parser(
+        "health", help="ask the running service whether it is alive: for a container's health check"
+    )
     commands.add_parser("once", help="poll once and print what would be published")
     _add_inspections(commands)
     _add_beginnings(commands)

@@ -25,6 +25,10 @@ MORE: Mapping[str, str] = {
     "once": """\
         Asks for everything once and prints topics and values. Nothing is sent to the broker, so it can be
         tried beside a bridge that runs.""",
+    "health": """\
+        Asks /healthz where BRIDGE_HTTP__LISTEN says. It ends with 0 if the service is alive, else with 69.
+
+        example: BRIDGE_HTTP__LISTEN=8080 iqgateway2mqtt health""",
     "check": """\
         Looks at each step on the way from the gateway's name to the broker's access rules, asks each
         endpoint once, and says what to do where something fails. It changes nothing but this: it keeps a

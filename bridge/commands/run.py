@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 
-from bridge.commands import log
+from bridge.commands import listener, log
 from bridge.commands.supervisor import Supervisor
 from bridge.config import Settings, load
 from bridge.model import BadSetting
@@ -67,7 +67,7 @@ class Service:
         """Until there are new settings: then this bridge takes leave, as at a stop."""
         async with asyncio.TaskGroup() as tasks:
             parts = [
-                tasks.create_task(bridge.run(), name="bridge"),
+                tasks.create_task(listener.attended(self._settings, bridge), name="bridge"),
                 tasks.create_task(self._supervisor.attend(lambda: bridge.condition), name="supervisor"),
             ]
             await self._renewed()
@@ -88,6 +88,7 @@ class Service:
 
     def _take(self, settings: Settings) -> None:
         """What the disk did not take is in the store alone: it stays, unless the state is to be elsewhere."""
+        listener.require(settings)
         store = self._store if settings.state_dir == self._settings.state_dir else Store(settings.state_dir)
         self._bridge = Bridge(settings, store=store)
         self._settings, self._store = settings, store
@@ -112,6 +113,7 @@ async def _run(settings: Settings) -> None:
 
 
 def run(settings: Settings) -> int:
+    listener.require(settings)
     log.configure(settings.log)
     faulthandler.enable(STDERR)  # a watchdog ends us by SIGABRT: the log then says where we hung
     asyncio.run(_run(settings))

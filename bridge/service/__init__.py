@@ -22,10 +22,21 @@ from bridge.service.memory import retained
 from bridge.service.mirror import Publish, Style
 from bridge.service.poller import Plan, Poller, Seeds, no_seeds
 from bridge.service.sender import Sender
+from bridge.service.status import BrokerStatus, GatewayStatus, SourceStatus, Status
 from bridge.store import Store
 from bridge.topics import Names, bridge_info, online
 
-__all__ = ["Bridge", "Condition", "make_poller", "names_of", "periods"]
+__all__ = [
+    "Bridge",
+    "BrokerStatus",
+    "Condition",
+    "GatewayStatus",
+    "SourceStatus",
+    "Status",
+    "make_poller",
+    "names_of",
+    "periods",
+]
 
 LOG = logging.getLogger(__name__)
 SITE_PERIODS = {"gentle": 15.0, "normal": 5.0, "live": 1.0}
@@ -143,9 +154,11 @@ class Bridge:
             on_message=self._received,
             subscriptions=[] if settings.homeassistant.discovery == "off" else [self._birth],
         )
-        outbox = Outbox(settings.mqtt.deadband)
+        self._outbox = Outbox(settings.mqtt.deadband)
         mqtt = settings.mqtt
-        self._sender = Sender(outbox, self._broker, heartbeat=mqtt.heartbeat, rate=mqtt.rate, on_sent=self._sent)
+        self._sender = Sender(
+            self._outbox, self._broker, heartbeat=mqtt.heartbeat, rate=mqtt.rate, on_sent=self._sent
+        )
         self._pollers = [self._poller(gateway) for gateway in settings.all_gateways]
 
     async def run(self) -> None:
@@ -180,6 +193,21 @@ class Bridge:
             seeds=self._seeds,
             now=self._now,
         )
+
+    def status(self) -> Status:
+        """How everything is now, without secrets."""
+        broker = BrokerStatus(
+            address=self._broker.address,
+            connected=self._broker.connected,
+            protocol=self._broker.protocol,
+            connections=self._sender.connections,
+            sent=self._sender.sent,
+            topics=self._outbox.topics,
+            unsent=len(self._outbox),
+        )
+        now = datetime.fromtimestamp(self._now(), UTC)
+        gateways = tuple(poller.status for poller in self._pollers)
+        return Status(__version__, self._started, now, self.condition.stuck, broker, gateways)
 
     async def _seeds(self, serial: str) -> Mapping[str, float]:
         return await retained(self._settings.mqtt, f"{self._broker_id}-memory", f"{self._names.base}/{serial}")

@@ -90,7 +90,7 @@ class Health:
         self._report(source, parsed)
         self._in_a_row = 0
         self._told.discard(name)
-        if source.good(now, fresh=parsed.fresh):
+        if source.good(now, fresh=parsed.fresh, took=elapsed):
             self._log.info("%s: answers (%.2f s)", name, elapsed)
 
     def failed(self, name: str, error: BridgeError) -> None:

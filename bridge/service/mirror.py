@@ -83,6 +83,10 @@ class Mirror:
         self._diagnosed = (urgent, now)
         self._update(SOURCE, list(diagnostics.readings()), when)
 
+    def readings(self, kinds: tuple[str, ...]) -> tuple[Reading, ...]:
+        """The newest readings of devices whose names begin so."""
+        return tuple(self._tree.readings(kinds))
+
     def restore(self, kept: object) -> bool:
         """Take over what an earlier run has published. False where there is nothing."""
         kept = kept if isinstance(kept, dict) else {}

@@ -19,6 +19,7 @@ from bridge.service.mirror import Mirror, Publish, Style
 from bridge.service.pulse import Pulse
 from bridge.service.schedule import Schedule
 from bridge.service.search import Search
+from bridge.service.status import GatewayStatus, SourceStatus
 from bridge.store import Store
 
 LOG = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ REFUSED_FIRST, REFUSED_LAST = 30.0, 900.0
 MAX_DOUBLINGS = 10
 STREAM_PAUSE = 60.0
 """Least seconds between two requests to turn the live stream on."""
+SHOWN = ("site/", "meter/")
+"""Devices whose values a status has."""
 SHORTEST_WATCH = 0.5
 """Least seconds between two looks at what has become stale."""
 
@@ -112,12 +115,15 @@ class Poller:
     @property
     def lack(self) -> str | None:
         """What a person should know, in plain words; `None` where all is well."""
-        problem = self._problem
-        if problem is None and not self._health.online(self._time()):
-            problem = str(self._health.last_error or "no answer yet")
-        elif problem is None:
-            problem = self._diagnosed().problem
+        problem = self._trouble
         return problem and f"{self.host}: {problem}"
+
+    @property
+    def _trouble(self) -> str | None:
+        """Who has no problem, but does not answer either, has one all the same."""
+        if self._problem is None and not self._health.online(self._time()):
+            return str(self._health.last_error or "no answer yet")
+        return self._diagnosed().problem
 
     def keep_token(self, token: Token) -> None:
         self._identity.keep_token(token)
@@ -137,6 +143,29 @@ class Poller:
             mirror.health(self._time(), is_online=False, powered_by=self._powered_by)
         self.save()
         self._keep_tree()
+
+    @property
+    def status(self) -> GatewayStatus:
+        """What is so now."""
+        now, known = self._time(), self._diagnosed()
+        is_online = self._health.online(now)
+        powered = self._health.sources.get(self._powered_by or "")
+        return GatewayStatus(
+            host=self.host,
+            serial=self.serial,
+            name=self._settings.name,
+            firmware=self._identity.facts.firmware,
+            known=self._identity.known,
+            online=is_online,
+            problem=self._trouble,
+            needs_token=self._settings.base_url.startswith("https"),
+            token_expires=known.token_expires,
+            token_role=known.token_role,
+            counters_held=known.counters_held,
+            sources=tuple(SourceStatus.of(source, now) for source in self._health.sources.values()),
+            flows_fresh=is_online and powered is not None and bool(powered.online(now)),
+            readings=self._mirror.readings(SHOWN) if self._mirror else (),
+        )
 
     @property
     def _powered_by(self) -> str | None:
@@ -227,6 +256,7 @@ class Poller:
         stretch = self._budget.stretch(source)
         health = self._health.sources[source]
         health.period = self._schedule.period(source) * stretch
+        health.tally.add(seconds, requests)
         self._schedule.asked(source, self._time(), pause=health.pause, skip=max(0, requests - 1), stretch=stretch)
 
     def _understood(self, endpoint: Endpoint, answer: Answer) -> Parsed:

@@ -45,6 +45,9 @@ class Sender:
         self._gap = 1 / rate if rate else 0.0
         self._next = self._born = -math.inf
         self._reported: set[str] = set()
+        self.sent = 0
+        """messages since the start"""
+        self.connections = 0
 
     def put(self, message: Message) -> None:
         self._outbox.put(message)
@@ -63,6 +66,7 @@ class Sender:
         while True:
             self.pulse.wait()
             await self._broker.reconnect()
+            self.connections += 1
             self._again()
             reason = await self._serve()
             # one that was lost at once is told of by whoever tries again
@@ -111,6 +115,7 @@ class Sender:
                 self._report(message, refusal)
                 continue
             self._outbox.sent(message, self._time())
+            self.sent += 1
             self._on_sent(message)
 
     async def _pace(self) -> None:

@@ -30,6 +30,21 @@ BREAKER_LAST = 900.0
 
 
 @dataclass(slots=True)
+class Tally:
+    """What asking a source has come to since the start. One poll may be several requests."""
+
+    polls: int = 0
+    requests: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float, requests: int) -> None:
+        self.polls += 1
+        self.requests += requests
+        self.seconds += seconds
+
+
+@dataclass(slots=True)
 class Source:
     """One source. Times are monotonic seconds."""
 
@@ -43,6 +58,9 @@ class Source:
     fresh: bool = True
     refused: bool = False
     """It is absent because of a 401, not of a 404."""
+    took: float | None = None
+    """seconds that the newest good answer took"""
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def tried(self) -> bool:
@@ -58,10 +76,11 @@ class Source:
             return None
         return self.fresh and self.good_at is not None and now - self.good_at < self.patience
 
-    def good(self, now: float, *, fresh: bool) -> bool:
+    def good(self, now: float, *, fresh: bool, took: float | None = None) -> bool:
         """A good answer. True where that is news."""
         news = self.state is not State.GOOD
         self.state, self.good_at, self.fresh, self.absences = State.GOOD, now, fresh, 0
+        self.took = took
         self.failures = 0
         return news
 
@@ -75,6 +94,7 @@ class Source:
         news = self.state is not State.FAILING
         self.state = State.FAILING
         self.failures += 1
+        self.tally.failures += 1
         return news
 
     def missing(self) -> bool:

@@ -166,6 +166,9 @@ class _Server(uvicorn.Server):
         """Gives the application a way to cut the connection that a request came on."""
 
         async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+            if self.should_exit:  # a handshake outlived the listener: an unplugged gateway does not answer
+                self._cut(scope["client"])
+                return
             scope["extensions"] = {**scope.get("extensions", {}), ABORT: lambda: self._cut(scope["client"])}
             with suppress(asyncio.CancelledError):  # that is how `stop` ends a request that hangs
                 await app(scope, receive, send)

@@ -1,0 +1,284 @@
+"""The status page in a real browser: phone and desktop, light and dark."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import pytest
+from brokers import free_port
+from houses import House, house
+from playwright.async_api import Browser, Page, async_playwright, expect
+from test_web import GATEWAY, NOON, STATUS, going
+
+from bridge.commands.listener import attended
+from bridge.config import HttpSettings
+from bridge.endpoints import ENDPOINTS
+from bridge.model import Reading
+from bridge.records import CHARGE, POWER, VOLTAGE, measurement
+from bridge.service import Bridge, GatewayStatus, SourceStatus, Status
+from bridge.web import listen
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+WIDTHS = {"phone": 360, "tablet": 800, "desktop": 1280}
+SCHEMES: Sequence[Literal["light", "dark"]] = ("light", "dark")
+READABLE, VISIBLE = 4.5, 3.0
+"""Least contrasts of text and of drawings, by WCAG 2."""
+PATIENCE = 60_000
+"""Milliseconds; there for failures only."""
+
+pytestmark = [
+    # one browser at a time: each takes hundreds of megabytes
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.skipif(
+        CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed: apt-get install chromium"
+    ),
+]
+
+MEASURE = Path(__file__).with_name("measure.js").read_text()
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    assert CHROMIUM is not None, "chromium is not installed: apt-get install chromium"
+    async with async_playwright() as playwright:
+        found = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        await found.close()
+
+
+@asynccontextmanager
+async def opened(browser: Browser, port: int, width: int = 1280, scheme: Any = "light") -> AsyncIterator[Page]:
+    """The page. Whatever it complains of, or asks another host for, fails the test."""
+    context = await browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, locale="en-GB"
+    )
+    page = await context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    requests: set[str] = set()
+    page.on("request", lambda asked: requests.add(urlsplit(asked.url).netloc))
+    await page.goto(f"http://127.0.0.1:{port}/")
+    await page.locator(".sources tbody tr, #verdict.bad").first.wait_for()
+    yield page
+    assert (complaints, requests) == ([], {f"127.0.0.1:{port}"})
+    await context.close()
+
+
+@asynccontextmanager
+async def shown(status: Status) -> AsyncIterator[int]:
+    """A listener that tells of this."""
+    port = free_port()
+    async with going(listen(HttpSettings(listen=f"127.0.0.1:{port}"), lambda: status)):
+        await up(port)
+        yield port
+
+
+@asynccontextmanager
+async def lived(home: House) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
+    port = free_port()
+    settings = home.settings(http={"listen": f"127.0.0.1:{port}"}, poll={"profile": "live"})
+    async with going(attended(settings, Bridge(settings))) as task:
+        await up(port)
+        yield port, task
+
+
+async def up(port: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                return writer.close()
+
+
+async def assert_fits(page: Page) -> None:
+    found = await page.evaluate(MEASURE)
+    assert (found["wide"], found["outside"], found["cut"]) == (0, [], [])
+    assert len(found["texts"]) > 50
+    assert [(text, ratio) for text, ratio in found["texts"] if ratio < READABLE] == []
+    assert len(found["drawings"]) > 5
+    assert [(name, ratio) for name, ratio in found["drawings"] if ratio < VISIBLE] == []
+
+
+def at_each_width_and_scheme(test: Any) -> Any:
+    each_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+    return pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)(each_scheme(test))
+
+
+# A home that lives
+
+
+async def cell(page: Page, meter: str, phase: int, column: int) -> str:
+    body = page.locator(".phases tbody", has=page.get_by_text(meter, exact=True))
+    return await body.locator("tr").nth(phase).locator("td").nth(column).inner_text()
+
+
+async def test_the_page_shows_what_the_broker_has_and_follows_it(browser: Browser, tmp_path: Path) -> None:
+    async with house(tmp_path) as home, lived(home) as (port, _):
+        await home.settled()
+        async with opened(browser, port) as page:
+            await expect(page.locator("#summary")).to_have_text("Everything works", timeout=PATIENCE)
+            for place, (meter, role) in enumerate(
+                [("Production meter", "production"), ("Net consumption meter", "net-consumption")], 1
+            ):
+                for column, (name, digits) in enumerate([("power", 0), ("voltage", 1), ("current", 2)], 1):
+                    wanted = float(home.topic(f"meter/{role}/l{place}/{name}") or "nan")
+                    told = (await cell(page, meter, place, column)).replace("\u2212", "-")
+                    assert float(told) == pytest.approx(wanted, abs=0.6 * 10**-digits)
+            solar = page.locator(".node.solar .value")
+            kilowatts = float(home.topic("site/solar/power") or "nan") / 1000
+            before = await solar.inner_html()
+            assert before == f"{kilowatts:.2f} kW"
+            home.clock.forward(3 * 3600)
+            await expect(solar).not_to_have_text(before, timeout=PATIENCE)
+            lacking = (await page.locator(".lacking").inner_text()).count(",") + 1
+            assert await page.locator(".sources tbody tr").count() == len(ENDPOINTS) - lacking
+            assert "127.0.0.1" in await page.locator("#broker").inner_text()
+
+
+@pytest.mark.may_log("broker|onnection")
+async def test_the_page_says_what_does_not_work(browser: Browser, tmp_path: Path) -> None:
+    async with house(tmp_path) as home, lived(home) as (port, task):
+        await home.settled()
+        context = await browser.new_context()
+        page = await context.new_page()
+        await page.goto(f"http://127.0.0.1:{port}/")
+        summary, reasons = page.locator("#summary"), page.locator("#reasons li")
+        await expect(summary).to_have_text("Everything works", timeout=PATIENCE)
+        home.broker.stop()
+        await expect(summary).to_have_text("Not everything works", timeout=PATIENCE)
+        await expect(reasons).to_have_text([f"no connection to the broker {home.broker.url}"])
+        home.broker.start()
+        await expect(summary).to_have_text("Everything works", timeout=PATIENCE)
+        await expect(reasons).to_have_count(0)
+        task.cancel()
+        await expect(summary).to_have_text("The bridge does not answer this page any more", timeout=PATIENCE)
+        await context.close()
+
+
+@at_each_width_and_scheme
+async def test_the_page_fits(
+    browser: Browser, width: int, scheme: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    async with house(tmp_path) as home, lived(home) as (port, _):
+        await home.settled()
+        async with opened(browser, port, width, scheme) as page:
+            await expect(page.locator("#summary")).to_have_text("Everything works", timeout=PATIENCE)
+            await assert_fits(page)
+            if folder := request.config.getoption("--screenshots"):
+                await page.screenshot(path=Path(folder, f"{width}-{scheme}.png"), full_page=True)
+
+
+# States that are rare
+
+
+def reading(device: str, name: str, value: Any, quantity: Any = POWER) -> Reading:
+    return Reading(device, None, measurement(name, quantity), value)
+
+
+def source(name: str, state: str, *, fresh: bool | None, age: float | None, took: float | None) -> SourceStatus:
+    return SourceStatus(name, state, fresh, 900.0, age, took, 123_456, 234_567, 34_567, 45_678.9)
+
+
+ODD = replace(
+    GATEWAY,
+    host="http://a-very-long-name-of-a-gateway-that-somebody-chose.in-a-network.example.org:8443",
+    name="Ferienhaus am Ende der Welt, Nebengebäude Süd-West",
+    online=False,
+    problem="the gateway can't be read: no connection to the gateway: " + "x" * 150,
+    token_expires=NOON - timedelta(days=3),
+    flows_fresh=True,
+    readings=(
+        reading("site/solar", "power", -0.4),
+        reading("site/grid", "power", -23456.7),
+        reading("site/grid", "connected", False),
+        reading("site/battery", "power", 12345.6),
+        reading("site/battery", "soc", 100, CHARGE),
+        reading("site/generator", "power", 8765.4),
+        reading("site/home", "power", None),
+        reading("meter/consumption", "power", None),
+        reading("meter/consumption", "voltage", 1230.45, VOLTAGE),
+    ),
+    sources=(
+        source("a_source_with_a_long_name", "good", fresh=True, age=86_000.0, took=29.94),
+        source("stale", "good", fresh=False, age=1e6, took=0.0),
+        source("failing", "failing", fresh=False, age=None, took=None),
+        source("absent", "absent", fresh=None, age=None, took=None),
+        source("waiting", "waiting", fresh=False, age=None, took=None),
+    ),
+)
+UNKNOWN = replace(
+    GATEWAY, host="192.0.2.9", serial=None, firmware="", known=False, online=False, problem="no answer yet"
+)
+LEGACY: GatewayStatus = replace(
+    GATEWAY, name="x" * 64, host="http://192.0.2.8", needs_token=False, token_expires=None
+)
+RARE = replace(
+    STATUS,
+    broker=replace(STATUS.broker, connected=False, address="wss://" + "broker." * 20 + "example.org:443"),
+    gateways=(ODD, UNKNOWN, LEGACY),
+)
+
+
+@at_each_width_and_scheme
+async def test_rare_states_fit_too(
+    browser: Browser, width: int, scheme: str, request: pytest.FixtureRequest
+) -> None:
+    async with shown(RARE) as port, opened(browser, port, width, scheme) as page:
+        await assert_fits(page)
+        if folder := request.config.getoption("--screenshots"):
+            await page.screenshot(path=Path(folder, f"rare-{width}-{scheme}.png"), full_page=True)
+
+
+async def test_rare_states_are_told(browser: Browser) -> None:
+    async with shown(RARE) as port, opened(browser, port) as page:
+        odd, unknown, legacy = [await page.locator(".gateway").nth(place).inner_text() for place in range(3)]
+        assert "Ferienhaus am Ende der Welt, Nebengebäude Süd-West 122301003111" in odd
+        assert "ended on 22 Nov 2026, owner" in odd
+        assert "does not answer" in odd
+        states = await page.locator(".gateway").first.locator(".sources td:nth-child(2)").all_inner_texts()
+        assert states == ["fresh", "stale", "fails", "waiting"]
+        assert "This gateway does not have: absent." in odd
+        assert "not known yet" in unknown
+        assert "not of now" in unknown
+        assert "not needed" in legacy
+        picture = page.locator(".flow").first
+        assert (await picture.get_attribute("aria-label") or "").split(", ") == [
+            "solar 0 W",
+            "grid 23.46 kW to the grid",
+            "battery 12.35 kW discharging 100 %",
+            "generator 8.77 kW",
+            "home \u2013",
+        ]
+        assert await picture.locator(".value").all_text_contents() == [
+            *("0 W", "23.46 kW", "12.35 kW", "8.77 kW", "\u2013")
+        ]
+        assert await picture.locator(".state").all_text_contents() == ["off grid", "100 %, discharging"]
+        assert await page.locator(".node.generator").nth(1).is_hidden()
+        assert "192.0.2.9: no answer yet" in await page.locator("#reasons").inner_text()
+
+
+async def test_what_comes_in_is_text_and_never_markup(browser: Browser) -> None:
+    mark = "<img src=x onerror=alert(1)><b>bold</b>"
+    status = replace(STATUS, gateways=(replace(ODD, name=mark, problem=mark, token_role=mark),))
+    async with shown(status) as port, opened(browser, port) as page:
+        assert await page.locator("b, .gateway img, .verdict img").count() == 0
+        assert (await page.locator("body").inner_text()).count(mark) == 3
+
+
+def test_the_picture_of_the_documents_is_small() -> None:
+    assert 10_000 < (Path(__file__).parents[1] / "docs/images/status.png").stat().st_size < 200_000

@@ -13,6 +13,11 @@ from brokers import Mosquitto
 from running import HastyLoop
 
 OURS = ("BRIDGE_", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "XDG_STATE_HOME")
+LARGE = {
+    **dict.fromkeys(("test_systemd.py", "test_image.py", "test_package.py"), "machines"),
+    **dict.fromkeys(("acceptance", "test_page.py"), "people"),
+}
+"""Files and folders of tests, and what kind of weight they are."""
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -31,6 +36,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "shell(name): the shell whose completion a test tries")
     config.addinivalue_line("markers", "acceptance: with a real Home Assistant (tests/acceptance)")
     config.addinivalue_line("markers", "hasty: in a loop that shortens idle waits (tests/running.py)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts machines and large programs comes first, one of a kind at a time: two cores bear no more."""
+    for item in items:
+        names = (item.path.name, item.path.parent.name)
+        for group in {LARGE[name] for name in names if name in LARGE}:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

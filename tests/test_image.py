@@ -27,10 +27,7 @@ USER = 10001
 NOT_WANTED = ("cc", "gcc", "ld", "make", "pip", "pip3", "curl")
 PLACE = "/opt/iqgateway2mqtt"
 
-pytestmark = [
-    pytest.mark.xdist_group("image"),
-    pytest.mark.skipif(not DOCKERFILE.exists(), reason="this is no checkout of the sources"),
-]
+pytestmark = pytest.mark.skipif(not DOCKERFILE.exists(), reason="this is no checkout of the sources")
 
 
 def test_dockerfile_is_clean() -> None:

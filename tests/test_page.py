@@ -37,13 +37,9 @@ READABLE, VISIBLE = 4.5, 3.0
 PATIENCE = 60_000
 """Milliseconds; there for failures only."""
 
-pytestmark = [
-    # one browser at a time: each takes hundreds of megabytes
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(
-        CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed: apt-get install chromium"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed: apt-get install chromium"
+)
 
 MEASURE = Path(__file__).with_name("measure.js").read_text()
 

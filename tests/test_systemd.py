@@ -19,10 +19,7 @@ from bridge.simulator import Simulator
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "install.md"
-pytestmark = [
-    pytest.mark.xdist_group("systemd"),
-    pytest.mark.skipif(not GUIDE.exists(), reason="this is no checkout of the sources"),
-]
+pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="this is no checkout of the sources")
 SERVICE, TEMPLATE = "iqgateway2mqtt.service", "iqgateway2mqtt@.service"
 SOURCES = ("bridge", "systemd", "docs", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "ARCHITECTURE.md")
 GATEWAY, BROKER = "127.0.0.1:8443", "127.0.0.1:1883"

@@ -84,9 +84,8 @@ ENABLED = {"three-phase": 89, "split-phase": 74, "no-cts": 20}
 
 
 def _param(home: str, release: Release) -> Any:
-    """All tests of one home at one worker, so that it is looked at once."""
-    name = f"{home} {release.version}"
-    return pytest.param((home, release), id=name, marks=pytest.mark.xdist_group(name))
+    """All tests of one home one after another, so that it is looked at once."""
+    return pytest.param((home, release), id=f"{home} {release.version}")
 
 
 @pytest.fixture(scope="module", params=[_param(*home) for home in HOMES])

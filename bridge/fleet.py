@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Of the file: some 200,000 gateways."""
+"""Of the file, some 200,000 gateways; what is longer ends in the middle, so that it does not parse."""
 MULTIPLIER, WORD = 2862933555777941757, 2**64
 """Of the generator that the consistent hash was published with."""
 AUTO = "auto"
@@ -38,9 +38,7 @@ class Shard(NamedTuple):
                 raise ValueError("auto needs a host name that ends with a number, such as bridge-0")
             number = ordinal[0]
         if int(number) >= int(count):
-            raise ValueError(
-                f"{number}/{count} is none: of {count} the last one is {max(0, int(count) - 1)}/{count}"
-            )
+            raise ValueError(f"there is no {number}/{count}: the numbers begin with 0")
         return cls(int(number), int(count))
 
     def __str__(self) -> str:
@@ -51,12 +49,15 @@ class Shard(NamedTuple):
 
 
 def place(serial: str, count: int) -> int:
-    """The one of `count` bridges whose this gateway is; the same in every process and version.
+    """The one of `count` bridges whose this gateway is; the same in every process and version."""
+    return jump(int.from_bytes(sha256(serial.lower().encode()).digest()[:8]), count)
 
-    Jump consistent hash (Lamping and Veach, 2014, https://arxiv.org/abs/1406.2294): one bridge more takes its share
-    from the others, and no gateway moves between those.
+
+def jump(key: int, count: int) -> int:
+    """Jump consistent hash (Lamping and Veach, 2014, https://arxiv.org/abs/1406.2294).
+
+    One bridge more takes its share from the others, and no gateway moves between those.
     """
-    key = int.from_bytes(sha256(serial.lower().encode()).digest()[:8])
     found, following = 0, 0
     while following < count:
         found = following
@@ -77,22 +78,21 @@ def listed(path: Path) -> list[Any]:
     Raises:
         ValueError: it can't be read; without anything of what it holds.
     """
+    kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        text = content.decode()
-        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+            text = file.read(MAX_BYTES).decode()
+        found = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except OSError as error:
         problem = f"{path}: {error.strerror}"
     except UnicodeDecodeError:
         problem = f"{path}: not UTF-8 text"
     except (ValueError, RecursionError) as error:
-        kind = "JSON" if path.suffix == ".json" else "TOML"
         problem = f"{path}: not valid {kind} ({error})"
     else:
         if isinstance(found, dict) and found.keys() == {"gateways"}:
             found = found["gateways"]
-        if isinstance(found, list) and len(content) <= MAX_BYTES:
+        if isinstance(found, list):
             return found
         problem = f"{path}: must hold a list called gateways ([[gateways]] in TOML), and nothing else"
     raise ValueError(problem)

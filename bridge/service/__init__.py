@@ -14,7 +14,7 @@ from bridge import __version__, discovery
 from bridge.config import SITE, GatewaySettings, PollSettings, Settings, reread
 from bridge.endpoints import ENDPOINTS
 from bridge.gateway import open_gateway
-from bridge.model import BadSetting, Message
+from bridge.model import BadSetting, Message, Rank
 from bridge.mqtt import Broker
 from bridge.outbox import Outbox
 from bridge.service.condition import Condition
@@ -252,8 +252,9 @@ class Bridge:
         self._sender.put(bridge_info(self._names, __version__, self._started, serials, standing_by))
 
     def _sent(self, message: Message) -> None:
-        for poller in self._pollers:
-            poller.sent(message)
+        if message.rank == Rank.DISCOVERY:  # all that pollers care for; there can be thousands of them
+            for poller in self._roster.pollers:
+                poller.sent(message)
         if self._on_sent is not None:
             self._on_sent(message)
 

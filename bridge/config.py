@@ -175,7 +175,7 @@ def _is_broker(text: str) -> bool:
         url.port  # noqa: B018 - raises where the port is no number
     except ValueError:
         return False
-    network = url.scheme in {"mqtt", "mqtts", "ws", "wss"} and bool(url.hostname)
+    network = url.scheme in {"mqtt", "mqtts", "ws", "wss"} and bool(url.hostname) and "," not in url.netloc
     # An @ behind the host is what a password with a / in it leaves behind.
     return (network or (url.scheme == "unix" and bool(url.path))) and not (
         url.query or url.fragment or "@" in url.path

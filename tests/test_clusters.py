@@ -6,10 +6,15 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from brokers import watching
+from brokers import Mosquitto, watching
 from clusters import Cluster
 from houses import House, housed
+from pydantic import SecretStr
 from running import disagreements, running, settings, tree, until
+
+from bridge.config import MqttSettings, load
+from bridge.model import BadSetting, Message, Unavailable
+from bridge.mqtt import Broker
 
 OLD = ("-V", "311")
 """NATS speaks no MQTT 5, and shows messages of its own to who subscribes to everything."""
@@ -49,7 +54,7 @@ async def _kept(port: int, homes: list[House]) -> None:
         await until(lambda: right(retained(), homes))
 
 
-@pytest.mark.expects_log("the connection to the broker ended", "no broker listens there; trying mqtt://")
+@pytest.mark.expects_log("the connection to the broker ended")
 @pytest.mark.may_log(
     "no MQTT answer", "after a moment; does another client", "does not let us subscribe"
 )  # while the servers agree on new leaders
@@ -72,3 +77,91 @@ async def test_a_server_of_the_cluster_dies(cluster: Cluster, tmp_path: Path) ->
             await until(lambda: right(tree(watcher), homes))
             await _kept(stays.port, homes)
         await until(lambda: tree(watcher)["enphase/bridge/state"] == "offline")
+
+
+# A plain list of brokers
+
+
+class Both:
+    """Two brokers that know nothing of each other."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "a").mkdir()
+        (folder / "b").mkdir()
+        self.one, self.other = Mosquitto(folder / "a"), Mosquitto(folder / "b")
+        self.url = f"{self.one.url},{self.other.url}"
+
+
+def client(url: str) -> Broker:
+    will = Message("enphase/bridge/state", "offline", qos=1)
+    return Broker(MqttSettings(url=url), client_id="ours", will=will, on_message=lambda *_: None)
+
+
+async def test_the_next_broker_is_taken_and_kept(tmp_path: Path) -> None:
+    both = Both(tmp_path)
+    ours = client(both.url)
+    with both.other:
+        await ours.connect()
+        assert ours.address == both.other.url
+        with both.one:
+            await ours.connect()
+            assert ours.address == both.other.url
+            both.other.kill()
+            await ours.lost()
+            await ours.connect()
+            assert ours.address == both.one.url
+            assert await ours.send(Message("a", "1", qos=1))
+            await ours.close()
+
+
+async def test_each_broker_is_tried_once_in_an_attempt(tmp_path: Path) -> None:
+    both = Both(tmp_path)
+    ours = client(both.url)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=f"^{both.other.url}: connection refused"):
+            await ours.connect()
+        assert ours.address == both.one.url
+
+
+async def test_a_broker_that_does_not_let_us_in_is_passed_over(tmp_path: Path) -> None:
+    both = Both(tmp_path)
+    with Mosquitto(tmp_path, "allow_anonymous false") as strict, both.one:
+        ours = client(f"{strict.url},{both.one.url}")
+        await ours.connect()
+        assert ours.address == both.one.url
+        await ours.close()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "mqtt://me:pa,ss@a,mqtts://b:1",
+        "mqtt://a , mqtts://me:pa%2Css@b:1",
+        ["mqtt://me:pa,ss@a", "mqtts://me:pa,ss@b:1"],
+        '["mqtt://me:pa,ss@a", "mqtts://b:1"]',
+    ],
+)
+def test_several_brokers_in_the_settings(given: str | list[str]) -> None:
+    found = MqttSettings.model_validate({"url": given})
+    assert [one.url for one in found.each] == ["mqtt://a", "mqtts://b:1"]
+    assert all(one.username == "me" and one.password == SecretStr("pa,ss") for one in found.each)
+    assert "pa,ss" not in str(found)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "mqtt://a,mqtt://a",
+        "mqtt://u:secret@a,mqtt://v:secret@b",
+        "mqtt://a,b",
+        "mqtt://a,",
+        "[7]",
+        "[]",
+        "[",
+        "a,mqtt://b",
+    ],
+)
+def test_lists_of_brokers_that_are_none(given: str) -> None:
+    with pytest.raises(BadSetting, match=r"^BRIDGE_MQTT") as found:
+        load(mqtt={"url": given})
+    assert "secret" not in str(found.value)

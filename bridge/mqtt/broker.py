@@ -108,7 +108,7 @@ class Broker:
                 self._diallers.rotate(-1)
                 if not left:
                     raise
-                self._say(str(error), f"; trying {self.address}")
+                _log.info("%s; trying %s", error, self.address)
         return None
 
     async def _connect(self) -> None:

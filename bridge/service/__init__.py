@@ -38,6 +38,8 @@ FAREWELL = 2.0
 """Seconds that the last messages may take."""
 EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
 """No clock that is right shows an earlier time."""
+READERS = 16
+"""Gateways whose retained values are read at a time."""
 WATCH = 10.0
 """Seconds between looks at the file of gateways."""
 REMINDER = 15.0
@@ -165,6 +167,9 @@ class Bridge:
             rate=mqtt.rate,
             on_sent=self._sent,
         )
+        self._readers: asyncio.LifoQueue[str] = asyncio.LifoQueue()
+        for number in range(READERS, 0, -1):
+            self._readers.put_nowait(f"{self._broker_id}-memory{'' if number == 1 else number}")
         self._roster = Roster(self._poller, self._withdraw, self._inform, self._rivals)
         self._roster.want(settings.all_gateways)
 
@@ -204,7 +209,12 @@ class Bridge:
         )
 
     async def _seeds(self, names: Names, serial: str) -> Mapping[str, float]:
-        return await retained(self._settings.mqtt, f"{self._broker_id}-memory", f"{names.base}/{serial}")
+        """A few gateways at a time: hundreds of connections are too many, and two of one id shut each other out."""
+        client_id = await self._readers.get()
+        try:
+            return await retained(self._settings.mqtt, client_id, f"{names.base}/{serial}")
+        finally:
+            self._readers.put_nowait(client_id)
 
     def _withdraw(self, poller: Poller, last_words: bool) -> None:
         """What is known of a gateway must not be repeated: it may be another bridge's by now."""

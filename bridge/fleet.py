@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Of the file, some 200,000 gateways; what is longer ends in the middle, so that it does not parse."""
+"""Of the file, some 80,000 gateways with tokens; what is longer ends in the middle, so that it does not parse."""
 MULTIPLIER, WORD = 2862933555777941757, 2**64
 """Of the generator that the consistent hash was published with."""
 AUTO = "auto"

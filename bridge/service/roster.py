@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
 
 from bridge.config import GatewaySettings
+from bridge.model import BadSetting
 from bridge.service.poller import Poller
 from bridge.service.rivals import Rivals
 
@@ -139,9 +140,18 @@ class Roster:
         finally:
             await _ended(work)
         self._withdraw(post.poller, False)
-        before, post.poller = post.poller, self._make(post.settings)
+        await self._relieve(post)
+
+    async def _relieve(self, post: _Post) -> None:
+        """The next turn is a new poller's: what this one has counted is out of date then."""
+        before = post.poller
         before.save()
-        await before.aclose()
+        try:
+            post.poller = self._make(post.settings)
+        except BadSetting as problem:  # its token file may have gone
+            LOG.error("%s: %s", before.host, problem)  # noqa: TRY400 - one line
+        else:
+            await before.aclose()
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -11,9 +11,10 @@ from clusters import Cluster
 from houses import House, housed
 from pydantic import SecretStr
 from running import disagreements, running, settings, tree, until
+from tenacity import AsyncRetrying, RetryCallState
 
 from bridge.config import MqttSettings, load
-from bridge.model import BadSetting, Message, Unavailable
+from bridge.model import BadSetting, BridgeError, Message, Rejected, Unavailable
 from bridge.mqtt import Broker
 
 OLD = ("-V", "311")
@@ -165,3 +166,21 @@ def test_lists_of_brokers_that_are_none(given: str) -> None:
     with pytest.raises(BadSetting, match=r"^BRIDGE_MQTT") as found:
         load(mqtt={"url": given})
     assert "secret" not in str(found.value)
+
+
+def pause(broker: Broker, error: BridgeError) -> float:
+    """The longest of many, after many attempts."""
+    state = RetryCallState(AsyncRetrying(), None, (), {})
+    state.attempt_number = 30
+    state.set_exception((type(error), error, None))
+    return max(broker._pause(state) for _ in range(200))
+
+
+async def test_a_cluster_in_turmoil_is_asked_often_but_not_for_ever() -> None:
+    one, several = client("mqtt://a"), client("mqtt://a,mqtt://b")
+    assert pause(several, Unavailable("")) <= 3 < pause(one, Unavailable(""))
+    several._flaps = 5
+    assert pause(several, Unavailable("")) <= 3
+    assert pause(several, Rejected("")) > 60  # wrong passwords, and two clients of one id
+    several._flaps = 6
+    assert pause(several, Unavailable("")) > 60

@@ -32,6 +32,8 @@ TWINS = 5.0
 CAREFUL = 2
 """Connections lost so soon until we look for what the broker closes them over."""
 LONGEST_PAUSE = 300.0
+TURMOIL, TURMOIL_PAUSE = 5, 3.0
+"""Seconds between attempts while a cluster that has lost a server shuts the door a few times; then it is well."""
 RULES = "check its access rules and its limits"
 
 
@@ -234,6 +236,8 @@ class Broker:
         """A wrong password does not become right by asking often, and some brokers ban who asks often."""
         rejected = state.outcome is not None and isinstance(state.outcome.exception(), Rejected)
         least, most = (60, LONGEST_PAUSE) if rejected else (1, LONGEST_PAUSE if self._flaps else 60)
+        if len(self._diallers) > 1 and self._flaps <= TURMOIL and not rejected:
+            most = TURMOIL_PAUSE
         growth = 2 ** min(self._flaps, 8)
         pause = wait_random_exponential(multiplier=least * growth, min=least, max=most)(state)
         self._paused = pause if self._flaps else 0.0

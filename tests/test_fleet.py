@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from running import running, settings, until
 
 from bridge import fleet
+from bridge.commands.visit import chosen
 from bridge.config import Settings, load, reread
 from bridge.fleet import Shard, jump, level, place
 from bridge.model import BadSetting, Message
@@ -139,7 +140,10 @@ def test_a_file_of_gateways(name: str, text: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_empty_list_is_no_default_gateway() -> None:
-    assert hosts(load(gateways_file=written("gateways = []"))) == []
+    found = load(gateways_file=written("gateways = []"))
+    assert hosts(found) == []
+    with pytest.raises(BadSetting, match="this bridge has no gateway"):
+        chosen(found, None)
 
 
 def test_all_else_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

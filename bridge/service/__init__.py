@@ -38,6 +38,8 @@ FAREWELL = 2.0
 """Seconds that the last messages may take."""
 EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
 """No clock that is right shows an earlier time."""
+KEEPALIVE = {False: 60, True: 15}
+"""Seconds between pings to a broker, and to a cluster: where there is another server, silence is no time to wait."""
 READERS = 16
 """Gateways whose retained values are read at a time."""
 WATCH = 10.0
@@ -152,6 +154,7 @@ class Bridge:
             client_id=self._broker_id,
             will=self._last,
             on_message=self._received,
+            keepalive=KEEPALIVE[len(settings.mqtt.each) > 1],
             subscriptions=[
                 *self._rivals.subscriptions,
                 *([] if settings.homeassistant.discovery == "off" else [self._birth]),

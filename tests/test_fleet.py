@@ -341,7 +341,9 @@ async def test_gateways_come_and_go(mosquitto_here: Mosquitto, tmp_path: Path) -
 
         north, south = ({**entry(home), "site": site} for home, site in ((one, "North"), (other, "South")))
         listed(north)
-        given = settings(tmp_path, mosquitto_here.url, gateways_file=file, mqtt={"base_topic": "fleet/{site}"})
+        given = settings(
+            tmp_path, mosquitto_here.url, gateways_file=file, mqtt={"base_topic": "fleet/{site}", "heartbeat": 10}
+        )
         async with running(given):
             await until(lambda: online(one, "north"))
             handshakes = one.simulator.count("/info")
@@ -357,10 +359,16 @@ async def test_gateways_come_and_go(mosquitto_here: Mosquitto, tmp_path: Path) -
             listed(north)
             await until(lambda: other.seen[f"fleet/west/{other.serial}/state"] == "offline")
             await until(lambda: json.loads(one.seen["fleet/bridge/info"])["gateways"] == [one.serial])
-            gone = other.simulator.count("/ivp/livedata/status")
+            gone, said = other.simulator.count("/ivp/livedata/status"), len(watcher.seen)
             seen = one.simulator.count("/api/v1/production")
             await until(lambda: one.simulator.count("/api/v1/production") > seen)
             assert other.simulator.count("/ivp/livedata/status") == gone
+
+            def later() -> list[str]:
+                return [message.topic for message in watcher.seen[said:]]
+
+            await until(lambda: later().count("fleet/bridge/state") >= 2)  # heartbeats
+            assert not [topic for topic in later() if other.serial in topic]
             assert one.simulator.count("/info") == handshakes  # it has noticed nothing
         states = [message.payload for message in watcher.seen if message.topic == f"fleet/north/{one.serial}/state"]
         assert states[-1] == "offline"

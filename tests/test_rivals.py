@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from houses import House, house
+from houses import House, house, publish
 from running import running, until
 
 from bridge.service.rivals import Rivals
@@ -168,3 +168,24 @@ async def test_two_bridges_that_nobody_has_named(tmp_path: Path) -> None:
             await until(lambda: home.seen["enphase/bridge/state"] == "online")
             assert info(home)["gateways"] == [home.serial]
             assert home.topic("state") == "online"
+
+
+@pytest.mark.hasty
+@pytest.mark.expects_log(r"gateway \d+ is polled by another bridge already \(enphase/bridge/ghost\): standing by")
+async def test_who_stands_by_repeats_nothing(tmp_path: Path) -> None:
+    async with house(tmp_path, "no-cts") as home, running(home.settings(mqtt={"heartbeat": 10})):
+        await until(lambda: set(home.availability.values()) == {"online"})
+        ghost = {"version": "9", "started": "2000-01-01T00:00:00+00:00", "gateways": [home.serial]}
+        await publish(home.broker, "enphase/bridge/ghost/state", "online", "-r")
+        await publish(home.broker, "enphase/bridge/ghost/info", json.dumps(ghost), "-r")
+        await until(lambda: "standing_by" in info(home))
+        said = len(home.watcher.seen)
+
+        def later() -> list[str]:
+            return [message.topic for message in home.watcher.seen[said:]]
+
+        await until(lambda: later().count("enphase/bridge/state") >= 2)
+        assert not [topic for topic in later() if home.serial in topic]
+        await publish(home.broker, "enphase/bridge/ghost/state", "offline", "-r")
+        await until(lambda: f"enphase/{home.serial}/site/solar/power" in later())
+        assert info(home)["gateways"] == [home.serial]

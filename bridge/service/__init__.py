@@ -39,7 +39,7 @@ FAREWELL = 2.0
 EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
 """No clock that is right shows an earlier time."""
 KEEPALIVE = {False: 60, True: 15}
-"""Seconds between pings to a broker, and to a cluster: where there is another server, silence is no time to wait."""
+"""Seconds between pings to a broker, and to a cluster: there is another server, so silence is not waited out."""
 READERS = 16
 """Gateways whose retained values are read at a time."""
 WATCH = 10.0

@@ -125,7 +125,11 @@ def gateways(inverters: int = 20, count: int = 1) -> Iterator[Served]:
         yield Served(json.loads(process.stdout.readline()), process.pid)
     finally:
         process.stdin.close()
-        process.wait(20)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:  # hundreds of them take their time
+            process.kill()
+            process.wait()
 
 
 @contextmanager

@@ -4,9 +4,11 @@ Precedence, first wins: environment, `.env`, secret files, the TOML file named b
 """
 
 import difflib
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, Self
@@ -33,6 +35,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from bridge import fleet
 from bridge.model import BadSetting
 
 PREFIX = "BRIDGE_"
@@ -41,6 +44,9 @@ ENVIRONMENT = "environment"
 NEVER_RETRIED = 0.0
 LOOPBACK = "127.0.0.1"
 LAST_PORT = 65_535
+SITE = "{site}"
+RESERVED = ("bridge", "site")
+"""Levels below the base topic that are no site's."""
 
 
 def _topic(value: str) -> str:
@@ -68,6 +74,17 @@ def _listen(value: str) -> str:
     if found is None or int(found[2]) > LAST_PORT or (found[1] and ":" not in found[1]):
         raise ValueError("must be a port such as 8080, or an address and a port such as 0.0.0.0:8080 or [::]:8080")
     return value
+
+
+def _base(value: str) -> str:
+    levels = [level for level in value.split("/") if level != SITE]
+    if not levels or any(set("{}") & set(level) for level in levels):
+        raise ValueError(f"may have {SITE} for a level of its own, beside at least one other")
+    return value
+
+
+def _shard(value: str) -> str:
+    return str(fleet.Shard.of(value, socket.gethostname()))
 
 
 Topic = Annotated[str, AfterValidator(_topic)]
@@ -100,6 +117,8 @@ class GatewaySettings(Section):
     """`pin` trusts the gateway's key on first use, `strict` never pins anew, `off` checks nothing"""
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """the site's name in Home Assistant"""
+    site: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """what `{site}` in the base topic stands for, in the letters of a topic; the name when absent"""
 
     @model_validator(mode="after")
     def _account_is_whole(self) -> Self:
@@ -112,6 +131,11 @@ class GatewaySettings(Section):
         """Scheme, host and port; HTTPS unless the host is given as a URL."""
         host = self.host.rstrip("/")
         return host if host.startswith(("http://", "https://")) else f"https://{host}"
+
+    @property
+    def level(self) -> str:
+        """The site's level in topics; empty where it has none."""
+        return fleet.level(self.site or self.name or "")
 
 
 class CloudSettings(Section):
@@ -135,11 +159,44 @@ class CloudSettings(Section):
         return value
 
 
+def _urls(given: str | list[Any]) -> list[str]:
+    """A password may hold a comma, too."""
+    if isinstance(given, str) and given.lstrip().startswith("["):
+        given = json.loads(given)
+    if isinstance(given, str):
+        given = [url.strip() for url in re.split(r",(?=\s*\w+://)", given)]
+    if not all(isinstance(url, str) for url in given):
+        raise ValueError("no list of texts")
+    return given
+
+
+def _without_user(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """A URL, and the user and password that stood in it."""
+    url = urlsplit(text)
+    host = url.netloc.rpartition("@")[2]
+    found = {"username": url.username, "password": url.password}
+    user = tuple((name, unquote(value)) for name, value in found.items() if value is not None)
+    return text if host == url.netloc else urlunsplit(url._replace(netloc=host)), user
+
+
+def _is_broker(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        url.port  # noqa: B018 - raises where the port is no number
+    except ValueError:
+        return False
+    network = url.scheme in {"mqtt", "mqtts", "ws", "wss"} and bool(url.hostname) and "," not in url.netloc
+    # An @ behind the host is what a password with a / in it leaves behind.
+    return (network or (url.scheme == "unix" and bool(url.path))) and not (
+        url.query or url.fragment or "@" in url.path
+    )
+
+
 class MqttSettings(Section):
     """The broker."""
 
     url: str = "mqtt://localhost:1883"
-    """`mqtt://`, `mqtts://`, `ws://`, `wss://` host and port, or `unix:///path`"""
+    """`mqtt://`, `mqtts://`, `ws://`, `wss://` host and port, or `unix:///path`; several brokers with commas"""
     username: str | None = None
     """user at the broker"""
     password: SecretStr | None = None
@@ -150,8 +207,8 @@ class MqttSettings(Section):
     """client certificate"""
     key_file: Path | None = None
     """key of the client certificate"""
-    base_topic: Topic = "enphase"
-    """first level of all topics"""
+    base_topic: Annotated[Topic, AfterValidator(_base)] = "enphase"
+    """first levels of all topics; `{site}` in it is each gateway's site, as in `enphase/{site}`"""
     client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
     """client id; one is made and kept when absent"""
     protocol: Literal["5", "3.1.1"] = "5"
@@ -169,18 +226,16 @@ class MqttSettings(Section):
     @classmethod
     def _user_in_url(cls, data: Any) -> Any:
         """`mqtt://user:password@host`: the password must not stay in a text that is printed."""
-        if not isinstance(data, Mapping) or not isinstance(data.get("url"), str):
+        if not isinstance(data, Mapping) or not isinstance(data.get("url"), str | list):
             return data
         try:
-            url = urlsplit(data["url"])
-            host = url.netloc.rpartition("@")[2]
+            parts = [_without_user(url) for url in _urls(data["url"])]
         except ValueError:
             return {**data, "url": "unreadable"}
-        found = {"url": data["url"] if host == url.netloc else urlunsplit(url._replace(netloc=host))}
-        if url.username is not None:
-            found |= {"username": unquote(url.username)}
-        if url.password is not None:
-            found |= {"password": unquote(url.password)}
+        users = {user for _, user in parts if user}
+        if len(users) > 1:
+            raise ValueError("url: all brokers must take the same user and password")
+        found = {"url": ",".join(url for url, _ in parts)} | dict(next(iter(users), ()))
         return {**found, **{key: value for key, value in data.items() if key != "url"}}
 
     @field_validator("url")
@@ -189,16 +244,22 @@ class MqttSettings(Section):
         message = (
             "must look like mqtt://host:1883, mqtts://host:8883, ws://host/mqtt, wss://host/mqtt or unix:///path"
         )
-        try:
-            url = urlsplit(value)
-            url.port  # noqa: B018 - raises where the port is no number
-        except ValueError:
-            raise ValueError(message) from None
-        network = url.scheme in {"mqtt", "mqtts", "ws", "wss"} and bool(url.hostname)
-        # An @ behind the host is what a password with a / in it leaves behind.
-        if not (network or (url.scheme == "unix" and url.path)) or url.query or url.fragment or "@" in url.path:
+        urls = _urls(value)
+        if not urls or not all(map(_is_broker, urls)):
             raise ValueError(message)
+        if len(set(urls)) < len(urls):
+            raise ValueError("names the same broker twice")
         return value
+
+    @property
+    def each(self) -> tuple[Self, ...]:
+        """The same settings for each broker of the cluster."""
+        return tuple(self.model_copy(update={"url": url}) for url in _urls(self.url))
+
+    @property
+    def root(self) -> str:
+        """The base topic without the site: that of what is no gateway's."""
+        return "/".join(level for level in self.base_topic.split("/") if level != SITE)
 
     @model_validator(mode="after")
     def _key_needs_certificate(self) -> Self:
@@ -335,6 +396,10 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     gateways: tuple[GatewaySettings, ...] = ()
     """several gateways: a JSON list of objects with the fields of one"""
+    gateways_file: Path | None = None
+    """the same from a file, TOML or `.json`; it is looked at every ten seconds, and changes take effect at once"""
+    shard: Annotated[str, AfterValidator(_shard)] | None = None
+    """this bridge's part of the gateways, such as `0/3`; `auto/3` takes the number that ends the host's name"""
     cloud: CloudSettings = CloudSettings()
     mqtt: MqttSettings = MqttSettings()
     homeassistant: HomeAssistantSettings = HomeAssistantSettings()
@@ -345,17 +410,37 @@ class Settings(BaseSettings):
     timezone: Annotated[str, AfterValidator(_zone)] | None = None
     """where the days of `energy_today` begin, such as `Europe/Berlin`; this machine's when absent"""
     instance: Name | None = None
-    """name of this bridge where several share a broker"""
+    """name of this bridge where several share a broker; with a shard `shard-0` and so on when absent"""
     state_dir: Path = Field(default_factory=_state_dir)
     """where tokens, keys and ids are kept; default `$STATE_DIRECTORY`, else the user's state folder"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_gateways(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not data.get("gateways_file"):
+            return data
+        if {"gateway", "gateways"} & data.keys():
+            raise ValueError("BRIDGE_GATEWAYS_FILE: set either the file, or BRIDGE_GATEWAY(S), not both")
+        try:
+            return {**data, "gateways": fleet.listed(Path(data["gateways_file"]))}
+        except ValueError as error:
+            problem = f"BRIDGE_GATEWAYS_FILE: {error}"
+        raise ValueError(problem)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.gateways and "gateway" in self.model_fields_set:
             raise ValueError("BRIDGE_GATEWAYS: set either one gateway (BRIDGE_GATEWAY__…) or several, not both")
-        hosts = [gateway.base_url for gateway in self.all_gateways]
+        hosts = [gateway.base_url for gateway in self.every_gateway]
         if len(set(hosts)) != len(hosts):
             raise ValueError("BRIDGE_GATEWAYS: names the same host twice")
+        serials = [gateway.serial.lower() for gateway in self.every_gateway if gateway.serial]
+        if len(set(serials)) != len(serials):
+            raise ValueError("BRIDGE_GATEWAYS: names the same serial twice")
+        if self.shard is not None and len(serials) < len(hosts):
+            raise ValueError("BRIDGE_SHARD: each gateway needs its serial, since that says whose it is")
+        if SITE in self.mqtt.base_topic:
+            self._check_sites()
         if self.mqtt.payload == "json" and self.homeassistant.discovery != "off":
             raise ValueError(
                 "BRIDGE_MQTT__PAYLOAD: json has no value topics for Home Assistant: set it to both, "
@@ -363,9 +448,31 @@ class Settings(BaseSettings):
             )
         return self
 
+    def _check_sites(self) -> None:
+        for gateway in self.every_gateway:
+            if not gateway.level:
+                raise ValueError(f"BRIDGE_MQTT__BASE_TOPIC: {SITE} needs a name or a site for {gateway.host}")
+            if gateway.level in RESERVED:
+                raise ValueError(f"BRIDGE_GATEWAYS: the site of {gateway.host} can't be called {gateway.level}")
+
+    @property
+    def every_gateway(self) -> tuple[GatewaySettings, ...]:
+        """Also those that are another bridge's."""
+        several = self.gateways or self.gateways_file is not None
+        return self.gateways if several else (self.gateway,)
+
     @property
     def all_gateways(self) -> tuple[GatewaySettings, ...]:
-        return self.gateways or (self.gateway,)
+        """All that this bridge has to poll."""
+        if self.shard is None:
+            return self.every_gateway
+        mine = fleet.Shard.of(self.shard)
+        return tuple(gateway for gateway in self.every_gateway if mine.owns(gateway.serial or ""))
+
+    @property
+    def own_name(self) -> str | None:
+        """What tells this bridge from others at its broker."""
+        return self.instance or (f"shard-{self.shard.partition('/')[0]}" if self.shard else None)
 
     @classmethod
     def settings_customise_sources(
@@ -437,9 +544,27 @@ def load(**overrides: Any) -> Settings:
     Raises:
         BadSetting: names each setting that can't be used, in one line, without its value.
     """
+    return _explained(lambda: _load(overrides))
+
+
+def reread(settings: Settings) -> Settings:
+    """The same settings with what is in the file of gateways now.
+
+    Raises:
+        BadSetting: it can't be used.
+    """
+    given = {name: getattr(settings, name) for name in settings.model_fields_set - {"gateways"}}
+    return _explained(lambda: Settings(**given))
+
+
+def _load(overrides: Mapping[str, Any]) -> Settings:
+    _refuse_unknown()
+    return Settings(**overrides)
+
+
+def _explained(work: Callable[[], Settings]) -> Settings:
     try:
-        _refuse_unknown()
-        return Settings(**overrides)
+        return work()
     except ValidationError as error:
         problem = "; ".join(_explain(item["loc"], item["msg"], item["type"]) for item in error.errors())
     except SettingsError as error:  # the text of the cause may hold the value

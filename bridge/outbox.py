@@ -5,7 +5,7 @@ was *sent* is remembered, so a value that was dropped on the way is offered agai
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from bridge.model import Message, Rank
@@ -16,9 +16,13 @@ ROUNDING = 1e-6
 
 @dataclass(slots=True)
 class _Topic:
-    """`sent` is what the broker has, as far as we know; `refused` what it can't have."""
+    """`sent` is what the broker has, as far as we know; `refused` what it can't have.
+
+    One that is `leaving` is forgotten once it is sent.
+    """
 
     newest: Message
+    leaving: bool = False
     sent: str | None = None
     sent_at: float | None = None
     refused: str | None = None
@@ -62,7 +66,7 @@ class Outbox:
             self._unsent[topic.newest.rank].pop(message.topic, None)
         if message.payload != topic.refused:
             topic.refused = None
-        topic.newest = message
+        topic.newest, topic.leaving = message, False
         self._file(topic)
 
     def pending(self, now: float) -> Iterator[Message]:
@@ -98,7 +102,7 @@ class Outbox:
             return
         topic.sent, topic.sent_at = message.payload, now
         self._file(topic)
-        if not message.payload and not topic.newest.payload:
+        if (not message.payload and not topic.newest.payload) or (topic.leaving and not self._is_unsent(topic)):
             del self._topics[message.topic]
 
     def refuse(self, message: Message) -> None:
@@ -106,6 +110,26 @@ class Outbox:
         topic = self._topics.get(message.topic)
         if topic is not None:
             topic.refused = message.payload
+            self._file(topic)
+            if topic.leaving and not self._is_unsent(topic):
+                del self._topics[message.topic]
+
+    def drop(self, belongs: Callable[[str], bool]) -> None:
+        """These topics are somebody else's: nothing more is sent to them."""
+        for name in [name for name in self._topics if belongs(name)]:
+            topic = self._topics.pop(name)
+            self._unsent[topic.newest.rank].pop(name, None)
+
+    def release(self, belongs: Callable[[str], bool]) -> None:
+        """The same, but for what is unsent now."""
+        self.drop(lambda name: belongs(name) and not self._is_unsent(self._topics[name]))
+        for name, topic in self._topics.items():
+            topic.leaving |= belongs(name)
+
+    def repeat(self, names: Iterable[str]) -> None:
+        """Somebody else has written to these topics: they are unsent again."""
+        for topic in filter(None, map(self._topics.get, names)):
+            topic.sent = topic.sent_at = topic.refused = None
             self._file(topic)
 
     def clear(self) -> None:
@@ -121,6 +145,9 @@ class Outbox:
         for topic in self._topics.values():
             topic.sent = topic.sent_at = topic.refused = None
             self._file(topic)
+
+    def _is_unsent(self, topic: _Topic) -> bool:
+        return topic.newest.topic in self._unsent[topic.newest.rank]
 
     def _file(self, topic: _Topic) -> None:
         """Put the topic where it belongs; one that is unsent already keeps its place in the order."""

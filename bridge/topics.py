@@ -49,10 +49,17 @@ class Names:
 
     base: str = "enphase"
     instance: str | None = None
+    root: str | None = None
+    """the base without a site; `None` where it has none"""
+
+    @property
+    def bridges(self) -> str:
+        """Above all that bridges say of themselves."""
+        return f"{self.root or self.base}/bridge"
 
     @property
     def bridge(self) -> str:
-        return f"{self.base}/bridge" + (f"/{self.instance}" if self.instance else "")
+        return self.bridges + (f"/{self.instance}" if self.instance else "")
 
     def state(self, serial: str) -> str:
         return f"{self.base}/{serial}/state"
@@ -72,8 +79,17 @@ def online(topic: str, is_online: bool) -> Message:
     return Message(topic, ONLINE if is_online else OFFLINE, qos=1, rank=Rank.AVAILABILITY)
 
 
-def bridge_info(names: Names, version: str, started: datetime, gateways: Iterable[str]) -> Message:
-    body = {"version": version, "started": text(started), "gateways": sorted(gateways)}
+def bridge_info(
+    names: Names,
+    version: str,
+    started: datetime,
+    gateways: Iterable[str],
+    standing_by: Mapping[str, str] | None = None,
+) -> Message:
+    """`standing_by` has the gateways that another bridge polls in our place, and which one does."""
+    body: dict[str, Any] = {"version": version, "started": text(started), "gateways": sorted(gateways)}
+    if standing_by:
+        body["standing_by"] = dict(sorted(standing_by.items()))
     return Message(f"{names.bridge}/info", json.dumps(body), qos=1, content_type="application/json")
 
 

@@ -539,7 +539,7 @@ async def test_what_the_broker_does_not_accept_is_told_once(
 async def test_messages_are_received(mosquitto: Mosquitto) -> None:
     received: list[Received] = []
     async with using(mosquitto.url, received=received) as broker, using(mosquitto.url) as other:
-        other._dialler = replace(other._dialler, client_id="other")
+        other._diallers[0] = replace(other._dialler, client_id="other")
         await other.connect()
         await other.send(Message("homeassistant/status", "online", qos=1))
         await soon(lambda: not other._link._unacked)  # the broker has it

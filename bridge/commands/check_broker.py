@@ -127,7 +127,7 @@ class Trial:
             await self._news.wait()
 
     def _tell_publish(self) -> None:
-        base, about = f"{self._mqtt.base_topic}/#", self._complaints.about
+        base, about = f"{self._mqtt.root}/#", self._complaints.about
         if self._returned:
             self._report.ok("publish", f"{self._mine.topic}: there, back and cleared")
         elif complaint := about(self._mine.topic):

@@ -155,6 +155,8 @@ def understood(endpoint: Endpoint, answer: Answer, facts: Facts) -> Parsed:
 def chosen(settings: Settings, name: str | None) -> tuple[GatewaySettings, ...]:
     """The gateway with this host or name, or all. Raises BadSetting where there is none."""
     every = settings.all_gateways
+    if not every:
+        raise BadSetting("this bridge has no gateway: see BRIDGE_GATEWAYS_FILE and BRIDGE_SHARD")
     found = tuple(gateway for gateway in every if name in (None, gateway.host, gateway.base_url, gateway.name))
     if not found:
         raise BadSetting(f"--gateway: no gateway is called {name}; there is {_hosts(every)}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -31,11 +32,13 @@ TWINS = 5.0
 CAREFUL = 2
 """Connections lost so soon until we look for what the broker closes them over."""
 LONGEST_PAUSE = 300.0
+TURMOIL, TURMOIL_PAUSE = 5, 3.0
+"""Seconds between attempts while a cluster that has lost a server shuts the door a few times; then it is well."""
 RULES = "check its access rules and its limits"
 
 
 class Broker:
-    """The broker, over the one connection that there is at a time."""
+    """The broker, over the one connection that there is at a time; of several brokers the one that can be had."""
 
     def __init__(
         self,
@@ -48,7 +51,8 @@ class Broker:
         keepalive: int = 60,
         connect_timeout: float = 10,
     ) -> None:
-        self._dialler = Dialler(settings, client_id, will, keepalive, connect_timeout)
+        self._diallers = deque(Dialler(one, client_id, will, keepalive, connect_timeout) for one in settings.each)
+        """the one in use first"""
         protocols = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
         self._manner = Manner(protocols[settings.protocol], min(1, will.qos))
         self._on_message = on_message
@@ -62,6 +66,10 @@ class Broker:
         self._careful = False
         self._suspects = Suspects()
         self._deaf = False
+
+    @property
+    def _dialler(self) -> Dialler:
+        return self._diallers[0]
 
     @property
     def address(self) -> str:
@@ -88,13 +96,24 @@ class Broker:
         return link is not None and not link.taken_over and not link.overfed and link.lasted > least
 
     async def connect(self) -> None:
-        """One attempt, and one more in each simpler manner that the broker may understand.
+        """One attempt at each broker, and one more in each simpler manner that it may understand.
 
         Raises:
             Unavailable: nobody there, or not now.
             Rejected: the broker won't have us, and the text says what to do.
         """
         self.abort()
+        for left in reversed(range(len(self._diallers))):
+            try:
+                return await self._connect()
+            except (Unavailable, Rejected) as error:
+                self._diallers.rotate(-1)
+                if not left:
+                    raise
+                _log.info("%s; trying %s", error, self.address)
+        return None
+
+    async def _connect(self) -> None:
         manner = self._manner
         while self._link is None:
             try:
@@ -181,6 +200,7 @@ class Broker:
         if self._suspects.accuse(link.suspect):
             self._flaps = 1  # it may be over now
         reason = f"{self.address}: {link.ended.result()}"
+        self._diallers.rotate(-1)
         if link.taken_over:
             raise Rejected(reason)
         if link.overfed:
@@ -216,6 +236,8 @@ class Broker:
         """A wrong password does not become right by asking often, and some brokers ban who asks often."""
         rejected = state.outcome is not None and isinstance(state.outcome.exception(), Rejected)
         least, most = (60, LONGEST_PAUSE) if rejected else (1, LONGEST_PAUSE if self._flaps else 60)
+        if len(self._diallers) > 1 and self._flaps <= TURMOIL and not rejected:
+            most = TURMOIL_PAUSE
         growth = 2 ** min(self._flaps, 8)
         pause = wait_random_exponential(multiplier=least * growth, min=least, max=most)(state)
         self._paused = pause if self._flaps else 0.0

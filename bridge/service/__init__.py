@@ -2,29 +2,31 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
-
 from bridge import __version__, discovery
-from bridge.config import GatewaySettings, PollSettings, Settings
+from bridge.config import SITE, GatewaySettings, PollSettings, Settings, reread
 from bridge.endpoints import ENDPOINTS
 from bridge.gateway import open_gateway
-from bridge.model import Message
+from bridge.model import BadSetting, Message, Rank
 from bridge.mqtt import Broker
 from bridge.outbox import Outbox
 from bridge.service.condition import Condition
 from bridge.service.memory import retained
 from bridge.service.mirror import Publish, Style
 from bridge.service.poller import Plan, Poller, Seeds, no_seeds
+from bridge.service.rivals import Rivals
+from bridge.service.roster import Roster
 from bridge.service.sender import Sender
 from bridge.service.status import BrokerStatus, GatewayStatus, SourceStatus, Status
 from bridge.store import Store
-from bridge.topics import Names, bridge_info, online
+from bridge.topics import Names, bridge_info, online, text
 
 __all__ = [
     "Bridge",
@@ -47,8 +49,14 @@ FAREWELL = 2.0
 """Seconds that the last messages may take."""
 EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
 """No clock that is right shows an earlier time."""
-FAULT_FIRST, FAULT_LAST = 10, 900
-"""Seconds until a poller that met a fault of ours starts again."""
+KEEPALIVE = {False: 60, True: 15}
+"""Seconds between pings to a broker, and to a cluster: there is another server, so silence is not waited out."""
+READERS = 16
+"""Gateways whose retained values are read at a time."""
+WATCH = 10.0
+"""Seconds between looks at the file of gateways."""
+REMINDER = 15.0
+"""Seconds after which a cluster is told everything once more: it may forget some of it when it loses a server."""
 
 
 def periods(settings: PollSettings) -> Mapping[str, float]:
@@ -71,21 +79,24 @@ def plan_of(settings: Settings) -> Plan:
     )
 
 
-def names_of(settings: Settings) -> Names:
-    return Names(settings.mqtt.base_topic, settings.instance)
+def names_of(settings: Settings, gateway: GatewaySettings | None = None) -> Names:
+    """The topics of the bridge, and of one of its gateways."""
+    root = settings.mqtt.root
+    base = settings.mqtt.base_topic.replace(SITE, gateway.level) if gateway else root
+    return Names(base, settings.own_name, root)
 
 
 def _style(settings: Settings, gateway: GatewaySettings, *, first: bool) -> Callable[[str], Style]:
     """How a gateway is shown once its serial number is known: only the first one goes without a name."""
-    ha = settings.homeassistant
+    ha, names = settings.homeassistant, names_of(settings, gateway)
     announcement = None
     if ha.discovery != "off":
-        announcement = discovery.Settings(names_of(settings), ha.prefix, ha.discovery)
+        announcement = discovery.Settings(names, ha.prefix, ha.discovery)
 
     def style(serial: str) -> Style:
         suffix = "" if first else gateway.name or serial[-4:]
         site = gateway.name or f"Enphase {suffix}".strip()
-        return Style(names_of(settings), settings.mqtt.payload, announcement, gateway.base_url, site, suffix)
+        return Style(names, settings.mqtt.payload, announcement, gateway.base_url, site, suffix)
 
     return style
 
@@ -113,7 +124,8 @@ def make_poller(
         on_new_token=lambda token: poller.keep_token(token),  # noqa: PLW0108 - it does not exist yet
         on_pause=lambda kept: poller.keep_pause(kept),  # noqa: PLW0108 - nor does it here
     )
-    style = _style(settings, gateway, first=gateway is settings.all_gateways[0])
+    fleet = settings.gateways_file is not None or settings.shard is not None
+    style = _style(settings, gateway, first=not fleet and gateway is settings.all_gateways[0])
     poller = Poller(
         gateway, edge, store, publish, style, plan=plan_of(settings), identified=identified, seeds=seeds, now=now
     )
@@ -142,46 +154,62 @@ class Bridge:
         self._settings, self._now, self._leave_nothing = settings, now, leave_nothing
         self._names = names_of(settings)
         self._store = store or Store(settings.state_dir)
-        self._started = datetime.fromtimestamp(int(now()), UTC)
         self._on_sent = on_sent
+        self._started = datetime.fromtimestamp(round(now(), 3), UTC)
         self._last = online(f"{self._names.bridge}/state", is_online=False)
         self._broker_id = settings.mqtt.client_id or f"iqgateway2mqtt-{self._store.client_suffix()}"
         self._birth = f"{settings.homeassistant.prefix}/status"
+        self._rivals = Rivals(self._names, text(self._started), self._repeat)
         self._broker = Broker(
             settings.mqtt,
             client_id=self._broker_id,
             will=self._last,
             on_message=self._received,
-            subscriptions=[] if settings.homeassistant.discovery == "off" else [self._birth],
+            keepalive=KEEPALIVE[len(settings.mqtt.each) > 1],
+            subscriptions=[
+                *self._rivals.subscriptions,
+                *([] if settings.homeassistant.discovery == "off" else [self._birth]),
+            ],
         )
         self._outbox = Outbox(settings.mqtt.deadband)
         mqtt = settings.mqtt
         self._sender = Sender(
-            self._outbox, self._broker, heartbeat=mqtt.heartbeat, rate=mqtt.rate, on_sent=self._sent
+            self._outbox,
+            self._broker,
+            heartbeat=mqtt.heartbeat,
+            reminder=REMINDER if len(mqtt.each) > 1 else mqtt.heartbeat,
+            rate=mqtt.rate,
+            on_sent=self._sent,
         )
-        self._pollers = [self._poller(gateway) for gateway in settings.all_gateways]
+        self._readers: asyncio.LifoQueue[str] = asyncio.LifoQueue()
+        for number in range(READERS, 0, -1):
+            self._readers.put_nowait(f"{self._broker_id}-memory{'' if number == 1 else number}")
+        self._roster = Roster(self._poller, self._withdraw, self._inform, self._rivals)
+        self._roster.want(settings.all_gateways)
 
     async def run(self) -> None:
         if self._started < EARLIEST:  # a Raspberry Pi has no clock of its own
             LOG.warning("this machine's clock says %s: until it is set, times are wrong", self._started.isoformat())
         async with AsyncExitStack() as stack:
-            for poller in self._pollers:
-                stack.push_async_callback(poller.aclose)
+            stack.push_async_callback(self._roster.aclose)
             stack.push_async_callback(self._leave)
             self._sender.put(online(self._last.topic, is_online=True))
             self._inform()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._sender.run(), name="sender")
-                for poller in self._pollers:
-                    tasks.create_task(_supervised(poller), name=f"poller {poller.host}")
+                tasks.create_task(self._roster.run(), name="roster")
+                if self._settings.gateways_file is not None:
+                    tasks.create_task(self._watch(self._settings.gateways_file), name="watch")
 
     @property
     def condition(self) -> Condition:
-        pulses = [self._sender.pulse, *(poller.pulse for poller in self._pollers)]
+        pollers = self._roster.pollers
+        pulses = [self._sender.pulse, *(poller.pulse for poller in pollers)]
         stuck = tuple(pulse.name for pulse in pulses if pulse.stuck)
         broker = [] if self._broker.connected else [f"no connection to the broker {self._broker.address}"]
-        lacks = tuple(filter(None, [*broker, *(poller.lack for poller in self._pollers)]))
-        return Condition(len(self._pollers), stuck, lacks)
+        others = (f"{serial}: polled by {rival}" for serial, rival in self._roster.standing_by.items())
+        lacks = tuple(filter(None, [*broker, *(poller.lack for poller in pollers), *others]))
+        return Condition(len(self._roster), stuck, lacks)
 
     def _poller(self, gateway: GatewaySettings) -> Poller:
         return make_poller(
@@ -189,8 +217,8 @@ class Bridge:
             gateway,
             self._store,
             self._sender.put,
-            identified=self._inform,
-            seeds=self._seeds,
+            identified=self._identified,
+            seeds=lambda serial: self._seeds(names_of(self._settings, gateway), serial),
             now=self._now,
         )
 
@@ -206,49 +234,79 @@ class Bridge:
             unsent=len(self._outbox),
         )
         now = datetime.fromtimestamp(self._now(), UTC)
-        gateways = tuple(poller.status for poller in self._pollers)
+        gateways = tuple(poller.status for poller in self._roster.pollers)
         return Status(__version__, self._started, now, self.condition.stuck, broker, gateways)
 
-    async def _seeds(self, serial: str) -> Mapping[str, float]:
-        return await retained(self._settings.mqtt, f"{self._broker_id}-memory", f"{self._names.base}/{serial}")
+    async def _seeds(self, names: Names, serial: str) -> Mapping[str, float]:
+        """A few gateways at a time: hundreds of connections are too many, and two of one id shut each other out."""
+        client_id = await self._readers.get()
+        try:
+            return await retained(self._settings.mqtt, client_id, f"{names.base}/{serial}")
+        finally:
+            self._readers.put_nowait(client_id)
+
+    def _withdraw(self, poller: Poller, last_words: bool) -> None:
+        """What is known of a gateway must not be repeated: it may be another bridge's by now."""
+        if serial := poller.serial:
+            own = re.compile(f"/{serial}/|/iqgateway_{serial}_")
+            self._sender.withdraw(lambda topic: own.search(topic) is not None, last_words=last_words)
+
+    def _identified(self) -> None:
+        self._inform()
+        self._rivals.reconsider()
+
+    def _repeat(self) -> None:
+        names = self._names
+        self._sender.repeat(f"{names.bridge}/state", f"{names.bridge}/info")
+
+    async def _watch(self, file: Path) -> None:
+        """Keep to the list of gateways. One that can't be used changes nothing."""
+        seen: object = None
+        while True:
+            await asyncio.sleep(WATCH)
+            stamp = _stamp(file)
+            if stamp == seen:
+                continue
+            seen = stamp
+            try:
+                settings = await asyncio.to_thread(reread, self._settings)
+                before, self._settings = self._settings, settings
+                if settings.all_gateways != before.all_gateways:
+                    self._roster.want(settings.all_gateways)
+                    LOG.info("%s: now %d gateways", file, len(settings.all_gateways))
+            except BadSetting as problem:
+                LOG.error("%s can't be used, the earlier list stays: %s", file, problem)  # noqa: TRY400 - one line
 
     async def _leave(self) -> None:
         """What no will can say: nothing is polled any more."""
-        for poller in self._pollers:
-            poller.leave()
+        self._roster.leave()
         if self._leave_nothing:
             self._sender.clear()
         await self._sender.finish(FAREWELL)
         await self._broker.close(None if self._leave_nothing else self._last)
 
     def _inform(self) -> None:
-        serials = [poller.serial for poller in self._pollers]
-        self._sender.put(bridge_info(self._names, __version__, self._started, filter(None, serials)))
+        serials = filter(None, [poller.serial for poller in self._roster.pollers])
+        standing_by = self._roster.standing_by
+        self._sender.put(bridge_info(self._names, __version__, self._started, serials, standing_by))
 
     def _sent(self, message: Message) -> None:
-        for poller in self._pollers:
-            poller.sent(message)
+        if message.rank == Rank.DISCOVERY:  # all that pollers care for; there can be thousands of them
+            for poller in self._roster.pollers:
+                poller.sent(message)
         if self._on_sent is not None:
             self._on_sent(message)
 
     def _received(self, topic: str, payload: bytes, retained: bool) -> None:
+        self._rivals.hear(topic, payload, retained=retained)
         if topic == self._birth and payload == b"online" and not retained:
             self._sender.birth()
 
 
-async def _supervised(poller: Poller) -> None:
-    """A fault of ours in one gateway's poller must not end the others; only cancelling ends it."""
-
-    def log(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        LOG.error("fault while polling %s; starting anew", poller.host, exc_info=error)
-        poller.pulse.rest(state.upcoming_sleep)
-
-    policy = AsyncRetrying(
-        stop=stop_never,
-        wait=wait_random_exponential(multiplier=FAULT_FIRST, max=FAULT_LAST),
-        retry=retry_if_exception_type(Exception),
-        reraise=True,
-        before_sleep=log,
-    )
-    await policy(poller.run)
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Changes when the file does, also where a link leads elsewhere, as Kubernetes does it."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -24,7 +24,8 @@ SHORTER = ", or set BRIDGE_HOMEASSISTANT__DISCOVERY to component, which has shor
 class Sender:
     """Keeps the broker's retained tree equal to the outbox.
 
-    `heartbeat` is in seconds, `rate` in messages a second (0: as many as the broker takes).
+    `heartbeat` is in seconds, as is `reminder`, the first one after a connection; `rate` is in messages a second
+    (0: as many as the broker takes).
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class Sender:
         broker: Broker,
         *,
         heartbeat: float,
+        reminder: float | None = None,
         rate: float = 0,
         on_sent: Callable[[Message], None] = lambda _: None,
     ) -> None:
         self._outbox, self._broker, self._heartbeat = outbox, broker, heartbeat
+        self._reminder = min(heartbeat, reminder or heartbeat)
         self._on_sent = on_sent
         self._time = asyncio.get_running_loop().time
         self.pulse = Pulse("the sender", self._time)
@@ -68,10 +71,23 @@ class Sender:
             await self._broker.reconnect()
             self.connections += 1
             self._again()
+            self._beat = self._time() + self._reminder
             reason = await self._serve()
             # one that was lost at once is told of by whoever tries again
             level = logging.WARNING if self._broker.lasted else logging.DEBUG
             LOG.log(level, "the connection to the broker ended: %s", reason)
+
+    def repeat(self, *topics: str) -> None:
+        """Somebody else has written there."""
+        self._outbox.repeat(topics)
+        self._wake.set()
+
+    def withdraw(self, belongs: Callable[[str], bool], *, last_words: bool) -> None:
+        """Say nothing more about these topics, but what is still to be said."""
+        if last_words:
+            self._outbox.release(belongs)
+        else:
+            self._outbox.drop(belongs)
 
     def clear(self) -> None:
         """Take everything back."""

@@ -1,0 +1,186 @@
+"""Several brokers for one bridge: where one dies, the next one is taken, and the tree is right again."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from brokers import Mosquitto, watching
+from clusters import Cluster
+from houses import House, housed
+from pydantic import SecretStr
+from running import disagreements, running, settings, tree, until
+from tenacity import AsyncRetrying, RetryCallState
+
+from bridge.config import MqttSettings, load
+from bridge.model import BadSetting, BridgeError, Message, Rejected, Unavailable
+from bridge.mqtt import Broker
+
+OLD = ("-V", "311")
+"""NATS speaks no MQTT 5, and shows messages of its own to who subscribes to everything."""
+TOPICS = ("enphase/#", "homeassistant/#")
+HOMES = ("no-cts", "single-phase")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster.running(tmp_path) as found:
+        yield found
+
+
+def truth(homes: list[House]) -> dict[str, str]:
+    """What each inverter gives now."""
+    return {
+        f"enphase/{home.serial}/inverter/{unit.serial}/power": str(unit.reported)
+        for home in homes
+        for unit in home.simulator.truth().inverters
+    }
+
+
+def right(seen: Mapping[str, str], homes: list[House]) -> bool:
+    """Whether the tree is whole, agrees with itself and says what is so."""
+    states = {seen.get(f"enphase/{home.serial}/state") for home in homes} | {seen.get("enphase/bridge/state")}
+    odd = [topic for home in homes for topic in disagreements(seen, home.serial)]
+    return states == {"online"} and not odd and truth(homes).items() <= seen.items()
+
+
+async def _kept(port: int, homes: list[House]) -> None:
+    """Until that is what a new subscriber gets."""
+    async with watching(port, *TOPICS, qos=0, options=OLD) as watcher:
+
+        def retained() -> dict[str, str]:
+            return {message.topic: message.payload for message in watcher.seen if message.retained}
+
+        await until(lambda: right(retained(), homes))
+
+
+@pytest.mark.expects_log("the connection to the broker ended")
+@pytest.mark.may_log(
+    "no MQTT answer", "after a moment; does another client", "does not let us subscribe"
+)  # while the servers agree on new leaders
+async def test_a_server_of_the_cluster_dies(cluster: Cluster, tmp_path: Path) -> None:
+    dies, stays, _ = cluster.members
+    async with AsyncExitStack() as stack:
+        homes = [await stack.enter_async_context(housed(tmp_path, dies, home)) for home in HOMES]
+        fleet = [{"host": home.url, "token": home.simulator.token()} for home in homes]
+        given = settings(tmp_path, cluster.url, gateways=fleet, poll={"inverters": 1})
+        watcher = await stack.enter_async_context(watching(stays.port, *TOPICS, qos=0, options=OLD))
+        async with running(given):
+            await until(lambda: right(tree(watcher), homes))
+            settled = time.monotonic() + 11  # a connection that was lost sooner would hardly count as one
+            await until(lambda: time.monotonic() > settled)
+            before = truth(homes)
+            dies.kill()
+            for home in homes:
+                home.clock.forward(3600)
+            assert before.items().isdisjoint(truth(homes).items())
+            await until(lambda: right(tree(watcher), homes))
+            await _kept(stays.port, homes)
+        await until(lambda: tree(watcher)["enphase/bridge/state"] == "offline")
+
+
+# A plain list of brokers
+
+
+class Both:
+    """Two brokers that know nothing of each other."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "a").mkdir()
+        (folder / "b").mkdir()
+        self.one, self.other = Mosquitto(folder / "a"), Mosquitto(folder / "b")
+        self.url = f"{self.one.url},{self.other.url}"
+
+
+def client(url: str) -> Broker:
+    will = Message("enphase/bridge/state", "offline", qos=1)
+    return Broker(MqttSettings(url=url), client_id="ours", will=will, on_message=lambda *_: None)
+
+
+async def test_the_next_broker_is_taken_and_kept(tmp_path: Path) -> None:
+    both = Both(tmp_path)
+    ours = client(both.url)
+    with both.other:
+        await ours.connect()
+        assert ours.address == both.other.url
+        with both.one:
+            await ours.connect()
+            assert ours.address == both.other.url
+            both.other.kill()
+            await ours.lost()
+            await ours.connect()
+            assert ours.address == both.one.url
+            assert await ours.send(Message("a", "1", qos=1))
+            await ours.close()
+
+
+async def test_each_broker_is_tried_once_in_an_attempt(tmp_path: Path) -> None:
+    both = Both(tmp_path)
+    ours = client(both.url)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=f"^{both.other.url}: connection refused"):
+            await ours.connect()
+        assert ours.address == both.one.url
+
+
+async def test_a_broker_that_does_not_let_us_in_is_passed_over(tmp_path: Path) -> None:
+    both = Both(tmp_path)
+    with Mosquitto(tmp_path, "allow_anonymous false") as strict, both.one:
+        ours = client(f"{strict.url},{both.one.url}")
+        await ours.connect()
+        assert ours.address == both.one.url
+        await ours.close()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "mqtt://me:pa,ss@a,mqtts://b:1",
+        "mqtt://a , mqtts://me:pa%2Css@b:1",
+        ["mqtt://me:pa,ss@a", "mqtts://me:pa,ss@b:1"],
+        '["mqtt://me:pa,ss@a", "mqtts://b:1"]',
+    ],
+)
+def test_several_brokers_in_the_settings(given: str | list[str]) -> None:
+    found = MqttSettings.model_validate({"url": given})
+    assert [one.url for one in found.each] == ["mqtt://a", "mqtts://b:1"]
+    assert all(one.username == "me" and one.password == SecretStr("pa,ss") for one in found.each)
+    assert "pa,ss" not in str(found)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "mqtt://a,mqtt://a",
+        "mqtt://u:secret@a,mqtt://v:secret@b",
+        "mqtt://a,b",
+        "mqtt://a,",
+        "[7]",
+        "[]",
+        "[",
+        "a,mqtt://b",
+    ],
+)
+def test_lists_of_brokers_that_are_none(given: str) -> None:
+    with pytest.raises(BadSetting, match=r"^BRIDGE_MQTT") as found:
+        load(mqtt={"url": given})
+    assert "secret" not in str(found.value)
+
+
+def pause(broker: Broker, error: BridgeError) -> float:
+    """The longest of many, after many attempts."""
+    state = RetryCallState(AsyncRetrying(), None, (), {})
+    state.attempt_number = 30
+    state.set_exception((type(error), error, None))
+    return max(broker._pause(state) for _ in range(200))
+
+
+async def test_a_cluster_in_turmoil_is_asked_often_but_not_for_ever() -> None:
+    one, several = client("mqtt://a"), client("mqtt://a,mqtt://b")
+    assert pause(several, Unavailable("")) <= 3 < pause(one, Unavailable(""))
+    several._flaps = 5
+    assert pause(several, Unavailable("")) <= 3
+    assert pause(several, Rejected("")) > 60  # wrong passwords, and two clients of one id
+    several._flaps = 6
+    assert pause(several, Unavailable("")) > 60

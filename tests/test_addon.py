@@ -7,6 +7,7 @@ whose configuration breaks one.
 import json
 import re
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -114,6 +115,12 @@ def test_the_pictures_have_the_size_that_the_store_wants(name: str, size: tuple[
     content = (ADDON / f"{name}.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert struct.unpack(">II", content[16:24]) == size
+
+
+def test_the_dockerfile_is_clean() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, ADDON / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_the_repository_is_one_of_add_ons_with_one_of_them() -> None:

@@ -21,8 +21,8 @@ from install import INSIDE, Release
 from running import SPEED
 from websockets.asyncio.client import ClientConnection, connect
 
-PATIENCE = 120.0
-"""Real seconds until a test gives up; nothing here takes a quarter of it."""
+PATIENCE = 300.0
+"""Real seconds until a test gives up; nothing here takes a tenth of it."""
 LOOK = 0.1 * SPEED
 """Seconds between two looks, in a loop that shortens idle waits."""
 CONFIGURATION = """

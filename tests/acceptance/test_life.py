@@ -53,7 +53,7 @@ async def settled(ha: HomeAssistant, house: House, form: str = "device") -> None
     await ha.until(lambda: set(house.availability.values()) == {"online"} and "site" in house.availability)
     await ha.until(true)
     await ha.until(by_this_form)
-    assert all(("/device/" in topic) == (form == "device") for topic in house.seen if is_discovery(topic))
+    await ha.until(lambda: all(("/device/" in t) == (form == "device") for t in house.seen if is_discovery(t)))
 
 
 async def unavailable(ha: HomeAssistant) -> dict[str, bool]:

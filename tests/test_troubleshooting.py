@@ -9,9 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from brokers import Mosquitto, free_port
-from cli import Shell, home, shell
+from brokers import Mosquitto, free_port, password_lines
+from cli import Shell, home, served, shell
 
+from bridge.commands import check_broker
+from bridge.gateway.errors import MINUTE
+from bridge.gateway.renewal import AFTER_RESTART, PAUSES
+from bridge.gateway.shelf import REFUSED_FOR
 from bridge.simulator import Simulator
 
 __all__ = ["shell"]
@@ -191,3 +195,48 @@ def test_the_files_of_the_state_folder_are_those_of_the_document(shell: Shell, b
     written = {path.name for path in Path("state").iterdir()}
     assert "gateway-122301003111.json" in written
     assert written <= named
+
+
+# More than a fault of the gateway
+
+
+def test_a_changed_key_is_explained(shell: Shell, broker: Mosquitto) -> None:
+    shell.set(mqtt__url=broker.url)
+    simulator = Simulator()
+    shell.set(gateway__token=simulator.token())
+    with served(shell, simulator) as address:
+        assert shell.run("check").code == 0
+    with served(shell, simulator, port=int(address.rpartition(":")[2])):
+        assert_explained(shell)
+        simulator.become(firmware="D8.3.6000")
+        assert_explained(shell)
+
+
+@pytest.mark.parametrize(
+    ("rule", "protocol"),
+    [("read #", "5"), ("readwrite enphase/#", "5"), ("read #", "3.1.1"), ("write #", "3.1.1")],
+)
+def test_what_a_broker_refuses_is_explained(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, protocol: str
+) -> None:
+    monkeypatch.setattr(check_broker, "PATIENCE", 0.5)
+    rules = tmp_path / "rules"
+    rules.write_text(f"user bridge\ntopic {rule}\n")
+    rules.chmod(0o600)
+    lines = [*password_lines(tmp_path, "bridge", "secret word"), f"acl_file {rules}"]
+    with home(shell), Mosquitto(tmp_path, *lines) as guarded:
+        shell.set(mqtt__url=guarded.url, mqtt__username="bridge", mqtt__protocol=protocol)
+        shell.set(mqtt__password="secret word")
+        assert_explained(shell)
+        shell.set(mqtt__password="wrong word")
+        assert_explained(shell)
+
+
+def test_the_pauses_are_those_of_the_document() -> None:
+    text = " ".join(TOKENS.read_text().split())
+    minutes = [round(pause / MINUTE) for pause in PAUSES]
+    assert minutes == [1, 5, 15, 30, 60, 120, 240]
+    assert "the pauses are 1, 5, 15 and 30 minutes, then 1, 2 and 4 hours" in text
+    assert (AFTER_RESTART, REFUSED_FOR) == (15 * MINUTE, 5 * MINUTE)
+    assert "asked again within 15 minutes of a restart" in text
+    assert "is tried again after five minutes" in text

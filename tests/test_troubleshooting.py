@@ -20,7 +20,7 @@ from bridge.simulator import Simulator
 
 __all__ = ["shell"]
 ROOT = Path(__file__).resolve().parent.parent
-TROUBLESHOOTING, TOKENS = ROOT / "docs/troubleshooting.md", ROOT / "docs/tokens.md"
+TROUBLESHOOTING, TOKENS, BROKERS = (ROOT / f"docs/{name}.md" for name in ("troubleshooting", "tokens", "brokers"))
 EDGE = ("auth", "cloud", "errors", "renewal", "shelf", "token", "tokens")
 """The modules that tokens.md speaks of."""
 ANYTHING = "…"
@@ -35,7 +35,7 @@ def quotes(path: Path) -> list[str]:
     return [quote for cell in cells for _, quote in re.findall(r"(`+)(.+?)\1(?!`)", cell)]
 
 
-QUOTES = [*quotes(TROUBLESHOOTING), *quotes(TOKENS)]
+QUOTES = [quote for path in (TROUBLESHOOTING, TOKENS, BROKERS) for quote in quotes(path)]
 
 
 @cache
@@ -44,7 +44,9 @@ def texts() -> frozenset[str]:
     found: set[str] = set()
     for path in (ROOT / "bridge").rglob("*.py"):
         module = module_of(path)
-        found |= {text for node in ast.walk(ast.parse(path.read_text())) if (text := template(node, module))}
+        tree = ast.parse(path.read_text())
+        loose = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        found |= {text for node in ast.walk(tree) if node not in loose and (text := template(node, module))}
     return frozenset(found)
 
 

@@ -67,17 +67,20 @@ def topic_tree() -> str:
 
 
 def device_table() -> str:
-    """Each device of the tree with its values, those that are equal in one line."""
-    merged: dict[tuple[str, ...], list[str]] = {}
-    for device in dict.fromkeys(device for row in rows() for device in row.devices):
-        mine = [row for row in rows() if device in row.devices]
-        whole = code(_once(row.name for row in mine if row.whole))
-        phases = code(_once(row.name for row in mine if row.parts))
-        merged.setdefault((whole, phases, code(_once(row.source for row in mine))), []).append(device)
-    lines = ([code(devices), *cells] for cells, devices in merged.items())
-    return table(
-        ("device", "values", "values of each phase, where there are several, or of each DC input", "source"), lines
-    )
+    """Each kind of device, what it is, and which sources tell of it."""
+    return table(("device", "what it is", "sources"), map(_device_line, kinds().items()))
+
+
+def kinds() -> Mapping[str, str]:
+    """What each kind is, by the first level of its devices."""
+    known: Mapping[str, str] = tomllib.loads((ROOT / "docs/devices.toml").read_text())
+    return known
+
+
+def _device_line(kind: tuple[str, str]) -> Sequence[str]:
+    name, meaning = kind
+    mine = [(device, row) for row in rows() for device in row.devices if device.partition("/")[0] == name]
+    return [code(_once(device for device, _ in mine)), meaning, code(_once(row.source for _, row in mine))]
 
 
 def _once(items: Iterable[T]) -> Iterable[T]:

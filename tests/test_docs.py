@@ -38,10 +38,10 @@ from bridge.web.metrics import ENDINGS, METRICS  # noqa: E402
 
 DOCUMENTS = generate.documents()
 README = ROOT / "README.md"
-TOPICS = ROOT / "docs/topics.md"
+TOPICS, MOVING = ROOT / "docs/topics.md", ROOT / "docs/moving.md"
 DEMO = "python3 -m venv .venv && .venv/bin/pip install -q '.[demo]' && .venv/bin/iqgateway2mqtt demo"
 TEST = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/pytest"
-ENDS = {"&&", "||", "|", ";", "…"}
+ENDS = {"&&", "||", "|", ";", ">", "…"}
 HOME = "three-phase"
 """The home of the demo, which the documents speak of."""
 Assignments = dict[str, str]
@@ -243,7 +243,8 @@ def home() -> Shown:
             online(tree.names.availability(facts.serial, source), is_online=True)
             for source in (endpoint.source, SITE)
         )
-    sent += tree.update(SOURCE, list(Diagnostics().readings()), when)
+    known = Diagnostics(None, when, "owner", "9af8de14", when, 0.1)
+    sent += tree.update(SOURCE, list(known.readings()), when)
     sent.append(online(f"{tree.names.bridge}/state", is_online=True))
     sent.append(online(tree.names.state(facts.serial), is_online=True))
     sent.append(bridge_info(tree.names, __version__, when, [facts.serial]))
@@ -260,11 +261,12 @@ def home() -> Shown:
 
 @each_document
 def test_topics_that_are_shown_exist(path: Path) -> None:
-    named = set(re.findall(r"\benphase/(?:\d{12}|\+|bridge)/[\w/+#-]+", path.read_text()))
+    found = re.findall(r"\benphase/(?:\d{12}|\+|bridge|<gateway>)/[\w/+#<>-]+", path.read_text())
+    named = {re.sub(r"<\w+>", "+", name) for name in found}
     unknown = [
         name
         for name in named
-        if not any(topic_matches_sub(name, t) for t in home().topics) and "instance" not in name
+        if not any(topic_matches_sub(name, t) for t in home().topics) and not name.startswith("enphase/bridge/+/")
     ]
     assert unknown == []
 
@@ -273,6 +275,33 @@ def test_topics_that_are_shown_exist(path: Path) -> None:
 def test_entities_that_are_shown_exist(path: Path) -> None:
     named = set(re.findall(r"\b(?:binary_)?sensor\.[a-z0-9_]+", path.read_text()))
     assert named - home().entities == set()
+
+
+def test_the_topics_that_others_move_to_exist() -> None:
+    """In the tables of moving.md they stand without what comes first."""
+    tables = re.findall(r"^\| .* \|$", MOVING.read_text(), re.MULTILINE)
+    named = {
+        topic
+        for line in tables
+        for topic in re.findall(r"`((?:site|meter|live|energy|inverter|gateway)/[^`]+)`", line)
+    }
+    known = {re.sub(r"^enphase/\d+/", "", topic) for topic in home().topics}
+    one_phase = {re.sub(r"/l1/", "/", topic) for topic in known}
+    filters = {topic: re.sub(r"<\w+>", "+", topic).replace("*", "#") for topic in named}
+    assert len(named) > len(values.FREE)
+    assert [
+        topic for topic, like in filters.items() if not any(topic_matches_sub(like, t) for t in known | one_phase)
+    ] == []
+
+
+def test_every_kind_of_device_is_described() -> None:
+    devices = {device.partition("/")[0] for row in values.rows() for device in row.devices}
+    assert generate.kinds().keys() == devices
+
+
+def test_every_document_is_in_the_index() -> None:
+    linked = set(re.findall(r"\]\((\w[\w-]*\.md)\)", (ROOT / "docs/README.md").read_text()))
+    assert linked == {path.name for path in DOCUMENTS if path.parent == ROOT / "docs"} - {"README.md"}
 
 
 def test_the_cleaning_up_finds_all_of_the_demo() -> None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Self, get_type_hints
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AliasChoices,
@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUseDefault
 
 from bridge.model import Axis, Measurement, Platform, Quantity, Reading, Scalar
@@ -252,14 +253,14 @@ def label(name: str) -> str:
 class Record(BaseModel):
     """One object of an answer. Fields without a quantity are keys: they are required and become no reading."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # built when an answer is first read: most homes lack most kinds of storage gear
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
     table: ClassVar[Mapping[str, Measurement]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        hints = get_type_hints(cls, include_extras=True)
-        rows = ((name, quantity_of(hints[name]), info) for name, info in cls.model_fields.items())
+        rows = ((name, quantity_of(info), info) for name, info in cls.model_fields.items())
         cls.table = {
             name: measurement(name, quantity, **info.json_schema_extra)
             for name, quantity, info in rows
@@ -294,8 +295,8 @@ class Record(BaseModel):
         return not self.model_fields_set
 
 
-def quantity_of(hint: object) -> Quantity | None:
-    return next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Quantity)), None)
+def quantity_of(field: FieldInfo) -> Quantity | None:
+    return next((item for item in field.metadata if isinstance(item, Quantity)), None)
 
 
 def measurement(name: str, quantity: Quantity, **options: Any) -> Measurement:

@@ -14,7 +14,7 @@ from bridge.config import GatewaySettings
 from bridge.gateway import tls
 from bridge.gateway.auth import LegacyAuth, TokenAuth
 from bridge.gateway.errors import ConnectionFault, EndpointRefused
-from bridge.gateway.http import MAX_BODY, PLAIN, bounded, quiet_libraries, short_retries, translated
+from bridge.gateway.http import MAX_BODY, PLAIN, bounded, quiet_libraries, short_retries, spare_searches, translated
 from bridge.gateway.tokens import TokenSource
 from bridge.model import Answer, BadAnswer, BadSetting, Rejected, Request, Unavailable, Unsupported
 
@@ -68,6 +68,7 @@ class Gateway:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         quiet_libraries()
+        spare_searches()
         self.tokens = tokens
         self.requests = 0
         """sent so far, token checks and retries included"""

@@ -4,8 +4,10 @@ import logging
 import os
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import httpx
 from tenacity import (
@@ -31,6 +33,16 @@ def quiet_libraries() -> None:
     """Keep httpcore's DEBUG lines (they hold Set-Cookie) and httpx's line for each request out of every log."""
     for name in ("httpcore", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def spare_searches() -> None:
+    """httpcore 1.0 tries to import sniffio at each step of a request, and does without it where there is none.
+
+    anyio brings it no more since 4.12. To look for it through all of `sys.path` costs a fifth of a request's CPU
+    time (docs/performance.md); a `None` among the modules is how Python is told that there is none.
+    """
+    if "sniffio" not in sys.modules and find_spec("sniffio") is None:
+        sys.modules["sniffio"] = None  # type: ignore[assignment] # the import system documents it so
 
 
 def short_retries(attempts: int, longest_wait: float) -> AsyncRetrying:

@@ -5,17 +5,20 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from bridge.config import MqttSettings
 from bridge.model import BridgeError, Message, Rank
-from bridge.mqtt import Broker
+from bridge.mqtt import Broker, MessageRefused
 
 LOG = logging.getLogger(__name__)
 FIRST, QUIET = 1.5, 0.3
-"""Seconds to the first retained message, from a slow broker, and then without another: there are no more."""
+"""Seconds to the first message, where a broker lets no word of ours pass, and then without another: that is all."""
 LONGEST = 3.0
 """Seconds that reading may take in all, connecting included."""
 LAST_WORD = "memory/state"
+"""What we say once we have subscribed. It comes back behind what is retained; some brokers look for it on the side,
+hence the wait after it, which is as long again on a slow one. It clears its own topic, and so leaves nothing."""
 PHASE_DEPTH = 2
 """Slashes of `meter/production/l1`: no document is nested more deeply."""
 VALUES = (
@@ -40,15 +43,15 @@ async def retained(settings: MqttSettings, client_id: str, prefix: str) -> Mappi
             found.update(_numbers(topic.removeprefix(f"{prefix}/"), payload))
         news.set()
 
-    # The will says nothing that anybody listens to; a connection has to have one.
-    will = Message(f"{prefix}/{LAST_WORD}", "", rank=Rank.VALUE)
+    # Also the will, for a connection has to have one: nobody else listens to it.
+    word = Message(f"{prefix}/{LAST_WORD}", "", rank=Rank.VALUE)
     topics = DOCUMENTS if settings.payload == "json" else VALUES
-    subscriptions = [f"{prefix}/{topic}" for topic in topics]
-    broker = Broker(settings, client_id=client_id, will=will, on_message=take, subscriptions=subscriptions)
+    subscriptions = [f"{prefix}/{topic}" for topic in (*topics, LAST_WORD)]
+    broker = Broker(settings, client_id=client_id, will=word, on_message=take, subscriptions=subscriptions)
     try:
         async with asyncio.timeout(LONGEST):
             await broker.connect()
-            await _quiet(news)
+            await _quiet(broker, word, news)
     except (BridgeError, TimeoutError) as error:
         LOG.info("earlier values can't be read from the broker: %s", str(error) or "too many")
     finally:
@@ -57,16 +60,23 @@ async def retained(settings: MqttSettings, client_id: str, prefix: str) -> Mappi
     return found
 
 
-async def _quiet(news: asyncio.Event) -> None:
-    patience = FIRST
-    while True:
-        try:
-            async with asyncio.timeout(patience):
-                await news.wait()
-        except TimeoutError:
-            return
+async def _quiet(broker: Broker, word: Message, news: asyncio.Event) -> None:
+    """Until nothing more comes. The first that comes, our own word at the latest, tells how slow the broker is."""
+    time = asyncio.get_running_loop().time
+    asked, patience = time(), FIRST
+    with suppress(MessageRefused):
+        await broker.send(word)
+    while await _happens(news, patience):
+        patience = max(QUIET, time() - asked) if patience == FIRST else patience
         news.clear()
-        patience = QUIET
+
+
+async def _happens(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
 
 
 def _numbers(topic: str, payload: bytes) -> Sequence[tuple[str, float]]:

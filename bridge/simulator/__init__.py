@@ -23,13 +23,17 @@ Through `httpx.ASGITransport` a cut connection is a `ConnectionResetError` and b
 `reset`, `drop`, `slow` and `huge` over a real socket.
 """
 
-from bridge.simulator.app import PASSWORD, Simulator
-from bridge.simulator.cloud import USER, Cloud
-from bridge.simulator.exchange import Seen
-from bridge.simulator.faults import Fault, named
-from bridge.simulator.gateway import ENDPOINTS, NEVER
-from bridge.simulator.homes import HOMES, Home
-from bridge.simulator.truth import Truth
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bridge.simulator.app import PASSWORD, Simulator
+    from bridge.simulator.cloud import USER, Cloud
+    from bridge.simulator.exchange import Seen
+    from bridge.simulator.faults import Fault, named
+    from bridge.simulator.gateway import ENDPOINTS, NEVER
+    from bridge.simulator.homes import HOMES, Home
+    from bridge.simulator.truth import Truth
 
 __all__ = [
     "ENDPOINTS",
@@ -45,3 +49,20 @@ __all__ = [
     "Truth",
     "named",
 ]
+
+PLACES = {
+    **dict.fromkeys(("PASSWORD", "Simulator"), "app"),
+    **dict.fromkeys(("USER", "Cloud"), "cloud"),
+    "Seen": "exchange",
+    **dict.fromkeys(("Fault", "named"), "faults"),
+    **dict.fromkeys(("ENDPOINTS", "NEVER"), "gateway"),
+    **dict.fromkeys(("HOMES", "Home"), "homes"),
+    "Truth": "truth",
+}
+"""Where each name comes from. Only what is used is loaded: the command line wants the homes' names and no more."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -21,6 +21,7 @@ from bridge.service.condition import Condition
 from bridge.service.memory import retained
 from bridge.service.mirror import Publish, Style
 from bridge.service.poller import Plan, Poller, Seeds, no_seeds
+from bridge.service.pulse import Pulse
 from bridge.service.sender import Sender
 from bridge.service.status import BrokerStatus, GatewayStatus, SourceStatus, Status
 from bridge.store import Store
@@ -176,9 +177,17 @@ class Bridge:
                     tasks.create_task(_supervised(poller), name=f"poller {poller.host}")
 
     @property
+    def _pulses(self) -> Sequence[Pulse]:
+        return [self._sender.pulse, *(poller.pulse for poller in self._pollers)]
+
+    @property
+    def idle(self) -> bool:
+        """Whether all wait for their next turn: nothing is asked, and nothing is being sent."""
+        return all(pulse.resting for pulse in self._pulses)
+
+    @property
     def condition(self) -> Condition:
-        pulses = [self._sender.pulse, *(poller.pulse for poller in self._pollers)]
-        stuck = tuple(pulse.name for pulse in pulses if pulse.stuck)
+        stuck = tuple(pulse.name for pulse in self._pulses if pulse.stuck)
         broker = [] if self._broker.connected else [f"no connection to the broker {self._broker.address}"]
         lacks = tuple(filter(None, [*broker, *(poller.lack for poller in self._pollers)]))
         return Condition(len(self._pollers), stuck, lacks)

@@ -1,7 +1,7 @@
 """Kindness: requests per minute and connections, as the gateway sees them, in health and in trouble.
 
-Each fault has a bridge and a gateway of its own: it comes when all has been well for a while, meets every request to
-the gateway, and goes again. Each connection begins with a TLS handshake. All faults run at once.
+Each fault has a bridge and a gateway of its own: it comes when all has been well for a while, meets every request
+to the gateway, and goes again. Each connection begins with a TLS handshake. All faults run at once.
 
     python benchmarks/kindness.py [SECONDS] [FAULT ...]      each fault lasts so many seconds (default 180)
 """

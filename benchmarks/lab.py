@@ -133,14 +133,15 @@ def gateways(inverters: int = 20, count: int = 1) -> Iterator[Served]:
 
 
 @contextmanager
-def broker() -> Iterator[int]:
-    """A mosquitto on loopback; its port."""
+def broker(port: int = 0) -> Iterator[int]:
+    """A mosquitto on loopback, at a free port unless one is given; its port."""
     found = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if found is None:
         sys.exit("mosquitto is missing: apt-get install mosquitto")
     with socket.socket() as sock, TemporaryDirectory() as folder:
-        sock.bind(("127.0.0.1", 0))
-        port = int(sock.getsockname()[1])
+        if not port:
+            sock.bind(("127.0.0.1", 0))
+            port = int(sock.getsockname()[1])
         sock.close()
         config = Path(folder) / "mosquitto.conf"
         config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n")

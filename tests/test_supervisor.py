@@ -135,12 +135,15 @@ def test_a_pulse_counts_from_its_last_promise() -> None:
     assert not pulse.stuck
     now[0] += 1
     assert pulse.stuck
+    assert not pulse.resting
     pulse.rest(3600)
+    assert pulse.resting
     now[0] += 3600 + LONGEST
     assert not pulse.stuck
     pulse.wait()
     now[0] += 1e9
     assert not pulse.stuck
+    assert not pulse.resting
 
 
 @pytest.mark.hasty

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from bridge.service.condition import Condition
 from bridge.service.memory import retained
 from bridge.service.mirror import Publish, Style
 from bridge.service.poller import Plan, Poller, Seeds, no_seeds
+from bridge.service.pulse import Pulse
 from bridge.service.rivals import Rivals
 from bridge.service.roster import Roster
 from bridge.service.sender import Sender
@@ -202,10 +203,18 @@ class Bridge:
                     tasks.create_task(self._watch(self._settings.gateways_file), name="watch")
 
     @property
+    def _pulses(self) -> Sequence[Pulse]:
+        return [self._sender.pulse, *(poller.pulse for poller in self._roster.pollers)]
+
+    @property
+    def idle(self) -> bool:
+        """Whether all wait for their next turn: nothing is asked, and nothing is being sent."""
+        return all(pulse.resting for pulse in self._pulses)
+
+    @property
     def condition(self) -> Condition:
         pollers = self._roster.pollers
-        pulses = [self._sender.pulse, *(poller.pulse for poller in pollers)]
-        stuck = tuple(pulse.name for pulse in pulses if pulse.stuck)
+        stuck = tuple(pulse.name for pulse in self._pulses if pulse.stuck)
         broker = [] if self._broker.connected else [f"no connection to the broker {self._broker.address}"]
         others = (f"{serial}: polled by {rival}" for serial, rival in self._roster.standing_by.items())
         lacks = tuple(filter(None, [*broker, *(poller.lack for poller in pollers), *others]))

@@ -1,6 +1,6 @@
 """What of one gateway is counted: lifetime counters that are guarded, and the site's flows made from them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from typing import Any
@@ -9,6 +9,7 @@ from bridge.counters import Event, Ledger, usual_cap
 from bridge.endpoints import Parsed
 from bridge.model import Facts, Reading
 from bridge.quirks import repaired
+from bridge.service.roll import Roll
 from bridge.service.units import Units
 from bridge.site import Answer, Site
 
@@ -26,13 +27,21 @@ class Counted:
 class Counting:
     """Everything with a memory between bytes and topics.
 
-    `zone` is where the days begin; `None`: this machine's. `netted` and `third_party` are the site's.
+    `zone` is where the days begin; `None`: this machine's. `netted` and `third_party` are the site's. `devices` are
+    those that an earlier run has published.
     """
 
     def __init__(
-        self, *, netted: bool, zone: tzinfo | None, kept: Mapping[str, Any], third_party: bool = False
+        self,
+        *,
+        netted: bool,
+        zone: tzinfo | None,
+        kept: Mapping[str, Any],
+        third_party: bool = False,
+        devices: Iterable[str] = (),
     ) -> None:
         self._zone = zone
+        self._roll = Roll(devices)
         self._ledger = Ledger.load(kept.get("counters"))
         self.site = Site(netted=netted, third_party=third_party, kept=kept.get("site"))
         self._units = Units(kept.get("days"))
@@ -49,12 +58,15 @@ class Counting:
 
     def count(self, source: str, parsed: Parsed, facts: Facts, *, now: float, steady: float) -> Counted:
         """`now` is the wall clock, `steady` one that nobody sets."""
-        readings = self._units.taken(source, repaired(source, parsed.readings), self.site.solar)
+        given = repaired(source, parsed.readings)
+        admitted = self._roll.admitted(given)
+        readings = self._units.taken(source, admitted, self.site.solar)
         guarded = self._ledger.guard(source, readings, self._cap(facts), now=now, steady=steady)
         day = datetime.fromtimestamp(now, self._zone).strftime("%Y-%m-%d")
         shown = list(self._units.counted(_with_unknown(readings, guarded.readings), day))
         answer = Answer(source, guarded.readings, facts, now, day, parsed.fresh)
-        return Counted(shown, self.site.update(answer), guarded.events, guarded.held)
+        events = [*self._roll.complaint(given, admitted), *guarded.events]
+        return Counted(shown, self.site.update(answer), events, guarded.held)
 
     def _cap(self, facts: Facts) -> Callable[[Reading], float]:
         phases = max((meter.phase_count for meter in facts.meters or () if meter.enabled), default=1)

@@ -94,6 +94,11 @@ class Mirror:
         self._leaving = _topics(kept.get("leaving"))
         return self._tree.restore(kept.get("rows"))
 
+    @property
+    def devices(self) -> Iterable[str]:
+        """Those that have been published."""
+        return {row.device for row in self._tree.rows()}
+
     def dump(self) -> dict[str, Any]:
         """What has been published, for the store."""
         discovery = {"discovered": sorted(self._discovered), "leaving": sorted(self._leaving)}

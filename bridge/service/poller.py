@@ -315,7 +315,11 @@ class Poller:
         """From the state file, and from what our subscribers have: nothing is published before that is known."""
         kept = self._identity.counted()
         self._counting = Counting(
-            netted=self._plan.netted, third_party=self._plan.third_party, zone=self._plan.zone, kept=kept
+            netted=self._plan.netted,
+            third_party=self._plan.third_party,
+            zone=self._plan.zone,
+            kept=kept,
+            devices=self._mirror.devices if self._mirror else (),
         )
         self._counting.seed(await self._seeds(serial))
         self._counted_at = self._time()

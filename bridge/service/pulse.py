@@ -14,6 +14,7 @@ class Pulse:
     def __init__(self, name: str, time: Callable[[], float]) -> None:
         self.name, self._time = name, time
         self._until = FOREVER
+        self.resting = False
 
     def work(self) -> None:
         """Something begins that can't take longer than `LONGEST`."""
@@ -21,10 +22,12 @@ class Pulse:
 
     def rest(self, seconds: float) -> None:
         """Nothing will be heard for so long: that is as it should be."""
+        self.resting = seconds > 0
         self._until = self._time() + seconds + LONGEST
 
     def wait(self) -> None:
         """For something that may never come, such as a broker."""
+        self.resting = False
         self._until = FOREVER
 
     @property

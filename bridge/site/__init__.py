@@ -112,6 +112,9 @@ class Site:
         self._storage = Storage()
         self._relays: dict[str, tuple[bool, float]] = {}
         self._generators: dict[str, tuple[bool, float]] = {}
+        self._was_generating = False
+        self._measured: tuple[Powers, str] | None = None
+        """The last balance as measured, and its source: the net meter may turn out to read a generator."""
         self._impossible = 0
         self._live_at = self._moved_at = float("-inf")
         self._flows: tuple[float | None, ...] = ()
@@ -134,9 +137,13 @@ class Site:
         )
         if answer.facts.meters is None:
             return []
-        found = self._balanced(plan, answer, values)
+        found, generating = self._balanced(plan, answer, values), self._generating(answer.now)
         if found is not None:
-            self._take(self._completed(found, plan, answer.now), answer.source)
+            self._measured = found, answer.source
+        if self._measured and (found is not None or generating != self._was_generating):
+            measured, source = self._measured
+            self._take(self._completed(measured, plan, answer.now), source)
+        self._was_generating = generating
         if self._alone(plan, answer.now):
             self._powers = replace(self._powers, battery=self._storage.given(answer.now))
         self._count(plan, answer, values)
@@ -232,9 +239,9 @@ class Site:
         given = self._storage.given(answer.now) if answer.source == "power" else None
         if given is not None and self._alone(plan, answer.now):
             self._energies.integrate(given, self._storage.stored(answer.now), answer.now)
+        if seen.GENERATOR in self._seen:
+            self._energies.count("generator", 0.0, answer.now)
         if answer.source == "readings":
-            if seen.GENERATOR in self._seen:
-                self._energies.count("generator", 0.0, answer.now)
             generating = self._generating(answer.now)
             self._energies.meters(plan, values, answer.now, generating=generating)
 

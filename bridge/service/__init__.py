@@ -48,6 +48,8 @@ BUDGETS = {"gentle": 0.1, "normal": 0.25, "live": 0.6}
 """Share of a gateway's time that we may take."""
 FAREWELL = 2.0
 """Seconds that the last messages may take."""
+PARTING = (Rank.HANDOVER, Rank.FAREWELL)
+"""What is said to discovery topics that have to go."""
 EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
 """No clock that is right shows an earlier time."""
 KEEPALIVE = {False: 60, True: 15}
@@ -300,7 +302,7 @@ class Bridge:
         self._sender.put(bridge_info(self._names, __version__, self._started, serials, standing_by))
 
     def _sent(self, message: Message) -> None:
-        if message.rank == Rank.DISCOVERY:  # all that pollers care for; there can be thousands of them
+        if message.rank in PARTING:  # all that pollers care for; there can be thousands of them
             for poller in self._roster.pollers:
                 poller.sent(message)
         if self._on_sent is not None:

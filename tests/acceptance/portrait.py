@@ -98,7 +98,7 @@ async def portray(owned: Owned, home: str, folder: Path) -> Portrait:
         async with (
             housed(folder, broker, home) as house,
             watching(broker.port) as house.watcher,
-            running(house.settings()),
+            running(house.settings(), now=house.clock),  # what is integrated stands still, too
             ha.running(),
         ):
             await ha.use_broker(broker.port)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from bridge.simulator.homes import Inverter
 from bridge.simulator.serve import serve
 
 LIVE, STAMPS, COUNTS = "/ivp/livedata/status", "/benchmark/stamps", "/benchmark/counts"
+PATHS = "/benchmark/paths"
 BIG_SITE = 1000
 
 
@@ -46,7 +48,7 @@ class Stamped:
         self._simulator = simulator
         self._stamps: dict[int, float] = {}
         self._clients: set[tuple[str, int]] = set()
-        self._asked = 0
+        self._asked: Counter[str] = Counter()
 
     @property
     def serial(self) -> str:
@@ -55,11 +57,12 @@ class Stamped:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        if scope["path"] in (STAMPS, COUNTS):
-            counts = {"requests": self._asked, "connections": len(self._clients)}
-            await _answer(send, self._stamps if scope["path"] == STAMPS else counts)
+        told = {STAMPS: self._stamps, PATHS: self._asked}
+        told[COUNTS] = {"requests": self._asked.total(), "connections": len(self._clients)}
+        if scope["path"] in told:
+            await _answer(send, told[scope["path"]])
             return
-        self._asked += 1
+        self._asked[scope["path"]] += 1
         self._clients.add(tuple(scope["client"]))
         await self._simulator(scope, receive, self._marked(send) if scope["path"] == LIVE else send)
 
@@ -178,9 +181,10 @@ def environment(served: Served, broker_port: int, folder: Path, **more: str) -> 
 
 
 @contextmanager
-def bridge(env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The real program."""
-    process = subprocess.Popen([sys.executable, "-m", "bridge", "run"], env=dict(env), stderr=subprocess.DEVNULL)
+def bridge(env: Mapping[str, str], *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The real program; `options` are Python's."""
+    command = [sys.executable, *options, "-m", "bridge", "run"]
+    process = subprocess.Popen(command, env=dict(env), stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:

@@ -1,6 +1,8 @@
 """Weight: import time, memory, packages, installed size, and how soon the first value is published.
 
-The baseline is a process that imports httpx, paho-mqtt, pydantic-settings and tenacity, and nothing else.
+All of it runs with what a plain installation has and nothing else: httpx, for one, would import the `rich` that
+some tool of a developer brings along. The baseline is a process that imports httpx, paho-mqtt, pydantic-settings
+and tenacity, and nothing else.
 
     python benchmarks/weight.py [SECONDS]      memory is looked at again after so many seconds (default 60)
 """
@@ -8,7 +10,8 @@ The baseline is a process that imports httpx, paho-mqtt, pydantic-settings and t
 import subprocess
 import sys
 import time
-import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,36 +20,44 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 SECONDS = 60.0
-TRIES = 5
+TRIES, STARTS = 5, 3
+BARELY = ("-S", "-P")
+"""Python's options: no site-packages, and no folder of the source."""
 BARE = "import httpx, paho.mqtt.client, pydantic_settings, tenacity"
 OURS = "import bridge.commands.run"
 REPORT = "; print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
 
 
-def imported(code: str) -> tuple[float, float]:
+def imported(code: str, env: dict[str, str]) -> tuple[float, float]:
     """Seconds and MB of a fresh interpreter: the quickest of some, since anything else may disturb."""
-    times, memory = [], 0.0
+    times, memory = [], []
     for _ in range(TRIES):
         begun = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", code + REPORT], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, *BARELY, "-c", code + REPORT], capture_output=True, text=True, check=True, env=env
+        )
         times.append(time.monotonic() - begun)
-        memory = int(done.stdout) / 1000
-    return min(times), memory
+        memory.append(int(done.stdout) / 1000)
+    return min(times), min(memory)
 
 
-def installed() -> tuple[int, float]:
-    """Packages and MB in a fresh environment, pip left out."""
+@contextmanager
+def installed() -> Iterator[Path]:
+    """A folder with the bridge and what it depends on."""
     with TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=False)
         source = Path(__file__).parent.parent
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--target", f"{folder}/all", str(source)]
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--target", folder, str(source)]
         subprocess.run(pip, check=True, capture_output=True)
-        place = Path(folder) / "all"
-        size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-        return len(list(place.glob("*.dist-info"))), size / 1e6
+        yield Path(folder)
 
 
-def running(seconds: float) -> tuple[float, float, float]:
+def size_of(place: Path) -> tuple[int, float]:
+    """Packages and MB, without what Python compiles later."""
+    files = [file for file in place.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    return len(list(place.glob("*.dist-info"))), sum(file.stat().st_size for file in files) / 1e6
+
+
+def running(seconds: float, more: dict[str, str]) -> tuple[float, float, float]:
     """Seconds from the start to the first value at a subscriber, MB then, and MB after `seconds`."""
     first: list[float] = []
 
@@ -60,7 +71,7 @@ def running(seconds: float) -> tuple[float, float, float]:
         watcher.subscribe("enphase/+/+/+/power")
         watcher.loop_start()
         begun = time.monotonic()
-        with lab.bridge(lab.environment(served, port, Path(folder))) as process:
+        with lab.bridge(lab.environment(served, port, Path(folder), **more), *BARELY) as process:
             while not first and time.monotonic() < begun + 30:
                 time.sleep(0.01)
             time.sleep(5)
@@ -73,13 +84,16 @@ def running(seconds: float) -> tuple[float, float, float]:
 
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
-    bare, ours = imported(BARE), imported(OURS)
-    started, early, late = running(seconds)
-    packages, size = installed()
+    with installed() as place:
+        packages, size = size_of(place)
+        only = {"PYTHONPATH": str(place)}
+        bare, ours = imported(BARE, only), imported(OURS, only)
+        starts = [running(0, only)[0] for _ in range(STARTS)]
+        _, early, late = running(seconds, only)
     rows = [
         ("import of the four libraries", f"{bare[0]:.2f} s", f"{bare[1]:.1f} MB"),
-        ("import of the service", f"{ours[0]:.2f} s", f"{ours[1]:.1f} MB"),
-        ("start to the first value at a subscriber", f"{started:.2f} s", ""),
+        ("import of the service", f"{ours[0]:.2f} s", f"{ours[1]:.1f} MB ({ours[1] - bare[1]:+.1f})"),
+        ("start to the first value at a subscriber", f"{min(starts):.2f} s", ""),
         ("one home, 5 s after that", "", f"{early:.1f} MB ({early - bare[1]:+.1f} above the libraries)"),
         (f"one home, {seconds:g} s later", "", f"{late:.1f} MB ({late - bare[1]:+.1f} above the libraries)"),
         ("installed", f"{packages} packages", f"{size:.1f} MB"),

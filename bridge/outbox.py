@@ -62,6 +62,8 @@ class Outbox:
         topic = self._topics.get(message.topic)
         if topic is None:
             topic = self._topics[message.topic] = _Topic(message)
+        elif topic.newest is message:
+            return
         if message.rank != topic.newest.rank:
             self._unsent[topic.newest.rank].pop(message.topic, None)
         if message.payload != topic.refused:

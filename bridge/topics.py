@@ -31,16 +31,14 @@ def text(value: Scalar) -> str:
 
 
 def _json(value: Scalar | Structure) -> Any:
+    if isinstance(value, float):
+        digits = round(value, 3)  # the number that the text of a value topic stands for
+        return int(digits) if digits.is_integer() else digits
+    if value is None or isinstance(value, int | str):
+        return value
     if isinstance(value, Mapping):
         return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, datetime):
-        return text(value)
-    if isinstance(value, int | float):
-        digits = text(value)
-        return float(digits) if "." in digits else int(digits)
-    return value
+    return text(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +127,10 @@ class Tree:
         self._silent: set[Key] = set()
         self._gone: dict[Key, Row] = {}
         self._readings: dict[str, dict[str, list[Reading]]] = {}
+        self._messages: dict[Key, Message] = {}
+        """The newest of each value: most say the same as the last one, and are not made anew."""
+        self._keys: dict[str, list[Key]] = {}
+        """Of each source's rows, until they change."""
         self.version = 0
         """Grows when `rows` change, so that discovery is made anew only then."""
 
@@ -140,6 +142,7 @@ class Tree:
             return False
         known = {(row.device, row.phase, row.measurement.name): row for row in rows if row.source in self._order}
         self._rows = {**known, **self._rows}
+        self._keys.clear()
         return bool(known)
 
     def dump(self) -> list[Any]:
@@ -177,8 +180,13 @@ class Tree:
 
     def _vanish(self, source: str, readings: Sequence[Reading], now: float) -> Iterator[Message]:
         present = {(reading.device, reading.phase, reading.name) for reading in readings}
-        mine = [key for key, row in self._rows.items() if row.source == source]
-        absent = [key for key in mine if key not in present and (_names_devices(present) or key[0] == GATEWAY)]
+        if source not in self._keys:
+            self._keys[source] = [key for key, row in self._rows.items() if row.source == source]
+        absent = [
+            key
+            for key in self._keys[source]
+            if key not in present and (_names_devices(present) or key[0] == GATEWAY)
+        ]
         for key in absent:
             row = self._rows[key]
             if row.absent_since is None:
@@ -188,6 +196,8 @@ class Tree:
 
     def _clear(self, key: Key) -> Iterator[Message]:
         row = self._gone[key] = self._rows.pop(key)
+        self._messages.pop(key, None)
+        self._keys.clear()
         self.version += 1
         yield Message(self.names.value(self.serial, *key), "")
         if not any(other.device == row.device for other in self._rows.values()):
@@ -195,13 +205,16 @@ class Tree:
 
     def _owns(self, source: str, reading: Reading) -> bool:
         key = (reading.device, reading.phase, reading.name)
-        known = self._rows.get(key)
-        rank = self._rank(source, reading.measurement)
-        if known is not None and self._rank(known.source, known.measurement) < rank:
-            return False
-        if known is None or known.source != source or known.measurement != reading.measurement:
+        known, measurement = self._rows.get(key), reading.measurement
+        same = known is not None and known.source == source and known.measurement is measurement
+        if not same and known is not None:
+            if self._rank(known.source, known.measurement) < self._rank(source, measurement):
+                return False
+            same = known.source == source and known.measurement == measurement
+        if known is None or not same:
             self._gone.pop(key, None)
-            self._rows[key] = Row(reading.device, reading.phase, reading.measurement, source)
+            self._rows[key] = Row(reading.device, reading.phase, measurement, source)
+            self._keys.clear()
             self.version += 1
         elif known.absent_since is not None:
             self._rows[key] = replace(known, absent_since=None)
@@ -220,11 +233,14 @@ class Tree:
             self._silent.symmetric_difference_update({key})
 
     def _value(self, reading: Reading) -> Message:
-        topic = self.names.value(self.serial, reading.device, reading.phase, reading.name)
-        value = reading.value if not isinstance(reading.value, Mapping) else None
-        return Message(
-            topic, text(value), deadband=reading.quantity.deadband, interval=reading.measurement.interval
-        )
+        row, value = reading.measurement, reading.value
+        key = (reading.device, reading.phase, row.name)
+        payload = text(None if isinstance(value, Mapping) else value)
+        message, band, interval = self._messages.get(key), row.quantity.deadband, row.interval
+        if message is None or (message.payload, message.deadband, message.interval) != (payload, band, interval):
+            topic = message.topic if message else self.names.value(self.serial, *key)
+            message = self._messages[key] = Message(topic, payload, deadband=band, interval=interval)
+        return message
 
     def _document(self, device: str, when: datetime) -> Message:
         given = ((source, reading) for source, known in self._readings[device].items() for reading in known)

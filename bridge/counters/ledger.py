@@ -52,7 +52,8 @@ class Guarded:
 
 def is_counter(reading: Reading) -> bool:
     """Whether it counts for ever: a count of today begins again each night."""
-    rises = reading.quantity.state_class == "total_increasing" and reading.quantity.unit in UNITS
+    quantity = reading.measurement.quantity
+    rises = quantity.state_class == "total_increasing" and quantity.unit in UNITS
     return rises and not reading.name.endswith("_today")
 
 

@@ -81,6 +81,8 @@ class Gateway:
         self._pin = tls.KeyPin(settings.tls, pin)
         self._client = self._connect(self._pin)
         self._turn = asyncio.Lock()
+        self._failing = False
+        """Since a request has failed with all its retries: it is no fault of a moment then, nothing is repeated."""
         if settings.tls == "off" and self._legacy is None:
             LOG.warning(
                 "BRIDGE_GATEWAY__TLS is off: %s is not verified, and whoever sits in between gets the token",
@@ -139,11 +141,15 @@ class Gateway:
             Rejected: a person must act; KeyChanged where the TLS key is not the pinned one.
             BadAnswer: something that is no answer.
         """
-        retries = short_retries(self._limits.attempts, self._limits.retry_wait)
         async with self._turn:
+            retries = short_retries(1 if self._failing else self._limits.attempts, self._limits.retry_wait)
+            self._failing = False
             try:
                 async with asyncio.timeout(deadline or self._limits.deadline):
                     return await retries(self._exchange, request)
+            except ConnectionFault:
+                self._failing = True
+                raise
             except TimeoutError:
                 await self._reconnect()
                 raise Unavailable(f"{NAME} gave no whole answer in time to {request.path}") from None

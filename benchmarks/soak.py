@@ -224,7 +224,7 @@ class Course:
 
     @classmethod
     def simulated(cls, days: float) -> "Course":
-        return cls(days * DAY, HOUR, (HOUR, 6 * HOUR), (60, HOUR))
+        return cls(days * DAY, DAY, (HOUR, 6 * HOUR), (60, HOUR))
 
     @classmethod
     def real(cls, seconds: float) -> "Course":
@@ -485,7 +485,7 @@ def told(world: World, log: Log) -> bool:
         rows,
     )
     counts = world.gateway_front.requests
-    until = int(course.healthy / course.window)
+    until = max(1, int(course.healthy / course.window))
     whole = int(length / course.window)
     healthy = max(counts[window] for window in range(until))
     worst = max(counts[window] for window in range(until, whole))

@@ -1,5 +1,6 @@
 """What is gone comes back: the gateway, the broker, one endpoint. What is told meanwhile is true, and told once."""
 
+import asyncio
 import re
 import signal
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from houses import House, house, housed
 from programs import BRIDGE, started
 from running import running, settled, tree, until
 
+from bridge.endpoints import BY_SOURCE
 from bridge.simulator.cloud import LOGIN
 from bridge.simulator.gateway import INFO, READINGS
 from bridge.simulator.serve import self_signed
@@ -246,3 +248,19 @@ async def test_a_wrong_password_is_tried_once_whatever_is_restarted(tmp_path: Pa
         async with running(home.settings(gateway={**home.account})):
             await until(lambda: home.simulator.count(LOGIN) == 3)
             await until(lambda: home.topic("gateway/problem") == "none")
+
+
+@pytest.mark.expects_log("the gateway is starting or overloaded", "the gateway can't be read")
+async def test_an_overloaded_gateway_is_asked_no_more_often_than_a_healthy_one(tmp_path: Path) -> None:
+    """Each look at it is tried three times: with seldom polls that was more than all polls together."""
+    seconds = 200
+    async with house(tmp_path) as home, running(home.settings(poll={"profile": "gentle"})):
+        await until(lambda: settled(home.watcher, home.serial) and all_are(home, "online"))
+        home.simulator.faults.add("gateway", "503")
+        await until(lambda: home.topic("state") == "offline", seconds=30)
+        before = home.simulator.count()
+        await asyncio.sleep(seconds)
+        asked = home.simulator.count() - before
+        assert 3 <= asked <= 3 + seconds / BY_SOURCE["livedata"].gentle
+        home.simulator.faults.clear()
+        await until(lambda: all_are(home, "online"))

@@ -29,8 +29,8 @@ SAVE = 300.0
 """Seconds between two saves of the counters: a memory card must last for years."""
 KEEP = 6 * 3600.0
 """Seconds between two saves of what is published, which is large, where there is no other reason for one."""
-PROBE = 10.0
-"""Seconds between looks at a gateway that does not answer: only at `/info`, since that costs it the least."""
+PROBE, PROBE_LAST = 10.0, 300.0
+"""Least and most seconds between looks at a gateway that does not answer: only at `/info`, which costs least."""
 REFUSED_FIRST, REFUSED_LAST = 30.0, 900.0
 """Seconds until a gateway that refuses us is asked again: twice as long each time."""
 MAX_DOUBLINGS = 10
@@ -208,6 +208,7 @@ class Poller:
 
     async def _probe(self) -> None:
         """A look at `/info`; if it answers, everything is asked for again."""
+        before = self._gateway.requests
         error = await self._ask(INFO)
         self._refresh()
         if error is None and not self._schedule.held(self._time()):
@@ -215,7 +216,11 @@ class Poller:
             self._schedule.restart(self._time(), without=INFO)
         else:
             await self._look_around()
-            await self._rest(PROBE)
+            await self._rest(self._probe_pause(self._gateway.requests - before))
+
+    def _probe_pause(self, requests: int) -> float:
+        """Seconds until the next look: one that is ill must not be asked more often than when it is well."""
+        return min(PROBE_LAST, max(PROBE, self._schedule.fastest * requests))
 
     async def _look_around(self) -> None:
         """It may have another address now. If it does not answer there either, it is asked at its old one again."""

@@ -1093,7 +1093,7 @@ def test_importing_needs_nothing_of_the_demo_extra() -> None:
         "print(*sorted(name for name in sys.modules if name.startswith('bridge.')))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert [name for name in found if not name.startswith("bridge.simulator")] == ["bridge.model"]
+    assert {name for name in found if not name.startswith("bridge.simulator")} <= {"bridge.model"}
 
 
 def test_tokens_survive_a_round_trip() -> None:

@@ -38,9 +38,6 @@ async def run_once(home: House, form: str) -> None:
         await until(lambda: HANDOVER not in home.seen.values())
 
 
-@pytest.mark.xfail(
-    strict=False, reason="since the last merge the old topics are not always let go: issue 4 stays open"
-)
 @pytest.mark.parametrize(("before", "after"), [FORMS, FORMS[::-1]])
 async def test_the_old_form_lets_go_then_the_new_one_comes_then_the_old_one_goes(
     before: str, after: str, tmp_path: Path
@@ -72,9 +69,6 @@ async def test_without_a_change_nothing_is_handed_over(form: str, tmp_path: Path
         assert {what for _, what in said(home, since)} == {"config"}
 
 
-@pytest.mark.xfail(
-    strict=False, reason="since the last merge the old topics are not always let go: issue 4 stays open"
-)
 @pytest.mark.expects_log("no broker listens there")
 async def test_what_could_not_be_said_is_said_after_a_restart(tmp_path: Path) -> None:
     """The bridge was stopped before the broker came back."""

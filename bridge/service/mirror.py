@@ -42,6 +42,8 @@ class Mirror:
         self._discovered: set[str] = set()
         self._leaving: set[str] = set()
         """Discovery topics to be cleared; until the broker has been told, the store remembers them."""
+        self._parting: set[str] = set()
+        """Those of them that have been told so in this run. Once is enough: `sent` says what comes next."""
         self._has_site = False
         self._cleared: set[str] = set()
         """Sources that the gateway does not have: their topics were cleared once."""
@@ -117,9 +119,9 @@ class Mirror:
             messages += discovery.announce(style.announcement, about, self._tree.rows(), self._tree.gone())
         topics = {message.topic for message in messages}
         gone = (self._discovered | self._leaving) - topics
-        self._send(self._parting(topic) for topic in sorted(gone))
+        self._send(self._first_word(topic) for topic in sorted(gone - self._parting))
         self._send(messages)
-        self._discovered, self._leaving = topics, gone
+        self._discovered, self._leaving, self._parting = topics, gone, set(gone)
         return True
 
     def sent(self, message: Message) -> bool:
@@ -132,7 +134,7 @@ class Mirror:
         self._leaving.discard(message.topic)
         return not self._leaving
 
-    def _parting(self, topic: str) -> Message:
+    def _first_word(self, topic: str) -> Message:
         """The first that is said to a discovery topic which has to go."""
         form = self._style.announcement
         handed_over = form is not None and discovery.of_other_form(form, topic)

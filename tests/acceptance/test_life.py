@@ -157,9 +157,6 @@ async def test_ids_names_and_history_outlive_everything(
         assert complaints(ha) == []
 
 
-@pytest.mark.xfail(
-    strict=False, reason="since the last merge the old topics are not always let go: issue 4 stays open"
-)
 @pytest.mark.may_log("energy_lifetime (fell|rose)")  # the house that is simulated anew has produced a little less
 async def test_an_inverter_that_is_gone_goes(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
     """A week after its last sign of life, with its device and all entities."""

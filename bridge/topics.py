@@ -1,7 +1,7 @@
 """From readings to messages: the tree that subscribers rely on (docs/topics.md)."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -104,6 +104,9 @@ class Row:
     source: str
     absent_since: float | None = field(default=None, compare=False)
 
+    def is_gone(self, now: float) -> bool:
+        return self.absent_since is not None and now - self.absent_since >= GONE
+
 
 Key = tuple[str, Axis | None, str]
 ROWS = TypeAdapter(list[Row])
@@ -191,8 +194,23 @@ class Tree:
             row = self._rows[key]
             if row.absent_since is None:
                 self._rows[key] = replace(row, absent_since=now)
-            elif now - row.absent_since >= GONE:
-                yield from self._clear(key)
+        if any(self._rows[key].is_gone(now) for key in absent):
+            yield from self._clear_due({device for device, *_ in absent}, now)
+
+    def _clear_due(self, devices: Set[str], now: float) -> Iterator[Message]:
+        """What is absent of a device goes at once, when all of it is due.
+
+        A device of several sources would go in parts otherwise. Home Assistant (2026.2) clears the discovery topic of
+        a device that loses one of its disabled entities, and would keep the others for ever if they went meanwhile.
+        """
+        missing: dict[str, list[Key]] = {device: [] for device in devices}
+        for key, row in self._rows.items():
+            if row.absent_since is not None and row.device in missing:
+                missing[row.device].append(key)
+        for keys in missing.values():
+            if all(self._rows[key].is_gone(now) for key in keys):
+                for key in keys:
+                    yield from self._clear(key)
 
     def _clear(self, key: Key) -> Iterator[Message]:
         row = self._gone[key] = self._rows.pop(key)

@@ -71,6 +71,33 @@ def test_a_value_that_is_gone_takes_its_entity_along_but_not_its_device() -> Non
     assert components["power"]["unique_id"] == "iqgateway_7_inverter_11_power"
 
 
+def test_a_device_of_two_sources_goes_at_once() -> None:
+    """In parts, Home Assistant would keep some of its entities for ever."""
+    tree = Tree(Names(), "7", ["inverters", "device_data"])
+    powers = [reading("inverter/11", 1), reading("inverter/12", 2)]
+    details = [reading("inverter/11", 3, HIGHEST), reading("inverter/12", 4, HIGHEST)]
+
+    def answered(source: str, readings: list[Reading], days: float) -> list[str]:
+        return cleared(list(tree.update(source, readings, START + timedelta(days=days))))
+
+    for day, count in ((0, 2), (1, 1)):
+        assert answered("inverters", powers[:count], day) == []
+        assert answered("device_data", details[:count], day + 0.5) == []
+    assert answered("inverters", powers[:1], 8) == []  # the details have half a day left
+    gone = "enphase/7/inverter/12"
+    assert answered("device_data", details[:1], 8.5) == [gone, f"{gone}/max_power", f"{gone}/power"]
+    assert [row.device for row in tree.rows()] == ["inverter/11", "inverter/11"]
+
+
+def test_a_source_that_fails_keeps_nothing_of_what_is_gone() -> None:
+    tree = Tree(Names(), "7", ["inverters", "device_data"])
+    powers = [reading("inverter/11", 1), reading("inverter/12", 2)]
+    told(tree, powers, 0)
+    list(tree.update("device_data", [reading("inverter/12", 4, HIGHEST)], START))
+    told(tree, powers[:1], 1)
+    assert cleared(told(tree, powers[:1], 8)) == ["enphase/7/inverter/12/power"]
+
+
 def test_rows_survive_a_restart() -> None:
     tree = Tree(Names(), "7", ["inverters", "readings"])
     told(tree, [reading("inverter/11", 1), reading("meter/production", 3, phase=Phase.L2)], 0)

@@ -1,7 +1,7 @@
 """From readings to messages: the tree that subscribers rely on (docs/topics.md)."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -197,11 +197,11 @@ class Tree:
         if any(self._rows[key].is_gone(now) for key in absent):
             yield from self._clear_due({device for device, *_ in absent}, now)
 
-    def _clear_due(self, devices: Set[str], now: float) -> Iterator[Message]:
+    def _clear_due(self, devices: set[str], now: float) -> Iterator[Message]:
         """What is absent of a device goes at once, when all of it is due.
 
-        A device of several sources would go in parts otherwise. Home Assistant (2026.2) clears the discovery topic of
-        a device that loses one of its disabled entities, and would keep the others for ever if they went meanwhile.
+        A device of several sources would go in parts otherwise. Home Assistant (2026.2) removes a device with its
+        last enabled entity, clears its discovery topic itself, and keeps what it is told to forget just then.
         """
         missing: dict[str, list[Key]] = {device: [] for device in devices}
         for key, row in self._rows.items():

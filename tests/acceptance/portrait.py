@@ -64,7 +64,8 @@ def announced(topics: Mapping[str, str]) -> dict[str, dict[str, Any]]:
             body = json.loads(text)
             single = {**body, "platform": topic.split("/")[1]}
             for entity in body.get("components", {"": single}).values():
-                found[entity["unique_id"]] = {**entity, "device": body["device"]}
+                if "unique_id" in entity:  # others are taken back
+                    found[entity["unique_id"]] = {**entity, "device": body["device"]}
     return found
 
 

@@ -19,10 +19,12 @@ from running import running
 
 from bridge import discovery
 from bridge.simulator import Simulator
+from bridge.simulator.faults import edited
+from bridge.simulator.gateway import INVERTERS, READINGS
 
 pytestmark = pytest.mark.hasty
 DAY = 86_400.0
-INVERTERS = "/api/v1/production/inverters"
+
 ROOF = "sensor.roof"
 CLEARED = re.compile(r"mqtt\.discovery: No device components to cleanup for iqgateway_")
 """Home Assistant says so of a device's topic that is cleared as its manual wants it, once the device was handed
@@ -193,3 +195,30 @@ async def take_one_inverter(house: House) -> str:
     house.simulator = Simulator(home, clock=house.clock, start_hour=SUN_UP, shared_cloud=before.cloud)
     await house.plug()
     return unit.serial
+
+
+async def test_a_value_that_is_gone_takes_no_other_along(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
+    """A gateway that tells no voltages any more, since an update perhaps."""
+    ha, days = HomeAssistant(owned(NEWEST), tmp_path), [0.0]
+    async with home_of(tmp_path) as house, ha.running():
+        await ha.use_broker(house.broker.port)
+        async with running(house.settings()):
+            await settled(ha, house)
+        devices, entities = await ha.devices(), await ha.entities()
+        voltage = re.compile("_meter_.+_voltage$")
+        gone = {key for key, e in entities.items() if voltage.search(key) and not e["disabled_by"]}
+        assert any("_l1_" in key for key in gone)
+        renamed = edited("no voltage", lambda body: body.replace(b'"voltage"', b'"unheard"'))
+        house.simulator.faults.add(READINGS, renamed)
+        async with running(house.settings(), now=lambda: time.time() + days[0] * DAY):
+            for days[0] in (1.0, 9.0):
+                asked = house.simulator.count(READINGS)
+                await ha.until(lambda asked=asked: house.simulator.count(READINGS) > asked + 1)
+
+            async def is_gone() -> bool:
+                return (await ha.entities()).keys() == entities.keys() - gone
+
+            await ha.until(is_gone)
+            await settled(ha, house)
+            assert (await ha.devices()).keys() == devices.keys()
+        assert complaints(ha) == []

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from enclave import pump
 
 PATIENCE = 20
 """Seconds until a test gives up; nothing here takes so long."""
@@ -198,13 +199,6 @@ class EnclosedMosquitto(Served):
     @asynccontextmanager
     async def reachable(self) -> AsyncIterator[None]:
         """At its port, for the time being."""
-
-        async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(OSError):
-                while data := await reader.read(65_536):
-                    writer.write(data)
-                    await writer.drain()
-            writer.close()
 
         async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             inner_reader, inner_writer = await asyncio.open_unix_connection(str(self._door))

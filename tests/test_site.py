@@ -221,17 +221,16 @@ def test_disabled_meters_are_no_meters() -> None:
     assert powers(site.update(answer(facts, "energy", energy__production_pcu__power=650))) == {"solar": 650}
 
 
-def counted(source: str, device: str, now: float, lifetime: float, week: float, power: float) -> Answer:
-    given = {"energy_lifetime": lifetime, "energy_7d": week, "power": power}
+def counted(now: float, source: str, device: str, **given: float) -> Answer:
     return answer(meters(), source, now, **{f"energy__{device}__{name}": value for name, value in given.items()})
 
 
 def production(now: float, lifetime: float, week: float, power: float) -> Answer:
-    return counted("production", "production", now, lifetime, week, power)
+    return counted(now, "production", "production", energy_lifetime=lifetime, energy_7d=week, power=power)
 
 
 def inverters(now: float, lifetime: float, week: float, power: float) -> Answer:
-    return counted("energy", "production_pcu", now, lifetime, week, power)
+    return counted(now, "energy", "production_pcu", energy_lifetime=lifetime, energy_7d=week, power=power)
 
 
 def test_a_production_that_counts_nothing_any_more_gives_way_to_the_inverters() -> None:

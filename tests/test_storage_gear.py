@@ -409,6 +409,17 @@ def test_bias_of_each_phase() -> None:
     assert told("secctrl", BIAS, "storage/totals", SINGLE) == {"soc": "1", "frequency_bias": "-1.25"}
 
 
+def test_the_controller_off_the_grid() -> None:
+    answer = {"is_active": True, "is_system_balanced": False, "seq_reset_needed": False, "F": 59.5, "Vq_zero": -0.25}
+    assert told("secctrl", {"agg_soc": 1, "offgrid_secctrl": answer}, "storage/offgrid") == {
+        "active": "ON",
+        "balanced": "OFF",
+        "reset_needed": "OFF",
+        "f": "59.5",
+        "vq_zero": "-0.25",
+    }
+
+
 SETTINGS = {"mode": "self-consumption", "operation_mode_sub_type": "", "reserved_soc": 20.5, "date": "1709339757"}
 
 

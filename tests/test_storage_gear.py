@@ -410,7 +410,13 @@ def test_bias_of_each_phase() -> None:
 
 
 def test_the_controller_off_the_grid() -> None:
-    answer = {"is_active": True, "is_system_balanced": False, "seq_reset_needed": False, "F": 59.5, "Vq_zero": -0.25}
+    answer = {
+        "is_active": True,
+        "is_system_balanced": False,
+        "seq_reset_needed": False,
+        "F": 59.5,
+        "Vq_zero": -0.25,
+    }
     assert told("secctrl", {"agg_soc": 1, "offgrid_secctrl": answer}, "storage/offgrid") == {
         "active": "ON",
         "balanced": "OFF",

@@ -41,6 +41,9 @@ UNSEEN = {
     b'"com_interface_str": "PLC", "status": "connected"}]}',
     "device_data": b'{"1": {"devName": "acb", "sn": "1", "channels": [{"lastReading": {"endDate": 1, "SOC": 50}, '
     b'"lifetime": {"joulesProduced": 1, "joulesUsed": 2}}]}}',
+    "inventory": b'[{"type": "ENCHARGE", "devices": [{"serial_num": "1", "real_power_w": 1, '
+    b'"bmu_ibl_fw_version": "1"}]}, {"grid_profile_name": "a", "grid_profile_version": "1"}]',
+    "secctrl": b'{"Recovery_threshold_soc": 1, "offgrid_secctrl": {"seq_reset_needed": false}}',
 }
 """What no simulated home answers, but real gateways do."""
 

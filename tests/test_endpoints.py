@@ -8,7 +8,7 @@ from samples import THREE, body, parse, values
 
 from bridge.config import PollSettings
 from bridge.endpoints import BY_SOURCE, ENDPOINTS
-from bridge.model import BadAnswer
+from bridge.model import BadAnswer, Unsupported
 
 HTML = b"<!DOCTYPE html><html><head><title>401 Authorization Required</title></head><body>no</body></html>"
 NO_ANSWER = {
@@ -45,6 +45,13 @@ def test_what_is_no_answer_is_refused(source: str, answer: bytes) -> None:
         parse(source, answer)
     assert 10 < len(str(refusal.value)) < 200
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("source", [source for source in BY_SOURCE if source != "info"])
+@pytest.mark.parametrize("answer", [b'{ "error" : "404 - Not Found" }\n', b'{"err": "404 - Not Found"}'])
+def test_a_404_is_one_whatever_its_status(source: str, answer: bytes) -> None:
+    with pytest.raises(Unsupported, match="does not have this"):
+        parse(source, answer)
 
 
 @pytest.mark.parametrize("source", ["info", "livedata", "grid", "production", "energy", "device_list"])

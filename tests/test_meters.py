@@ -267,6 +267,31 @@ def test_where_there_is_one_phase_the_device_is_that_phase() -> None:
     assert len(found) == 14
 
 
+def test_one_phase_does_not_count_the_volts_of_open_wires() -> None:
+    """Some gateways give a sum of three channels even where one wire is connected. Power and energy are right."""
+    sums = reading("production", voltage=247.5, current=10.875, pwrFactor=0.9)
+    for place, (volts, amperes) in enumerate([(236.25, 10.5), (4.5, 0.0), (6.75, 0.375)]):
+        sums["channels"][place] |= {"voltage": volts, "current": amperes, "pwrFactor": 0.95}
+    found = values("readings", [sums], SINGLE)
+
+    shown = ("voltage", "current", "power_factor", "power")
+    assert {name: found[f"meter/production/{name}"] for name in shown} == {
+        "voltage": "236.25",
+        "current": "10.5",
+        "power_factor": "0.95",
+        "power": "1001.25",
+    }
+    assert lines_of(found) == set()
+
+
+@pytest.mark.parametrize("first", [239.75, 120.125, 0.0, None, "x"], ids=["same", "split", "dead", "null", "text"])
+def test_one_phase_is_the_whole_where_its_channel_tells_nothing_else(first: object) -> None:
+    answer = reading("production", voltage=240.25, current=10.25)
+    answer["channels"][0] |= {"voltage": first, "current": 5.0}
+    found = values("readings", [answer], SINGLE)
+    assert (found["meter/production/voltage"], found["meter/production/current"]) == ("240.25", "10.25")
+
+
 def test_voltage_of_several_phases() -> None:
     """The gateway gives their sum, whatever the kind of grid."""
     three, split = values("readings", TWO, THREE), values("readings", TWO, SPLIT)

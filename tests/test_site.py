@@ -221,6 +221,38 @@ def test_disabled_meters_are_no_meters() -> None:
     assert powers(site.update(answer(facts, "energy", energy__production_pcu__power=650))) == {"solar": 650}
 
 
+def counted(now: float, source: str, device: str, **given: float) -> Answer:
+    return answer(meters(), source, now, **{f"energy__{device}__{name}": value for name, value in given.items()})
+
+
+def production(now: float, lifetime: float, week: float, power: float) -> Answer:
+    return counted(now, "production", "production", energy_lifetime=lifetime, energy_7d=week, power=power)
+
+
+def inverters(now: float, lifetime: float, week: float, power: float) -> Answer:
+    return counted(now, "energy", "production_pcu", energy_lifetime=lifetime, energy_7d=week, power=power)
+
+
+def test_a_production_that_counts_nothing_any_more_gives_way_to_the_inverters() -> None:
+    """So 8.3.5422 on a gateway without meters: all is 0 after the update, but the lifetime that is held."""
+    site = Site()
+    site.update(production(0, 5000, 70, 440))
+    shown = values(site.update(inverters(1, 5010, 80, 450)))
+    assert shown["solar/source"] == "energy/production"
+
+    shown = values(site.update(production(60, 5000, 0, 0)))
+    shown = values(site.update(inverters(61, 5020, 90, 460)))
+    assert (shown["solar/source"], shown["solar/power"]) == ("energy/production-pcu", 460)
+    shown = values(site.update(inverters(121, 5027, 97, 470)))
+    assert (shown["solar/power"], shown["solar/energy_lifetime"]) == (470, 5017)
+
+
+def test_a_week_without_sun_is_no_reason_to_doubt_the_production() -> None:
+    site = Site()
+    site.update(production(0, 5000, 0, 0))
+    assert values(site.update(inverters(1, 5010, 0, 0)))["solar/source"] == "energy/production"
+
+
 def test_nothing_before_the_meters_are_known() -> None:
     assert Site().update(answer(Facts("7"), "readings", meter__production__power=700)) == []
 

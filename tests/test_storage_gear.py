@@ -176,6 +176,38 @@ def test_a_bad_unit_costs_only_itself(bad: object) -> None:
     assert parsed.problems
 
 
+def test_the_firmware_of_2021_tells_more_in_its_inventory() -> None:
+    """Each battery's power, and the grid profile in an item that has no units."""
+    profile = {
+        "grid_profile_name": "EN 50549 2019",
+        "id": "9f:0",
+        "grid_profile_version": "1.0.7",
+        "item_count": 71,
+    }
+    device = unit(BATTERY, 6, real_power_w=-516, bmu_ibl_fw_version="1.2.5")
+    answer = [*inventory(("ENCHARGE", device)), profile]
+    assert parse("inventory", answer).problems == ()
+    assert told("inventory", answer, "gateway") == {
+        "grid_profile": "EN 50549 2019",
+        "grid_profile_version": "1.0.7",
+    }
+    battery = told("inventory", answer, f"battery/{BATTERY}")
+    assert (battery["power"], battery["bootloader_bmu"]) == ("-516", "1.2.5")
+    assert values("inventory", [profile]).keys() == {"gateway/grid_profile", "gateway/grid_profile_version"}
+
+
+def test_the_power_of_a_battery_is_taken_from_its_own_source() -> None:
+    given = {
+        "inventory": inventory(("ENCHARGE", unit(BATTERY, 6, real_power_w=-516))),
+        "power": {"devices:": [{"serial_num": BATTERY, "real_power_mw": -1_316_000}]},
+    }
+    into = tree()
+    facts, messages = feed(into, given, THREE)
+    _, again = feed(into, {"inventory": given["inventory"]}, facts)
+    powers = [m.payload for m in (*messages, *again) if m.topic.endswith(f"{BATTERY}/power")]
+    assert powers == ["-516", "-1316"]
+
+
 def test_an_empty_inventory_is_an_answer() -> None:
     assert parse("inventory", []).readings == ()
     assert parse("inventory", [{"type": "ENCHARGE", "devices": []}]).readings == ()
@@ -338,6 +370,7 @@ def test_totals() -> None:
         "shutdown": False,
         "Commission_in_progress": False,
         "ESS_in_progress": True,
+        "Recovery_threshold_soc": 13,
     }
     assert told("secctrl", answer, "storage/totals") == {
         "soc": "41",
@@ -356,6 +389,7 @@ def test_totals() -> None:
         "recovery": "ON",
         "recovery_entry": "2",
         "recovery_exit": "10",
+        "recovery_threshold": "13",
         "shutdown": "OFF",
         "commissioning": "OFF",
         "updating": "ON",
@@ -373,6 +407,23 @@ def test_bias_of_each_phase() -> None:
         "l3/frequency_bias": "0.25",
     }
     assert told("secctrl", BIAS, "storage/totals", SINGLE) == {"soc": "1", "frequency_bias": "-1.25"}
+
+
+def test_the_controller_off_the_grid() -> None:
+    answer = {
+        "is_active": True,
+        "is_system_balanced": False,
+        "seq_reset_needed": False,
+        "F": 59.5,
+        "Vq_zero": -0.25,
+    }
+    assert told("secctrl", {"agg_soc": 1, "offgrid_secctrl": answer}, "storage/offgrid") == {
+        "active": "ON",
+        "balanced": "OFF",
+        "reset_needed": "OFF",
+        "f": "59.5",
+        "vq_zero": "-0.25",
+    }
 
 
 SETTINGS = {"mode": "self-consumption", "operation_mode_sub_type": "", "reserved_soc": 20.5, "date": "1709339757"}
@@ -536,7 +587,7 @@ def test_a_generator_of_14_kilowatts_says_14(wire: object, watts: str) -> None:
 
 
 @pytest.mark.parametrize("source", [source for source in BY_SOURCE if not BY_SOURCE[source].appendix])
-@pytest.mark.parametrize("answer", [{"error": "404 - Not Found"}, {"err": "x"}])
+@pytest.mark.parametrize("answer", [{"error": "500 - Internal Error"}, {"err": "x"}])
 def test_an_error_with_status_200_is_no_answer(source: str, answer: object) -> None:
     with pytest.raises(BadAnswer):
         parse(source, answer, THREE, NOW)

@@ -9,12 +9,25 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator
 from pydantic_core import from_json
 
-from bridge.model import Axis, BadAnswer, Facts, Input, Phase, Quantity, Reading, Request, Scalar, Structure
+from bridge.model import (
+    Axis,
+    BadAnswer,
+    Facts,
+    Input,
+    Phase,
+    Quantity,
+    Reading,
+    Request,
+    Scalar,
+    Structure,
+    Unsupported,
+)
 from bridge.records import Record, measurement, spelt
 
 PHASES = (Phase.L1, Phase.L2, Phase.L3)
 SPLIT_PHASES = 2
 LONGEST_LEVEL = 64
+NOT_FOUND = ({"error": "404 - Not Found"}, {"err": "404 - Not Found"})
 
 R = TypeVar("R", bound=Record)
 A = TypeVar("A", Phase, Input)
@@ -72,11 +85,15 @@ def decode(body: bytes) -> Any:
 
     Raises:
         BadAnswer: it is none (HTML, half an answer, nothing).
+        Unsupported: it is what gateways send with a 404, with another status.
     """
     try:
-        return from_json(body.removeprefix(BOM_UTF8))
+        found = from_json(body.removeprefix(BOM_UTF8))
     except ValueError:
         raise BadAnswer(f"the answer is not JSON: {excerpt(body)}") from None
+    if found in NOT_FOUND:
+        raise Unsupported(f"the gateway does not have this: {excerpt(body)}")
+    return found
 
 
 def whole(kind: type[R], body: bytes, problems: list[str]) -> R:

@@ -1,9 +1,10 @@
 """`/ivp/ensemble/inventory` and `/ivp/ensemble/power`: storage gear, unit by unit; `[]` or 404 where there is none.
 
 Firmware 5 on. Not in the brief: fields as seen on firmware 7.3 to 8.3. The key of the powers has a colon in it.
+The firmware of 2021 tells a battery's power here, and the grid profile in an item of its own (public clients).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, Field
@@ -30,6 +31,7 @@ from bridge.records import (
     StoredWattHours,
     Text,
     Texts,
+    Watts,
     spelt,
     wire,
     worded,
@@ -84,6 +86,7 @@ class Battery(Radio):
 
     status: Texts = wire("device_status", fallback=True, enabled=True)
     soc: Percent = wire("percentFull", label="Charge", enabled=True, fallback=True)
+    power: Watts = wire("real_power_w", fallback=True)
     temperature: Celsius = wire("temperature")
     cell_temperature: Celsius = wire("maxCellTemp", label="Highest cell temperature", diagnostic=True)
     capacity: StoredWattHours = wire("encharge_capacity", diagnostic=True)
@@ -95,6 +98,7 @@ class Battery(Radio):
     led_status: Number = wire("led_status", label="LED status", diagnostic=True)
     revision: Number = wire("encharge_rev", diagnostic=True)
     firmware_bmu: Text = wire("bmu_fw_version", label="BMU firmware", diagnostic=True)
+    bootloader_bmu: Text = wire("bmu_ibl_fw_version", label="BMU boot loader", diagnostic=True)
 
 
 class Controller(Radio):
@@ -157,10 +161,12 @@ SIGNS = {"encharge_capacity": "battery", "mains_oper_state": "controller", "mid_
 
 
 class Group(Record):
-    """The units of one type."""
+    """The units of one type, or what stands beside them."""
 
     type: Any = None
     devices: Any = None
+    grid_profile: Text = wire("grid_profile_name", diagnostic=True)
+    grid_profile_version: Text = wire("grid_profile_version", diagnostic=True)
 
 
 class Power(Record):
@@ -181,9 +187,12 @@ class Powers(Record):
 def split(body: bytes, facts: Facts, _now: float) -> Parsed:
     """Readings of each unit, and what gear there is."""
     sheet, seen = Sheet(), set[str]()
-    for group, item in _items(body, sheet.problems):
-        kind = _kind(group, item, facts)
-        typed = {**item, "type": group} if isinstance(item, dict) else item
+    groups = each(Group, body, sheet.problems)
+    for group in groups:
+        sheet.add("gateway", group)
+    for type_name, item in _items(groups):
+        kind = _kind(type_name, item, facts)
+        typed = {**item, "type": type_name} if isinstance(item, dict) else item
         unit = UNITS.get(kind, Other).read(typed, sheet.problems)
         if unit is not None:
             sheet.add(f"{kind}/{unit.serial}", unit)
@@ -202,8 +211,8 @@ def split_power(body: bytes, _facts: Facts, _now: float) -> Parsed:
     return sheet.parsed()
 
 
-def _items(body: bytes, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    for group in each(Group, body, problems):
+def _items(groups: Sequence[Group]) -> Iterator[tuple[str, Any]]:
+    for group in groups:
         for item in group.devices if isinstance(group.devices, list) else ():
             yield spelt(group.type) or "", item
 

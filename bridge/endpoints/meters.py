@@ -50,6 +50,8 @@ from bridge.records import (
 # Of a device with several phases these say nothing: an unsigned sum, a sum (1.94 on 8.3), and the sum of voltages.
 SUMS = frozenset({"current", "power_factor", "voltage", "eid"})
 OWN = frozenset({"eid"})
+# A wire that isn't connected shows a few volts; a split phase's line to line is the double of its first channel.
+LIVE, NOISE = 2 / 3, 0.995
 
 
 def _eid(value: object) -> object:
@@ -135,7 +137,7 @@ def _add(sheet: Sheet, reading: MeterWithChannels, meter: MeterFacts) -> None:
     device = f"meter/{meter.role}"
     lines = phases(meter.phase_count)
     if not lines:
-        sheet.add(device, reading, without=OWN)
+        sheet.add(device, _one_phase(reading), without=OWN)
         return
     sheet.add(device, reading, without=SUMS)
     channels = by_phase(MeterReading, reading.channels, lines, sheet.problems)
@@ -145,3 +147,14 @@ def _add(sheet: Sheet, reading: MeterWithChannels, meter: MeterFacts) -> None:
         sheet.value(device, "voltage", VOLTAGE, voltage)
     for phase, channel in channels.items():
         sheet.add(device, channel, phase)
+
+
+def _one_phase(reading: MeterWithChannels) -> MeterReading:
+    """A reading whose voltage and current are the phase's own, where the gateway adds what open wires show."""
+    first = by_phase(MeterReading, reading.channels, PHASES[:1], []).get(PHASES[0])
+    if first is None or not isinstance(first.voltage, int | float) or not isinstance(reading.voltage, int | float):
+        return reading
+    if not LIVE * reading.voltage < first.voltage < NOISE * reading.voltage:
+        return reading
+    own = {name: getattr(first, name) for name in SUMS - OWN}
+    return reading.model_copy(update={name: value for name, value in own.items() if value is not ABSENT})

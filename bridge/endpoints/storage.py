@@ -60,6 +60,7 @@ class Totals(Record):
     recovery: Flag = wire("soc_rec_enabled", label="Charge recovery", diagnostic=True)
     recovery_entry: Share = wire("soc_recovery_entry", label="Charge recovery begins", diagnostic=True)
     recovery_exit: Share = wire("soc_recovery_exit", label="Charge recovery ends", diagnostic=True)
+    recovery_threshold: Share = wire("Recovery_threshold_soc", label="Charge recovery threshold", diagnostic=True)
     shutdown: Flag = wire("shutdown", diagnostic=True)
     commissioning: Flag = wire("Commission_in_progress", diagnostic=True)
     updating: Flag = wire("ESS_in_progress", label="ESS in progress", diagnostic=True)
@@ -80,6 +81,7 @@ class Offgrid(Record):
 
     active: Flag = wire("is_active", diagnostic=True)
     balanced: Flag = wire("is_system_balanced", diagnostic=True)
+    reset_needed: Flag = wire("seq_reset_needed", label="Reset needed", diagnostic=True)
     f: Number = wire("F", label="F", diagnostic=True)
     v: Number = wire("V", label="V", diagnostic=True)
     vd_neg: Number = wire("Vd_neg", diagnostic=True)

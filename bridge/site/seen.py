@@ -55,13 +55,18 @@ class Seen:
 
 
 def _things(source: str, values: Values, latest: Values) -> set[str]:
-    """`/api/v1/production` is stalled where it counts nothing while the inverters count."""
+    """`/api/v1/production` is stalled where it counts nothing while the inverters count.
+
+    Where it has counted before, as before an update to 8.3.5422, its lifetime is held: the week tells.
+    """
     held = ("encharge_energy", "acb_energy", "encharge_soc", "acb_soc")
-    counted = latest.get(("energy/production", "energy_lifetime"))
     found = {
         LIVEDATA: source == "livedata" and ("live/grid", "power") in values,
         BATTERY: any(values.get(("live/storage", name), 0) > 0 for name in held)
         or any(device.startswith("battery/") for device, _ in values),
-        STALLED: counted == 0 and latest.get(("energy/production-pcu", "energy_lifetime"), 0) > 0,
+        STALLED: any(
+            latest.get(("energy/production", name)) == 0 and latest.get(("energy/production-pcu", name), 0) > 0
+            for name in ("energy_lifetime", "energy_7d")
+        ),
     }
     return {thing for thing, is_there in found.items() if is_there}

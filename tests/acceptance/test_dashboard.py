@@ -175,6 +175,15 @@ async def test_it_hides_what_a_home_does_not_have(owned: Callable[[Release], Own
             text = await look(ha, page, "now", watts(house.topic("site/solar/power")), "Connected")
             assert not [word for word in ("Battery", "Unavailable", "Entity not found") if word in text]
             await look(ha, page, "inverters", "12 inverters")
+            highest = f"sensor.inverter_{house.simulator.home.inverters[0].serial}_highest_power"
+            assert highest not in await ha.states()
+            await ha.enable_all()
+
+            async def more() -> bool:
+                return highest in await ha.states()
+
+            await ha.until(more)
+            await look(ha, page, "inverters", "12 inverters")
 
 
 def test_the_file_is_what_the_generator_writes() -> None:

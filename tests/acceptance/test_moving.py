@@ -114,6 +114,19 @@ async def test_ours_goes_on_under_the_old_id_once_the_bar_is_adjusted(
         assert len(await scene.sums(OURS)) == 1, "ours of the time before the renaming stays behind"
 
 
+async def test_too_late_the_sum_begins_at_zero(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
+    """Home Assistant goes on from the last five minutes, and forgets those after ten days; here at once."""
+    async with moving(owned(NEWEST), tmp_path, 0.5) as (scene, _):
+        await take_away(scene)
+        await scene.ha.act("recorder", "purge", keep_days=0)
+        await scene.rename(OURS, OLD)
+        await scene.shows(OLD, scene.house.topic("site/solar/energy_lifetime"))
+        await scene.ha.act("compile_statistics", "now", later=1)
+        rows = await scene.sums(OLD)
+        assert rows[-1]["state"] == pytest.approx(scene.ours)
+        assert {row["sum"] for row in rows} == {0}
+
+
 async def test_an_old_entity_that_is_renamed_takes_its_statistics_along(
     owned: Callable[[Release], Owned], tmp_path: Path
 ) -> None:

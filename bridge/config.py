@@ -242,7 +242,8 @@ class MqttSettings(Section):
     @classmethod
     def _known_scheme(cls, value: str) -> str:
         message = (
-            "must look like mqtt://host:1883, mqtts://host:8883, ws://host/mqtt, wss://host/mqtt or unix:///path"
+            "must look like mqtt://host:1883, mqtts://host:8883, ws://host/mqtt, wss://host/mqtt or unix:///path "
+            "(in a password write %2F for /, %3F for ? and %23 for #)"
         )
         urls = _urls(value)
         if not urls or not all(map(_is_broker, urls)):

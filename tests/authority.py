@@ -33,16 +33,18 @@ class Authority:
     def file(self) -> Path:
         return self.folder / "ca.pem"
 
-    def issue(self, name: str, *hosts: x509.GeneralName) -> tuple[Path, Path]:
-        """Files of a certificate and its key."""
+    def issue(self, name: str, *hosts: x509.GeneralName, days_ago: float = 0) -> tuple[Path, Path]:
+        """Files of a certificate and its key. It is valid from a day before that day to a day after it."""
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = self.certificate(common_name(name), key)
+        builder = self.certificate(common_name(name), key, days_ago)
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         return self.write(name, builder, key)
 
-    def certificate(self, name: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        now = dt.datetime.now(dt.UTC)
+    def certificate(
+        self, name: x509.Name, key: ec.EllipticCurvePrivateKey, days_ago: float = 0
+    ) -> x509.CertificateBuilder:
+        now = dt.datetime.now(dt.UTC) - dt.timedelta(days=days_ago)
         return x509.CertificateBuilder(
             issuer_name=self.name,
             subject_name=name,

@@ -702,6 +702,7 @@ async def test_a_broker_may_ask_for_a_shorter_keepalive() -> None:
     [
         (b"\xe0\x02\x8e\x00", "another client uses the same client id: set BRIDGE_MQTT__CLIENT_ID"),
         (b"\xe0\x01\x8b", "the broker is shutting down"),
+        (b"\xe0\x02\x96\x00", "the broker says: Message rate too high: set BRIDGE_MQTT__RATE"),
         (b"\xe0\x02\x98\x00", "the broker says: Administrative action"),
         (b"\xe0\x00", "the broker says: Normal disconnection"),
         (b"\xf0\x7f" + b"x" * 127, "Unrecognised command"),
@@ -912,6 +913,22 @@ async def test_a_certificate_of_another_host(mosquitto_tls: Mosquitto, authority
     async with using(url, ca_file=authority.file) as broker:
         with pytest.raises(Rejected, match=r"Hostname mismatch.*BRIDGE_MQTT__URL"):
             await broker.connect()
+
+
+@unclosed
+@pytest.mark.parametrize(("days_ago", "reason"), [(3, "expired"), (-3, "not yet valid")])
+async def test_a_certificate_of_another_time(
+    days_ago: int, reason: str, tmp_path: Path, authority: Authority
+) -> None:
+    """The authority is known: no file of ours would help."""
+    certificate, key = authority.issue(f"broker of {days_ago} days ago", LOOPBACK, days_ago=days_ago)
+    lines = (f"certfile {certificate}", f"keyfile {key}")
+    with Mosquitto(tmp_path, *lines, scheme="mqtts") as broker:
+        async with using(broker.url, ca_file=authority.file) as client:
+            with pytest.raises(Rejected, match=rf"certificate is {reason}|certificate has {reason}") as caught:
+                await client.connect()
+            assert "renew it at the broker" in str(caught.value)
+            assert "BRIDGE_MQTT__CA_FILE" not in str(caught.value)
 
 
 @unclosed

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import openhab
 import pytest
 from cli import Shell, home, served, shell
 
-from bridge.simulator import HOMES
+from bridge.simulator import HOMES, Simulator
 from bridge.simulator.replay import Replay
+from bridge.simulator.serve import serve_in_thread
 
 __all__ = ["shell"]
 
@@ -121,6 +123,32 @@ def test_captured_gateways(shell: Shell, tmp_path: Path, folder: Path, form: str
 def test_the_captures_are_there() -> None:
     """Says in a clone elsewhere that real gateways were not checked."""
     assert len(SETS) > 20
+
+
+@pytest.mark.parametrize(
+    "names", [("", ""), ("House", "Barn"), ('The "old" [mill] \\', "Bär, 2%"), ("日本", "東京")]
+)
+def test_two_gateways(shell: Shell, tmp_path: Path, names: tuple[str, str]) -> None:
+    """Everything of both, each name once, whatever they are called; the bridge is one."""
+    with ExitStack() as stack:
+        homes = [Simulator("split-phase"), Simulator("no-cts")]
+        gateways = [
+            {
+                "host": f"https://{stack.enter_context(serve_in_thread(one, tls=True))}",
+                "token": one.token(),
+                **({"name": name} if name else {}),
+            }
+            for one, name in zip(homes, names, strict=True)
+        ]
+        tree = once(shell.set(gateways=json.dumps(gateways)))
+    assert {one.serial for one in homes} <= {topic.split("/")[1] for topic in tree}
+    texts = made(tmp_path, tree, "--all")
+    assert complaints(texts) == []
+    assert unshown(texts, tree) == []
+    entities = {entity["state_topic"] for body in announced(tree).values() for entity in parts(body)}
+    shown = [channel.parameters["stateTopic"] for channel in openhab.things(texts[0]).channels.values()]
+    assert entities <= set(shown)
+    assert shown.count("enphase/bridge/state") == 1
 
 
 # The example

@@ -1,6 +1,7 @@
 """`setup`, answered as a person would, against a simulated home, its cloud and a real broker."""
 
 import stat
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,25 @@ def test_an_account_a_found_gateway_and_a_broker(
     assert written["BRIDGE_MQTT__PASSWORD"] == BROKER_PASSWORD
     assert "BRIDGE_GATEWAY__TOKEN" not in written
     assert shell.run("check").code == 0, "what it wrote is all that is needed"
+
+
+@pytest.mark.parametrize(
+    ("called", "path", "shown"),
+    [
+        (".venv/bin/iqgateway2mqtt", "/usr/bin", ".venv/bin/iqgateway2mqtt"),
+        ("my venv/bin/iqgateway2mqtt", "/usr/bin", "'my venv/bin/iqgateway2mqtt'"),
+        ("{here}/iqgateway2mqtt", "{here}", "iqgateway2mqtt"),
+        ("/somewhere/bridge/__main__.py", "/usr/bin", "iqgateway2mqtt"),
+    ],
+)
+def test_what_to_do_next_can_be_typed_as_it_stands(
+    called: str, path: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "iqgateway2mqtt"
+    program.touch(mode=0o700)
+    monkeypatch.setenv("PATH", path.format(here=tmp_path))
+    monkeypatch.setattr(sys, "argv", [called.format(here=tmp_path), "setup"])
+    assert setup._program() == shown
 
 
 def test_a_pasted_token_and_a_toml_file(

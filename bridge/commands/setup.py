@@ -8,6 +8,8 @@ import getpass
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -34,6 +36,7 @@ TRIES = 5
 LISTEN = 4.0
 """Seconds that gateways have to announce themselves."""
 PRIVATE = 0o600
+PROGRAM = "iqgateway2mqtt"
 SAFE = re.compile(r"[A-Za-z0-9_.,:/@%+-]+")
 """Values that need no quotes, whoever reads them."""
 
@@ -212,11 +215,18 @@ def _keep(answers: Answers, file: Path) -> str:
         file = file.with_name("iqgateway2mqtt.toml")
     if file.suffix == ".toml":
         _write(file, toml(answers))
-        return f"{file}, for your eyes only. Now: BRIDGE_CONFIG={file} iqgateway2mqtt run"
+        return f"{file}, for your eyes only. Now: BRIDGE_CONFIG={file} {_program()} run"
     _write(file, environment(answers))
     here = file.resolve() == Path(".env").resolve()
     load_it = "" if here else f"set -a; . {file}; set +a; "
-    return f"{file}, for your eyes only. Now: {load_it}iqgateway2mqtt run"
+    return f"{file}, for your eyes only. Now: {load_it}{_program()} run"
+
+
+def _program() -> str:
+    """As it was called, where the name alone would not find it: in a venv that is not activated."""
+    called = sys.argv[0]
+    own = Path(called).name == PROGRAM and shutil.which(PROGRAM) != called
+    return shlex.quote(called) if own else PROGRAM
 
 
 def run(settings: Settings, output: str, interfaces: Sequence[str], *, show: bool) -> int:

@@ -28,6 +28,8 @@ TRANSPORTS: dict[str, Literal["tcp", "websockets", "unix"]] = {
 }
 WRONG_NAME = {62, 64}
 """OpenSSL's codes for another host name, another address."""
+WRONG_TIME = {9, 10}
+"""OpenSSL's codes for a certificate that is not valid yet, and for one that is no more."""
 ADDRESSES = 3
 """A name may have several addresses; each may take the whole timeout."""
 STUCK = 4
@@ -89,6 +91,8 @@ def _tls_problem(where: Address, error: ssl.SSLError) -> BridgeError:
         problem = f"the broker's certificate is not trusted: {error.verify_message.rstrip('.')}"
         if error.verify_code in WRONG_NAME:
             return Rejected(f"{where}: {problem}; name the broker in BRIDGE_MQTT__URL as its certificate does")
+        if error.verify_code in WRONG_TIME:
+            return Rejected(f"{where}: {problem}; renew it at the broker, unless this machine's clock is wrong")
         return Rejected(f"{where}: {problem}; set BRIDGE_MQTT__CA_FILE to the certificate of its CA")
     if "ALERT" in (error.reason or ""):
         return refused_tls(where, _plain(error))

@@ -32,9 +32,10 @@ ACK_TIMEOUT = 60.0
 CLOSED = re.compile("broken pipe|connection reset", re.IGNORECASE)
 """How the system says that the broker has closed the connection, if it was in a hurry."""
 TROUBLE = re.compile(r"^failed to receive on socket: |\[Errno \d+\] ")
-TAKEN_OVER = 0x8E
+TAKEN_OVER, TOO_FAST = 0x8E, 0x96
 LOSSES = {
     0x8B: "the broker is shutting down",
+    TOO_FAST: "the broker says: Message rate too high: set BRIDGE_MQTT__RATE",
     TAKEN_OVER: "another client uses the same client id: set BRIDGE_MQTT__CLIENT_ID",
 }
 

@@ -51,7 +51,7 @@ METERS = {
 }
 WIDTH, HEIGHT, RADIUS = 400, 340, 46
 PANELS = """\
-{%- set units = states.sensor | selectattr('entity_id', 'match', 'sensor.inverter_.*_power$')
+{%- set units = states.sensor | selectattr('entity_id', 'match', 'sensor.inverter_[^_]+_power$')
   | sort(attribute='entity_id') | list -%}
 {%- set most = [units | map(attribute='state') | map('float', 0) | max | default(1, true), 1] | max -%}
 {%- set colours = ['#8a8f98', '#a08a6a', '#b98d4f', '#d39438', '#f5a623', '#ffb937'] -%}
@@ -71,7 +71,7 @@ PANELS = """\
 
 {{ units | count }} inverters with the ends of their serial numbers; each value can be 15 minutes old."""
 BATTERIES = """\
-{%- for unit in states.sensor | selectattr('entity_id', 'match', 'sensor.battery_.*_status$')
+{%- for unit in states.sensor | selectattr('entity_id', 'match', 'sensor.battery_[^_]+_status$')
   | sort(attribute='entity_id') %}
 <ha-icon icon="mdi:home-battery"></ha-icon> **{{ unit.entity_id.split('_')[1] }}** {{ unit.state }}
 {% endfor %}"""

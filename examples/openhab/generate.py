@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +118,23 @@ class Thing:
     label: str
     availability: str
     channels: tuple[Channel, ...]
+    suffix: str = ""
+    """What tells its group from another gateway's."""
 
     @property
     def group(self) -> str:
-        return _item(self.label if self.kind != "site" else f"{self.label} site")
+        return _item(self.label if self.kind != "site" else f"{self.label} site") + self.suffix
+
+    @property
+    def names(self) -> set[str]:
+        """Of its items and their group."""
+        return {self.group, *(channel.item for channel in self.channels)}
+
+    def renamed(self) -> "Thing":
+        """With the gateway's serial number behind all names."""
+        suffix = f"_{self.uid.split('_')[1]}"
+        channels = tuple(replace(channel, item=f"{channel.item}{suffix}") for channel in self.channels)
+        return replace(self, channels=channels, suffix=suffix)
 
 
 def read(lines: Iterable[str], *, bulk: bool = False) -> list[Thing]:
@@ -132,8 +145,17 @@ def read(lines: Iterable[str], *, bulk: bool = False) -> list[Thing]:
         if (found := DISCOVERY.fullmatch(topic)) and payload:
             bodies[found[1]] = json.loads(payload)
     things = [_thing(identity, body, bodies) for identity, body in bodies.items()]
-    chosen = (thing for thing in things if bulk or thing.kind not in BULK)
+    chosen = _told_apart(thing for thing in things if bulk or thing.kind not in BULK)
     return sorted(chosen, key=lambda thing: (*ORDER, thing.kind).index(thing.kind))
+
+
+def _told_apart(things: Iterable[Thing]) -> Iterator[Thing]:
+    """An item's name has latin letters only: two sites that are written without any would be one."""
+    taken: set[str] = set()
+    for thing in things:
+        own = thing.renamed() if thing.names & taken else thing
+        taken |= own.names
+        yield own
 
 
 def _thing(identity: str, body: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Thing:
@@ -142,8 +164,16 @@ def _thing(identity: str, body: Mapping[str, Any], others: Mapping[str, Mapping[
     if kind == "gateway":
         serial = identity.split("_")[1]
         mine = [other for name, other in others.items() if name.startswith(f"iqgateway_{serial}_")]
-        channels += _online(topic for other in mine for topic in _availability(other))
-    return Thing(identity, kind, body["device"]["name"], _availability(body)[-1], tuple(channels))
+        topics = {topic for other in mine for topic in _availability(other)}
+        if identity != next(name for name in others if name.endswith("_gateway")):
+            topics -= set(_availability(body))  # the bridge's state is the first gateway's to show
+        channels += _online(topics)
+    return Thing(identity, kind, _plain(body["device"]["name"]), _availability(body)[-1], tuple(channels))
+
+
+def _plain(label: str) -> str:
+    """Without what ends a text in openHAB's files, or begins a pattern."""
+    return label.translate(str.maketrans('"[]\\', "'()/"))
 
 
 def _availability(body: Mapping[str, Any]) -> list[str]:

@@ -175,6 +175,43 @@ async def test_it_hides_what_a_home_does_not_have(owned: Callable[[Release], Own
             text = await look(ha, page, "now", watts(house.topic("site/solar/power")), "Connected")
             assert not [word for word in ("Battery", "Unavailable", "Entity not found") if word in text]
             await look(ha, page, "inverters", "12 inverters")
+            highest = f"sensor.inverter_{house.simulator.home.inverters[0].serial}_highest_power"
+            assert highest not in await ha.states()
+            await ha.enable_all()
+
+            async def more() -> bool:
+                return highest in await ha.states()
+
+            await ha.until(more)
+            await look(ha, page, "inverters", "12 inverters")
+
+
+async def test_two_phases_are_shown_as_two(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
+    """In the home of the USA, where there are no l3 and no storage meter."""
+    need_browser()
+    ha = HomeAssistant(owned(NEWEST), tmp_path, extra="frontend:\n")
+    with Mosquitto(tmp_path) as broker:
+        async with (
+            housed(tmp_path, broker, "split-phase") as house,
+            watching(broker.port) as house.watcher,
+            running(house.settings(), now=house.clock),
+            ha.running(),
+            browsing(tmp_path) as page,
+        ):
+            await ha.use_broker(broker.port)
+            await settled(ha, house)
+            await put_up(ha)
+            await page.open(1240, 840, 1, signed_in(ha))
+            phases = [watts(house.topic(f"meter/net-consumption/l{n}/power")) for n in (1, 2)]
+            text = await look(ha, page, "phases", "Voltages", "Grid", "Solar", *phases)
+            assert not [
+                word for word in ("L3", "Battery", "Consumption", "navailable", "not found") if word in text
+            ]
+            flows = [watts(house.topic(f"site/{flow}/power")) for flow in ("solar", "grid", "home", "battery")]
+            text = await look(ha, page, "now", *flows)
+            assert not [word for word in ("navailable", "not found") if word in text]
+            await look(ha, page, "inverters", "16 inverters", "492302002102")
+        assert ha.complaints == []
 
 
 def test_the_file_is_what_the_generator_writes() -> None:

@@ -1,6 +1,7 @@
 """What all benchmarks share: a simulated gateway in a process of its own, a broker, settings, and a table."""
 
 import asyncio
+import ctypes
 import json
 import os
 import platform
@@ -202,6 +203,35 @@ def resident(pid: int | str = "self") -> float:
     """MB of memory that a process really uses."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
+
+
+class _Mallinfo(ctypes.Structure):
+    """glibc's `struct mallinfo2` (2.33 on), in bytes."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    )
+
+
+def heap() -> float:
+    """MB of this process that glibc's allocator has given out, Python's own blocks aside."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = _Mallinfo
+    told = ask()
+    given: int = told.uordblks + told.hblkhd
+    return given / 1e6
 
 
 def percentile(values: Sequence[float], share: float) -> float:

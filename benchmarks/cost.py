@@ -145,7 +145,7 @@ def main(rounds: int) -> None:
             whose = WHO if sources == common else ("floor", "ours")
             times = {who: one(who, inverters, few, sources) for who in whose}
             bare, own, other = times["floor"], times["ours"], times.get("pyenphase", float("nan"))
-            rows.append((inverters, len(sources), bare, own, other, own / bare, own / other))
+            rows.append((inverters, len(sources), bare, own, other, own - bare, own / bare, own / other))
     print(f"asked for by pyenphase, and by us beside it: {', '.join(common)}")
     header = (
         "inverters",
@@ -153,6 +153,7 @@ def main(rounds: int) -> None:
         "floor, ms",
         "ours, ms",
         "pyenphase, ms",
+        "ours - floor, ms",
         "ours / floor",
         "ours / pyenphase",
     )

@@ -1,6 +1,7 @@
 """From the last byte of the gateway's answer to the value at a subscriber, at one poll a second.
 
 The floor is a bare loop that reads the same answer with the same HTTP client, and publishes one value with paho.
+Both are measured in turns, for what else the machine does changes by the minute.
 
     python benchmarks/freshness.py [SECONDS]
 """
@@ -19,6 +20,7 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 SECONDS = 120
+TURNS = 3
 WARM_UP = 5
 TOPIC = "enphase/floor/live/pv/power"
 
@@ -69,16 +71,16 @@ def measured(
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
     with TemporaryDirectory() as folder:
-        found = {}
-        for name in ("floor", "bridge"):
+        found: dict[str, list[float]] = {"floor": [], "bridge": []}
+        for name in [*found] * TURNS:
             with lab.gateways(20) as served, lab.broker() as port:
                 _, address, token = served.only
                 bare = [sys.executable, __file__, "floor", address, token, str(port)]
                 live = {"BRIDGE_POLL__PROFILE": "live"}
                 env = lab.environment(served, port, Path(folder), **live) if name == "bridge" else None
                 command = [sys.executable, "-m", "bridge", "run"] if name == "bridge" else bare
-                print(f"{name}: {seconds:g} s ...", file=sys.stderr)
-                found[name] = measured(command, env, served, port, seconds)
+                print(f"{name}: {seconds / TURNS:g} s ...", file=sys.stderr)
+                found[name] += measured(command, env, served, port, seconds / TURNS)
     base = lab.percentile(found["floor"], 0.5)
     rows = [
         (

@@ -2,7 +2,8 @@
 
 All of it runs with what a plain installation has and nothing else: httpx, for one, would import the `rich` that
 some tool of a developer brings along. The baseline is a process that imports httpx, paho-mqtt, pydantic-settings
-and tenacity, and nothing else.
+and tenacity, and nothing else. httpx loads httpcore, h11 and anyio with its first client only: a second baseline
+has them, since no program that uses httpx can be without.
 
     python benchmarks/weight.py [SECONDS]      memory is looked at again after so many seconds (default 60)
 """
@@ -24,6 +25,10 @@ TRIES, STARTS = 5, 3
 BARELY = ("-S", "-P")
 """Python's options: no site-packages, and no folder of the source."""
 BARE = "import httpx, paho.mqtt.client, pydantic_settings, tenacity"
+USED = (
+    BARE
+    + ", asyncio, anyio; client = httpx.AsyncClient(trust_env=False, verify=False); asyncio.run(anyio.sleep(0))"
+)
 OURS = "import bridge.commands.run"
 REPORT = "; print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
 
@@ -82,20 +87,25 @@ def running(seconds: float, more: dict[str, str]) -> tuple[float, float, float]:
     return (first[0] if first else float("nan")) - begun, early, late
 
 
+def above(memory: float, bare: tuple[float, float], used: tuple[float, float]) -> str:
+    return f"{memory:.1f} MB ({memory - bare[1]:+.1f} above the libraries, {memory - used[1]:+.1f} with a client)"
+
+
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
     with installed() as place:
         packages, size = size_of(place)
         only = {"PYTHONPATH": str(place)}
-        bare, ours = imported(BARE, only), imported(OURS, only)
+        bare, used, ours = (imported(code, only) for code in (BARE, USED, OURS))
         starts = [running(0, only)[0] for _ in range(STARTS)]
         _, early, late = running(seconds, only)
     rows = [
         ("import of the four libraries", f"{bare[0]:.2f} s", f"{bare[1]:.1f} MB"),
+        ("the same with a client", f"{used[0]:.2f} s", f"{used[1]:.1f} MB ({used[1] - bare[1]:+.1f})"),
         ("import of the service", f"{ours[0]:.2f} s", f"{ours[1]:.1f} MB ({ours[1] - bare[1]:+.1f})"),
         ("start to the first value at a subscriber", f"{min(starts):.2f} s", ""),
-        ("one home, 5 s after that", "", f"{early:.1f} MB ({early - bare[1]:+.1f} above the libraries)"),
-        (f"one home, {seconds:g} s later", "", f"{late:.1f} MB ({late - bare[1]:+.1f} above the libraries)"),
+        ("one home, 5 s after that", "", above(early, bare, used)),
+        (f"one home, {seconds:g} s later", "", above(late, bare, used)),
         ("installed", f"{packages} packages", f"{size:.1f} MB"),
     ]
     lab.table("Weight", ("", "time, number", "memory, size"), rows)

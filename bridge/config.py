@@ -3,7 +3,6 @@
 Precedence, first wins: environment, `.env`, secret files, the TOML file named by `BRIDGE_CONFIG`.
 """
 
-import difflib
 import json
 import os
 import re
@@ -599,6 +598,8 @@ def _unknown(name: str) -> str:
     known = list(names())
     if name.upper() in known:
         return f"{name}: must be written in small letters here"
+    import difflib  # noqa: PLC0415 - 0.2 MB that only who has made a mistake needs
+
     near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.5)
     return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
 

@@ -1,9 +1,11 @@
 """What must outlive the process: one small JSON file for each gateway, one for the bridge itself.
 
-A power cut leaves the old file or the new one, never half of one. What can't be written is kept in memory.
+A power cut leaves the old file or the new one, never half of one. What can't be written is kept in memory; a large
+file that is on the disk is not.
 File access is tiny and synchronous; the caller decides about threads.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -27,6 +29,8 @@ from pydantic import (
 LOG = logging.getLogger(__name__)
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 MAX_BYTES = 8 * 1024 * 1024
+SMALL = 64 * 1024
+"""Bytes of a file that stays in memory. Of larger ones there is the list of what was published, read once."""
 MAX_HOSTS = 64
 CLIENT_SUFFIX_BYTES = 4
 TO_DISK = {"disk": True}
@@ -88,6 +92,8 @@ class Store:
         self._folder = folder
         self._known: dict[str, _Kept] = {}
         self._on_disk: dict[str, bytes] = {}
+        """Digests of the files, to see whether anything has changed."""
+        self._size: dict[str, int] = {}
         self._unsaved: set[str] = set()
         self._writable = True
 
@@ -128,7 +134,8 @@ class Store:
         if isinstance(known, kind):
             return known
         state = self._read(name, kind) or kind()
-        self._known[name] = state
+        if self._size.get(name, 0) <= SMALL:
+            self._known[name] = state
         return state
 
     def _read(self, name: str, kind: type[_State]) -> _State | None:
@@ -145,7 +152,7 @@ class Store:
             state = kind.model_validate_json(content)
         except ValidationError:
             return self._rescued(name, kind, content)
-        self._on_disk[name] = content
+        self._note(name, content)
         return state
 
     def _rescued(self, name: str, kind: type[_State], content: bytes) -> _State | None:
@@ -175,9 +182,14 @@ class Store:
     def _write(self, name: str) -> None:
         """Nothing where the disk has it already: memory cards wear out."""
         content = self._known[name].to_bytes()
-        if content != self._on_disk.get(name):
+        if _digest(content) != self._on_disk.get(name):
             _replace(self._folder / name, content)
-            self._on_disk[name] = content
+            self._note(name, content)
+        if len(content) > SMALL:
+            del self._known[name]
+
+    def _note(self, name: str, content: bytes) -> None:
+        self._on_disk[name], self._size[name] = _digest(content), len(content)
 
     def _report(self, *, writable: bool, reason: str = "") -> None:
         if writable == self._writable:
@@ -192,6 +204,10 @@ class Store:
                 self._folder,
                 reason,
             )
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _gateway_file(serial: str) -> str:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,27 +19,25 @@ MAX_STATE = 255
 
 def text(value: Scalar) -> str:
     """One plain value as a payload: no exponent, no padding, no -0, never empty."""
-    if value is None:
-        return "None"
+    if isinstance(value, float):
+        digits = f"{value:.3f}".rstrip("0").rstrip(".")
+        return "0" if digits == "-0" else digits
     if isinstance(value, bool):
         return "ON" if value else "OFF"
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="milliseconds" if value.microsecond else "seconds")
-    if isinstance(value, int | float):
-        digits = f"{value:.3f}".rstrip("0").rstrip(".")
-        return "0" if digits == "-0" else digits
-    return value or "None"
+    return str(value) if isinstance(value, int) else value or "None"
 
 
 def _json(value: Scalar | Structure) -> Any:
     if isinstance(value, float):
         digits = round(value, 3)  # the number that the text of a value topic stands for
         return int(digits) if digits.is_integer() else digits
-    if value is None or isinstance(value, int | str):
-        return value
+    if isinstance(value, datetime):
+        return text(value)
     if isinstance(value, Mapping):
         return {key: _json(item) for key, item in value.items()}
-    return text(value)
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +110,7 @@ class Row:
 Key = tuple[str, Axis | None, str]
 ROWS = TypeAdapter(list[Row])
 GATEWAY = "gateway"
+FALLBACK, INTERVAL = attrgetter("measurement.fallback"), attrgetter("measurement.interval")
 GONE = 7 * 86_400.0
 """Seconds for which a value must be absent from every non-empty good answer before it is gone."""
 
@@ -129,7 +129,8 @@ class Tree:
         self._rows: dict[Key, Row] = {}
         self._silent: set[Key] = set()
         self._gone: dict[Key, Row] = {}
-        self._readings: dict[str, dict[str, list[Reading]]] = {}
+        self._readings: dict[str, Mapping[str, Sequence[Reading]]] = {name: {} for name in reversed(sources)}
+        """By source, the last of them first, and by device."""
         self._messages: dict[Key, Message] = {}
         """The newest of each value: most say the same as the last one, and are not made anew."""
         self._keys: dict[str, list[Key]] = {}
@@ -149,23 +150,36 @@ class Tree:
         return bool(known)
 
     def dump(self) -> list[Any]:
-        """The rows for the store."""
-        kept: list[Any] = ROWS.dump_python([*self.rows()], mode="json", exclude_defaults=True)
+        """The rows for the store. Those of one measurement share what is said of it, which is most of it all."""
+        shared: dict[Measurement, Any] = {}
+        kept: list[Any] = []
+        for row in self.rows():
+            (one,) = ROWS.dump_python([row], mode="json", exclude_defaults=True)
+            kept.append({**one, "measurement": shared.setdefault(row.measurement, one["measurement"])})
         return kept
 
     def update(self, source: str, readings: Sequence[Reading], when: datetime) -> Iterator[Message]:
-        """What a good answer of a source changes: its value topics, its devices' documents, and what is gone."""
-        mine = [reading for reading in readings if self._owns(source, reading)]
-        for by_source in self._readings.values():
-            by_source.pop(source, None)
-        for reading in mine:
-            self._readings.setdefault(reading.device, {}).setdefault(source, []).append(reading)
+        """What a good answer of a source changes: its value topics, what is gone, and its devices' documents."""
+        yield from self.values(source, readings, when)
+        yield from self.documents(source, when)
+
+    def values(self, source: str, readings: Sequence[Reading], when: datetime) -> Iterator[Message]:
+        """The first part of it; to be taken whole."""
+        given = {(reading.device, reading.phase, reading.measurement.name): reading for reading in readings}
+        mine = {key: reading for key, reading in given.items() if self._owns(source, key, reading)}
+        newest: dict[str, list[Reading]] = {}
+        for reading in mine.values():
+            newest.setdefault(reading.device, []).append(reading)
+        self._readings[source] = newest
         if self._values:
-            yield from (self._value(reading) for reading in mine if not reading.measurement.document_only)
-        if self._documents:
-            yield from (self._document(device, when) for device in dict.fromkeys(r.device for r in mine))
+            yield from (self._value(key, r) for key, r in mine.items() if not r.measurement.document_only)
         if mine:
             yield from self._vanish(source, mine, when.timestamp())
+
+    def documents(self, source: str, when: datetime) -> Iterator[Message]:
+        """The second part, with the newest of all sources."""
+        if self._documents:
+            yield from (self._document(device, when) for device in self._readings[source])
 
     def rows(self) -> Iterator[Row]:
         """All that can be announced, in the order of its first appearance."""
@@ -173,16 +187,15 @@ class Tree:
 
     def readings(self, kinds: tuple[str, ...]) -> Iterator[Reading]:
         """The newest readings of devices whose names begin so."""
-        for device, by_source in self._readings.items():
-            if device.startswith(kinds):
-                yield from (reading for readings in by_source.values() for reading in readings)
+        for by_device in self._readings.values():
+            for device, readings in by_device.items():
+                yield from readings if device.startswith(kinds) else ()
 
     def gone(self) -> Iterator[Row]:
         """What has been announced, and has to be taken back."""
         return iter(self._gone.values())
 
-    def _vanish(self, source: str, readings: Sequence[Reading], now: float) -> Iterator[Message]:
-        present = {(reading.device, reading.phase, reading.name) for reading in readings}
+    def _vanish(self, source: str, present: Mapping[Key, Reading], now: float) -> Iterator[Message]:
         if source not in self._keys:
             self._keys[source] = [key for key, row in self._rows.items() if row.source == source]
         absent = [
@@ -221,8 +234,7 @@ class Tree:
         if not any(other.device == row.device for other in self._rows.values()):
             yield Message(self.names.device(self.serial, row.device), "")
 
-    def _owns(self, source: str, reading: Reading) -> bool:
-        key = (reading.device, reading.phase, reading.name)
+    def _owns(self, source: str, key: Key, reading: Reading) -> bool:
         known, measurement = self._rows.get(key), reading.measurement
         same = known is not None and known.source == source and known.measurement is measurement
         if not same and known is not None:
@@ -232,10 +244,11 @@ class Tree:
         if known is None or not same:
             self._gone.pop(key, None)
             self._rows[key] = Row(reading.device, reading.phase, measurement, source)
+            self._messages.pop(key, None)
             self._keys.clear()
             self.version += 1
-        elif known.absent_since is not None:
-            self._rows[key] = replace(known, absent_since=None)
+        elif known.measurement is not measurement or known.absent_since is not None:
+            self._rows[key] = replace(known, measurement=measurement, absent_since=None)
         self._mark(key, reading)
         return True
 
@@ -250,25 +263,25 @@ class Tree:
             self.version += 1
             self._silent.symmetric_difference_update({key})
 
-    def _value(self, reading: Reading) -> Message:
-        row, value = reading.measurement, reading.value
-        key = (reading.device, reading.phase, row.name)
+    def _value(self, key: Key, reading: Reading) -> Message:
+        value, row = reading.value, reading.measurement
         payload = text(None if isinstance(value, Mapping) else value)
-        message, band, interval = self._messages.get(key), row.quantity.deadband, row.interval
-        if message is None or (message.payload, message.deadband, message.interval) != (payload, band, interval):
+        message = self._messages.get(key)
+        if message is None or message.payload != payload:
             topic = message.topic if message else self.names.value(self.serial, *key)
-            message = self._messages[key] = Message(topic, payload, deadband=band, interval=interval)
+            message = Message(topic, payload, deadband=row.quantity.deadband, interval=row.interval)
+            self._messages[key] = message
         return message
 
     def _document(self, device: str, when: datetime) -> Message:
-        given = ((source, reading) for source, known in self._readings[device].items() for reading in known)
-        ordered = sorted(given, key=lambda pair: self._rank(pair[0], pair[1].measurement), reverse=True)
-        readings = [reading for _, reading in ordered]
+        """What gives way to others comes first, and is overwritten."""
+        given = [reading for by_device in self._readings.values() for reading in by_device.get(device, ())]
+        readings = sorted(given, key=FALLBACK, reverse=True)
         body: dict[str, Any] = {"timestamp": text(when)}
         for reading in readings:
             place = body if reading.phase is None else body.setdefault(reading.phase.value, {})
-            place[_key(reading.name)] = _json(reading.value)
-        interval = max(DOCUMENT_INTERVAL, min(reading.measurement.interval for reading in readings))
+            place[_key(reading.measurement.name)] = _json(reading.value)
+        interval = max(DOCUMENT_INTERVAL, min(map(INTERVAL, readings)))
         topic = self.names.device(self.serial, device)
         return Message(topic, json.dumps(body), interval=interval, content_type="application/json")
 

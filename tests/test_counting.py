@@ -22,7 +22,8 @@ def test_a_day_of_23_and_one_of_25_hours_end_at_local_midnight() -> None:
             reading = [{"eid": 704643328, "activePower": 5, "actEnergyDlvd": energy}]
             facts = home(1, ["production"])
             counted = counting.count("readings", parse("readings", reading, facts), facts, now=when, steady=when)
-            seen[when] = {r.name: r.value for r in counted.site if r.device == "site/solar"}["energy_today"]
+            flows = counting.flows(counted.answer)
+            seen[when] = {r.name: r.value for r in flows if r.device == "site/solar"}["energy_today"]
         assert [*seen.values()] == [0, 1, 8000, 2]
 
 
@@ -35,5 +36,22 @@ def test_the_zone_is_the_homes(zone: tzinfo, today: float) -> None:
         now = datetime(2026, 7, 1, hour, minute, tzinfo=UTC).timestamp()
         reading = [{"eid": 704643328, "activePower": 5, "actEnergyDlvd": energy}]
         counted = counting.count("readings", parse("readings", reading, facts), facts, now=now, steady=now)
-        shown = {r.name: r.value for r in counted.site if r.device == "site/solar"}
+        shown = {r.name: r.value for r in counting.flows(counted.answer) if r.device == "site/solar"}
     assert shown["energy_today"] == today
+
+
+def test_the_site_is_told_by_what_powers_it_and_by_what_changes_it() -> None:
+    """Other answers say nothing of it: its documents must not claim to be newer than its powers."""
+    counting, facts = Counting(netted=True, zone=UTC, kept={}), home(1, ["production"])
+    now = datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()
+
+    def told(source: str, answer: object) -> bool:
+        counted = counting.count(source, parse(source, answer, facts), facts, now=now, steady=now)
+        return bool(counting.flows(counted.answer))
+
+    reading = [{"eid": 704643328, "activePower": 5, "actEnergyDlvd": 1000}]
+    assert told("readings", reading)
+    assert told("readings", reading)
+    assert not told("inverters", [{"serialNumber": "482200000001", "lastReportWatts": 5}])
+    assert told("relay", {"mains_admin_state": "closed", "mains_oper_state": "closed"})
+    assert not told("relay", {"mains_admin_state": "closed", "mains_oper_state": "closed"})

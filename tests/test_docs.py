@@ -238,7 +238,7 @@ def home() -> Shown:
         facts = parsed.facts or facts
         counted = counting.count(endpoint.source, parsed, facts, now=values.NOON, steady=0)
         sent += tree.update(endpoint.source, counted.readings, when)
-        sent += tree.update(SITE, counted.site, when) if counted.site else ()
+        sent += tree.update(SITE, flows, when) if (flows := counting.flows(counted.answer)) else ()
         sent += (
             online(tree.names.availability(facts.serial, source), is_online=True)
             for source in (endpoint.source, SITE)

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from bridge.model import Phase
-from bridge.simulator import ENDPOINTS, HOMES, NEVER, PASSWORD, USER, Cloud, Simulator, named
+from bridge.simulator import ENDPOINTS, HOMES, NAMES, NEVER, PASSWORD, USER, Cloud, Simulator, named
 from bridge.simulator.exchange import Line, Reply
 from bridge.simulator.faults import KINDS, fixed
 from bridge.simulator.homes import NET, PRODUCTION, STORAGE, TOTAL
@@ -90,6 +90,10 @@ def flows(truth: Truth) -> Iterator[Flows]:
 
 
 # ---------------------------------------------------------------- physics
+
+
+def test_the_command_line_lists_every_home() -> None:
+    assert list(NAMES) == sorted(HOMES)
 
 
 @pytest.mark.parametrize("name", HOMES)

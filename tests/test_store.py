@@ -223,3 +223,28 @@ def test_a_token_of_a_later_version_is_kept_at_once(tmp_path: Path) -> None:
     file_of(tmp_path).write_text(json.dumps({"version": 2, "token": SECRET, "firmware": "D9"}))
     assert Store(tmp_path).load(SERIAL) == GatewayState(token=SecretStr(SECRET))
     assert Store(tmp_path).load(SERIAL) == GatewayState(token=SecretStr(SECRET))
+
+
+def test_a_large_file_does_not_stay_in_memory(tmp_path: Path) -> None:
+    """It is the disk's content that is told next time, for the state in memory is gone."""
+    store, large = Store(tmp_path), STATE.changed(extra={"rows": ["x" * 100] * 1000})
+    store.save(SERIAL, large)
+    assert store.load(SERIAL) == large
+    other = large.changed(firmware="D9.0.1")
+    Store(tmp_path).save(SERIAL, other)
+    assert store.load(SERIAL) == other
+
+
+@pytest.mark.expects_log("can't be written")
+def test_a_large_file_that_the_disk_does_not_take_stays_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, large = Store(tmp_path), STATE.changed(extra={"rows": ["x" * 100] * 1000})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _full)
+        assert not store.save(SERIAL, large)
+        assert store.load(SERIAL) == large
+    assert len(warnings(caplog)) == 1
+    caplog.clear()
+    assert store.save("122125067700", STATE)
+    assert Store(tmp_path).load(SERIAL) == large

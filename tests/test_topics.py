@@ -430,6 +430,7 @@ def test_rows_outlive_the_process() -> None:
     before = again.version
     update(again, "inverters", power, when=WHEN + DAY)
     assert again.version == before, "what was restored is nothing new"
+    assert next(again.rows()).measurement is POWER_ROW, "it would be compared word for word with each answer"
     assert cleared(update(again, "inverters", power, when=WHEN + 8 * DAY)) == [
         "inverter/8/l3/voltage",
         "inverter/8",

@@ -31,6 +31,7 @@ class Bridge:
     def take(self, source: str, answer: object) -> dict[str, Any]:
         parsed = parse(source, answer, THREE, self.now)
         counted = self.counting.count(source, parsed, THREE, now=self.now, steady=self.now)
+        self.counting.flows(counted.answer)  # what the sun gives tells who is asleep
         self.held = counted.held
         return {"/".join(filter(None, (r.device, r.phase, r.name))): r.value for r in counted.readings}
 

@@ -12,7 +12,7 @@ from bridge.commands.codes import CONFIGURATION, STOPPED
 from bridge.commands.manual import teach
 from bridge.config import load
 from bridge.model import BadSetting
-from bridge.simulator import HOMES
+from bridge.simulator import NAMES
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     simulate.add_argument("--port", type=int, default=8443, help="port to listen on (default %(default)s)")
     for command in (demo, simulate):
-        command.add_argument("--home", choices=sorted(HOMES), default="three-phase", help="default %(default)s")
+        command.add_argument("--home", choices=NAMES, default="three-phase", help="default %(default)s")
     completion = commands.add_parser("completion", help="print what lets a shell complete these commands")
     completion.add_argument("shell", choices=SHELLS)
     teach(main, commands)

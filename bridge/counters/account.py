@@ -147,7 +147,8 @@ class Account:
         return self
 
     def with_power(self, power: float) -> "Account":
-        return replace(self, power=power, peak=max(self.peak, min(self.power, power)))
+        peak = max(self.peak, min(self.power, power))
+        return self if (power, peak) == (self.power, self.peak) else replace(self, power=power, peak=peak)
 
     def untimed(self, now: float) -> "Account":
         """The same after the clock was set: no proof that takes time is kept, and nothing lies ahead."""

@@ -13,6 +13,7 @@ from bridge.model import Reading
 
 UNITS = {"Wh": "power", "VAh": "apparent_power", "varh": "reactive_power"}
 """Units of lifetime counters, and the power that each of them counts."""
+POWERS = frozenset(UNITS.values())
 QUARTER, QUARTERS = 900.0, frozenset({"production", "energy", "device_data"})
 """Sources that may stand still for a quarter of an hour, and the seconds of one."""
 CONFIRM_QUARTERS = 3_600.0
@@ -166,7 +167,7 @@ class Ledger:
         """
         if self._clock.read(now, steady):
             self._accounts = {key: account.untimed(now) for key, account in self._accounts.items()}
-        powers = {(reading.device, reading.phase, reading.name): _number(reading) for reading in readings}
+        powers = {(r.device, r.phase, r.name): _number(r) for r in readings if r.name in POWERS}
         passed: list[Reading] = []
         verdicts: dict[str, Verdict] = {}
         for reading in readings:
@@ -178,7 +179,7 @@ class Ledger:
             verdict = self._judge(source, reading, raw, power or 0.0, cap)
             verdicts[_key(reading)] = verdict
             if verdict.value is not None:
-                passed.append(replace(reading, value=verdict.value))
+                passed.append(reading if verdict.value == raw else replace(reading, value=verdict.value))
         return Guarded(passed, self._news.of(verdicts, self._clock.time), self.held)
 
     def _judge(self, source: str, reading: Reading, raw: float, power: float, cap: Cap) -> Verdict:

@@ -4,6 +4,7 @@ import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator
@@ -14,6 +15,7 @@ from bridge.model import (
     BadAnswer,
     Facts,
     Input,
+    Measurement,
     Phase,
     Quantity,
     Reading,
@@ -28,6 +30,8 @@ PHASES = (Phase.L1, Phase.L2, Phase.L3)
 SPLIT_PHASES = 2
 LONGEST_LEVEL = 64
 NOT_FOUND = ({"error": "404 - Not Found"}, {"err": "404 - Not Found"})
+MOST_ROWS = 256
+"""There are fewer, but some names are the gateway's own affair, and must not fill our memory."""
 
 R = TypeVar("R", bound=Record)
 A = TypeVar("A", Phase, Input)
@@ -46,6 +50,12 @@ class Parsed:
     facts: Facts | None = None
     request: Request | None = None
     fresh: bool = True
+
+
+@lru_cache(MOST_ROWS)
+def _row(name: str, quantity: Quantity, **options: Any) -> Measurement:
+    """A line of the table that stands in no record; the same one for each answer."""
+    return measurement(name, quantity, **options)
 
 
 @dataclass(slots=True)
@@ -68,7 +78,7 @@ class Sheet:
         value: Scalar | Structure,
         **options: Any,
     ) -> None:
-        self.readings.append(Reading(device, None, measurement(name, quantity, **options), value))
+        self.readings.append(Reading(device, None, _row(name, quantity, **options), value))
 
     def parsed(self, *, facts: Facts | None = None, request: Request | None = None, fresh: bool = True) -> Parsed:
         return Parsed(tuple(self.readings), tuple(self.problems), facts, request, fresh)

@@ -7,6 +7,7 @@ lacks the per-phase keys, `phase_count`, `is_split_phase` and `enc_agg_*`.
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -37,6 +38,7 @@ STREAM_ON = Request("/ivp/livedata/stream", json={"enable": 1})
 FLOWS = ("pv", "storage", "grid", "load", "generator")
 WIRE_PHASES = {Phase.L1: "a", Phase.L2: "b", Phase.L3: "c"}
 ONCE_A_MINUTE = 60.0
+MOST_KEYS = 256
 
 
 class Flow(Record):
@@ -141,12 +143,18 @@ def _free(sheet: Sheet, device: str, given: Mapping[str, object], quantity: Quan
     """An object whose keys are the gateway's own affair; equal keys but for their case are numbered."""
     seen: set[str] = set()
     for key, value in given.items():
-        plain_name = re.sub(r"[^a-z0-9_]+", "_", key.lower()).strip("_")
+        plain_name = _plain_name(key)
         name = next(name for name in _numbered(plain_name) if name not in seen)
         seen.add(name)
         found = _free_value(name, value, quantity)
         if plain_name and found is not ABSENT:
             sheet.value(device, name, *found, diagnostic=True, interval=ONCE_A_MINUTE)
+
+
+@lru_cache(MOST_KEYS)
+def _plain_name(key: str) -> str:
+    """The same keys come with each answer."""
+    return re.sub(r"[^a-z0-9_]+", "_", key.lower()).strip("_")
 
 
 def _numbered(name: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ settings. Not in the brief: fields as seen on firmware 7.3 to 8.3.
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from bridge.endpoints.body import PHASES, Identity, Parsed, Sheet, decode, level, phases, whole
 from bridge.endpoints.device_list import TYPES, kind_of
@@ -20,6 +20,7 @@ from bridge.records import (
     Hertz,
     Number,
     Percent,
+    Reads,
     Record,
     Share,
     StoredWattHours,
@@ -188,7 +189,7 @@ class Override(Record):
     override_mode: Text = wire("override_tou_mode", diagnostic=True)
 
 
-def _rate(value: object) -> str | None:
+def _rate(value: object, _info: object) -> str | None:
     """Prices have more decimals than measurements: they are texts."""
     found = finite(value)
     if found is None:
@@ -197,7 +198,7 @@ def _rate(value: object) -> str | None:
     return "0" if digits == "-0" else digits
 
 
-Rate = Annotated[str | Absent | None, TEXT, BeforeValidator(_rate)]
+Rate = Annotated[str | Absent | None, TEXT, Reads(_rate)]
 
 
 class Tariff(Record):

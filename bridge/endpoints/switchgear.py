@@ -4,7 +4,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from bridge.endpoints.body import Identity, Parsed, Sheet, decode, whole
 from bridge.endpoints.inventory import MainsClosed
@@ -17,6 +17,7 @@ from bridge.records import (
     Flag,
     LowerText,
     Number,
+    Reads,
     Record,
     Seconds,
     Share,
@@ -30,13 +31,13 @@ from bridge.records import (
 MAINS, GENERATOR = "relay/mains", "generator/1"
 
 
-def _choice(value: object) -> str | None:
+def _choice(value: object, _info: object) -> str | None:
     """One of several words, in lower case; here `none` says something."""
     is_none = isinstance(value, str) and value.strip().lower() == "none"
     return "none" if is_none else (spelt(value) or "").lower() or None
 
 
-Choice = Annotated[str | Absent | None, TEXT, BeforeValidator(_choice)]
+Choice = Annotated[str | Absent | None, TEXT, Reads(_choice)]
 
 
 # Relays
@@ -121,7 +122,7 @@ def _contacts(kind: type[Contact] | type[ContactSettings], body: bytes) -> Parse
 # Generator
 
 
-def _rating(value: object) -> float | None:
+def _rating(value: object, _info: object) -> float | None:
     """`name_plate_rating_wat` was seen as 14 for a generator of 14 kW."""
     found = finite(value)
     return found * 1000 if found is not None and abs(found) < SMALLEST else found
@@ -129,7 +130,7 @@ def _rating(value: object) -> float | None:
 
 SMALLEST = 1000
 """W: no smaller generator runs a home, so that smaller ratings are in kW."""
-Rating = Annotated[float | Absent | None, POWER, BeforeValidator(_rating)]
+Rating = Annotated[float | Absent | None, POWER, Reads(_rating)]
 
 
 class Generator(Record):

@@ -16,10 +16,10 @@ from bridge.site import Answer, Site
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """An answer's readings as they may be published, those of the site, and what a log should say."""
+    """An answer's readings as they may be published, what the site learns from them, and what a log should say."""
 
     readings: Sequence[Reading]
-    site: Sequence[Reading]
+    answer: Answer
     events: Sequence[Event]
     held: int
 
@@ -45,6 +45,7 @@ class Counting:
         self._ledger = Ledger.load(kept.get("counters"))
         self.site = Site(netted=netted, third_party=third_party, kept=kept.get("site"))
         self._units = Units(kept.get("days"))
+        self._flows: Sequence[Reading] = ()
 
     def dump(self) -> dict[str, Any]:
         """For the store."""
@@ -66,7 +67,12 @@ class Counting:
         shown = list(self._units.counted(_with_unknown(readings, guarded.readings), day))
         answer = Answer(source, guarded.readings, facts, now, day, parsed.fresh)
         events = [*self._roll.complaint(given, admitted), *guarded.events]
-        return Counted(shown, self.site.update(answer), events, guarded.held)
+        return Counted(shown, answer, events, guarded.held)
+
+    def flows(self, answer: Answer) -> Sequence[Reading]:
+        """The site after an answer, where that is news: after any that its powers come from, and after a change."""
+        before, self._flows = self._flows, self.site.update(answer)
+        return self._flows if self._flows != before or answer.source == self.site.powered_by else ()
 
     def _cap(self, facts: Facts) -> Callable[[Reading], float]:
         phases = max((meter.phase_count for meter in facts.meters or () if meter.enabled), default=1)
@@ -75,6 +81,8 @@ class Counting:
 
 def _with_unknown(readings: Sequence[Reading], guarded: Sequence[Reading]) -> Sequence[Reading]:
     """A counter that may not be published yet is there all the same: its value is not known."""
+    if len(guarded) == len(readings):
+        return guarded
     known = {(r.device, r.phase, r.name) for r in guarded}
     unknown = [replace(r, value=None) for r in readings if (r.device, r.phase, r.name) not in known]
     return [*guarded, *unknown]

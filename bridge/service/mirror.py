@@ -8,7 +8,6 @@ from typing import Any
 from bridge import discovery
 from bridge.endpoints import ENDPOINTS
 from bridge.model import Facts, Message, Rank, Reading
-from bridge.service.counting import Counted
 from bridge.service.diagnostics import SOURCE, Diagnostics
 from bridge.service.sources import Source
 from bridge.topics import Names, Tree, online
@@ -49,12 +48,20 @@ class Mirror:
         """Sources that the gateway does not have: their topics were cleared once."""
         self._diagnosed: tuple[tuple[object, ...], float] | None = None
 
-    def show(self, source: str, counted: Counted, when: float) -> None:
-        """The values of a good answer that came at `when` (seconds since 1970), and the site as it is since."""
-        self._update(source, counted.readings, when)
-        if counted.site:
+    def show(self, source: str, readings: Sequence[Reading], when: float) -> bool:
+        """The values of a good answer that came at `when` (seconds since 1970).
+
+        Whether they may leave now: not where discovery has to tell of them first.
+        """
+        self._send(self._tree.values(source, readings, datetime.fromtimestamp(when, UTC)))
+        return self._announced is not None and self._announced[0] == self._tree.version
+
+    def complete(self, source: str, flows: Sequence[Reading], when: float) -> None:
+        """What follows them: the documents, and the site where it has changed."""
+        self._send(self._tree.documents(source, datetime.fromtimestamp(when, UTC)))
+        if flows:
             self._has_site = True
-            self._update(SITE, counted.site, when)
+            self._update(SITE, flows, when)
 
     def health(self, now: float, *, is_online: bool, powered_by: str | None = None) -> None:
         """State of the gateway and of its sources; no source is fresh where the gateway is gone.

@@ -197,6 +197,7 @@ class Poller:
         elif source := self._schedule.next(now) or self._lifeline(now):
             await self._ask(source)
             self._refresh()
+            await self._give_way()
         else:
             await self._rest(min(self._schedule.delay(now), self._health.lifeline_delay(now)))
 
@@ -228,6 +229,10 @@ class Poller:
         if await self._gateway.move(found or self._settings.base_url) and found:
             self._log.info("gateway %s announces itself at %s: trying there", self.serial, found)
 
+    async def _give_way(self) -> None:
+        """To the sender: what is new leaves before more is made, which takes longer than sending it."""
+        await asyncio.sleep(0)
+
     async def _rest(self, seconds: float) -> None:
         self.pulse.rest(seconds)
         await asyncio.sleep(seconds)
@@ -249,7 +254,7 @@ class Poller:
             await self._bad(source, error)
             return error
         else:
-            self._good(source, answer, parsed)
+            await self._good(source, answer, parsed)
             await self._follow(parsed.request)
             return None
         finally:
@@ -297,21 +302,23 @@ class Poller:
     def _make_mirror(self, serial: str) -> Mirror:
         return Mirror(serial, self._style(serial), self._health.sources, self._publish)
 
-    def _good(self, source: str, answer: Answer, parsed: Parsed) -> None:
+    async def _good(self, source: str, answer: Answer, parsed: Parsed) -> None:
         self._health.good(source, parsed, answer.elapsed, self._time())
         self._succeed(source)
         self._diagnostics.last_answer = datetime.fromtimestamp(self._now(), UTC)
         self._diagnostics.answer_time = round(answer.elapsed, 3)
         if self._mirror and self._counting:
-            self._show(self._mirror, self._counting, source, parsed)
+            await self._show(self._mirror, self._counting, source, parsed)
 
-    def _show(self, mirror: Mirror, counting: Counting, source: str, parsed: Parsed) -> None:
+    async def _show(self, mirror: Mirror, counting: Counting, source: str, parsed: Parsed) -> None:
         facts, now = self._identity.facts, self._now()
         counted = counting.count(source, parsed, facts, now=now, steady=self._time())
         for event in counted.events:
             self._log.log(logging.WARNING if event.warning else logging.INFO, "%s", event.text)
         self._diagnostics.counters_held = counted.held
-        mirror.show(source, counted, now)
+        if mirror.show(source, counted.readings, now):
+            await self._give_way()
+        mirror.complete(source, counting.flows(counted.answer), now)
         self._quicken(counting.site.powered_by)
         if self._time() - self._counted_at >= SAVE:
             self.save()

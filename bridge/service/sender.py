@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from bridge.model import Message, Rank
 from bridge.mqtt import Broker, MessageRefused, area
@@ -107,11 +106,13 @@ class Sender:
     async def _serve(self) -> str:
         """Until the connection is lost; why."""
         lost = asyncio.ensure_future(self._broker.lost())
+        lost.add_done_callback(lambda _: self._wake.set())
         try:
             while not lost.done():
                 self._wake.clear()
                 await self._flush()
-                await self._rest(lost)
+                if not lost.done():
+                    await self._rest()
             return lost.result()
         finally:
             lost.cancel()
@@ -140,18 +141,15 @@ class Sender:
             await asyncio.sleep(self._next - now)
         self._next = max(now, self._next) + self._gap
 
-    async def _rest(self, lost: asyncio.Future[str]) -> None:
+    async def _rest(self) -> None:
         """Until there is something to send, or the connection is gone."""
         now = self._time()
         due = self._outbox.next_due(now)
         pause = max(0.0, min(self._beat - now, due if due is not None else self._heartbeat))
         self.pulse.rest(pause)
-        waiting = asyncio.ensure_future(self._wake.wait())
-        either: set[asyncio.Future[Any]] = {waiting, lost}
-        try:
-            await asyncio.wait(either, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._wake.wait()
 
     def _report(self, message: Message, refusal: MessageRefused) -> None:
         """Aloud once for all that is alike."""

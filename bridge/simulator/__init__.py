@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENDPOINTS",
     "HOMES",
+    "NAMES",
     "NEVER",
     "PASSWORD",
     "USER",
@@ -50,6 +51,9 @@ __all__ = [
     "named",
 ]
 
+NAMES = ("ac-batteries", "collar", "large", "legacy", "no-cts", "single-phase", "split-phase", "three-phase")
+"""Of the homes in `HOMES`: the command line lists them without building any."""
+
 PLACES = {
     **dict.fromkeys(("PASSWORD", "Simulator"), "app"),
     **dict.fromkeys(("USER", "Cloud"), "cloud"),
@@ -59,7 +63,7 @@ PLACES = {
     **dict.fromkeys(("HOMES", "Home"), "homes"),
     "Truth": "truth",
 }
-"""Where each name comes from. Only what is used is loaded: the command line wants the homes' names and no more."""
+"""Where each name comes from. Only what is used is loaded."""
 
 
 def __getattr__(name: str) -> Any:

@@ -97,7 +97,8 @@ class Sender:
         """Send what is left, if the broker takes it in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._flush()
+                while await self._flush():
+                    pass
 
     def _again(self) -> None:
         self._outbox.forget()
@@ -116,16 +117,19 @@ class Sender:
         finally:
             lost.cancel()
 
-    async def _flush(self) -> None:
+    async def _flush(self) -> bool:
+        """Send a round; whether another may follow."""
+        more = False
         if self._time() >= self._beat:
             self._again()
             self._wake.clear()
         for message in self._outbox.pending(self._time()):
+            more = True
             await self._pace()
             self.pulse.work()
             try:
                 if not await self._broker.send(message):
-                    return
+                    return False
             except MessageRefused as refusal:
                 self._outbox.refuse(message)
                 self._report(message, refusal)
@@ -133,6 +137,7 @@ class Sender:
             self._outbox.sent(message, self._time())
             self.sent += 1
             self._on_sent(message)
+        return more
 
     async def _pace(self) -> None:
         now = self._time()

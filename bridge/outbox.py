@@ -146,8 +146,9 @@ class Outbox:
             self._take_out(self._topics.pop(name))
 
     def release(self, belongs: Callable[[str], bool]) -> None:
-        """The same, but for what is unsent now."""
-        self.drop(lambda name: belongs(name) and not self._is_unsent(self._topics[name]))
+        """The same, but for what the broker does not have yet."""
+        news = {name for topics in self._news.values() for name in topics}
+        self.drop(lambda name: belongs(name) and name not in news)
         for name, topic in self._topics.items():
             topic.leaving |= belongs(name)
 

@@ -242,6 +242,20 @@ def test_telling_everything_once_more_holds_nothing_up_and_comes_to_an_end() -> 
     assert len(outbox) == 0
 
 
+def test_what_is_let_go_is_not_told_once_more_but_what_is_new_is() -> None:
+    outbox = Outbox()
+    for topic in ("state", "value"):
+        outbox.put(Message(topic, "1"))
+    drain(outbox)
+    outbox.put(Message("state", "2"))
+    outbox.forget()
+
+    outbox.release(lambda _: True)
+
+    assert topics(drain(outbox)) == ["state"]
+    assert outbox.topics == 0
+
+
 def test_no_value_is_told_until_discovery_has_been_told_once_more() -> None:
     outbox = Outbox()
     configs = [Message(f"config/{number}", "{}", rank=Rank.DISCOVERY) for number in range(REPEATS + 1)]

@@ -17,6 +17,9 @@ ROUNDING = 1e-6
 REPEATS = 100
 """Topics that are told once more in a round: what comes meanwhile waits no longer."""
 
+DISCOVERY = (Rank.HANDOVER, Rank.DISCOVERY, Rank.FAREWELL)
+STATE = (Rank.AVAILABILITY, Rank.VALUE)
+
 
 @dataclass(slots=True)
 class _Topic:
@@ -41,9 +44,9 @@ class _Topic:
 
     @property
     def recency(self) -> float:
-        """Greater for what was sent later, greatest for what is still to be sent. Discovery keeps its order."""
+        """Greater for what was sent later. Discovery keeps its order."""
         value = self.newest.rank == Rank.VALUE
-        return self.sent_at if value and self.sent_at is not None else math.inf
+        return self.sent_at if value and self.sent_at is not None else -math.inf
 
     def wait(self, now: float) -> float:
         """Seconds until this may be sent. A clear never waits."""
@@ -85,7 +88,7 @@ class Outbox:
         self._file(topic)
 
     def pending(self, now: float) -> Iterator[Message]:
-        """A round of what to send now: by rank, what has changed before what is told once more.
+        """A round of what to send now: discovery by rank, then what has changed, then what is told once more.
 
         The caller may `put` between two steps: a topic of this round is offered with its newest payload, a
         new one in the next round. `forget` ends the round, since discovery has to go first again.
@@ -99,14 +102,25 @@ class Outbox:
                 yield message
 
     def _round(self) -> Iterator[tuple[Rank, _Topic]]:
-        """No more than `REPEATS` are repeated; as long as some of a rank are left, no lower one has its turn."""
+        """No more than `REPEATS` are repeated; as long as discovery is among them, nothing else has its turn.
+
+        States are many in a fleet, and each has to be acknowledged: they are repeated last.
+        """
         room = REPEATS
-        for rank, repeats in self._repeats.items():
+        for rank in DISCOVERY:
+            repeats = self._repeats[rank]
             for topic in chain(self._news[rank].values(), islice(repeats.values(), room)):
                 yield rank, topic
             room -= len(repeats)
             if room < 0:
                 return
+        for rank in STATE:
+            for topic in self._news[rank].values():
+                yield rank, topic
+        for rank in reversed(STATE):
+            for topic in islice(self._repeats[rank].values(), room):
+                yield rank, topic
+            room = max(0, room - len(self._repeats[rank]))
 
     def next_due(self, now: float) -> float | None:
         """Seconds until `pending` offers something (0: it does already), `None` where nothing is unsent."""

@@ -270,18 +270,18 @@ def test_no_value_is_told_until_discovery_has_been_told_once_more() -> None:
     assert one_round(outbox) == [configs[REPEATS], POWER]
 
 
-def test_what_could_not_be_told_in_time_goes_first_the_next_time() -> None:
+def test_states_are_told_once_more_after_the_values_and_hold_no_new_value_up() -> None:
     outbox = Outbox()
-    for second, topic in enumerate("abcd"):
-        outbox.put(Message(topic, "1"))
-        drain(outbox, now=second)
-    outbox.forget()
-    for message, second in zip(outbox.pending(10), (10, 11), strict=False):
-        outbox.sent(message, second)
-
+    states = [Message(f"state/{number}", "online", rank=Rank.AVAILABILITY) for number in range(2)]
+    for message in (*states, POWER):
+        outbox.put(message)
+    drain(outbox)
     outbox.forget()
 
-    assert topics(drain(outbox, now=20)) == ["a", "b", "c", "d"]
+    outbox.put(Message("new", "1"))
+    outbox.put(replace(states[1], payload="offline"))
+
+    assert topics(drain(outbox)) == ["state/1", "new", POWER.topic, "state/0"]
 
 
 def test_a_message_with_an_interval_is_held_back_not_lost() -> None:
@@ -504,7 +504,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.now += 31
         for _ in range(100):
             batch = list(self.outbox.pending(self.now))
-            order = [(message.rank, self.repeated(message)) for message in batch]
+            order = [self.place(message) for message in batch]
             assert order == sorted(order)
             for message in batch:
                 self.check_worth(message)
@@ -535,6 +535,13 @@ class AnyInterleaving(RuleBasedStateMachine):
         if message.payload and payload:
             assert not self.same(payload, message)
             assert self.now - at >= message.interval
+
+    def place(self, message: Message) -> tuple[int, bool, int]:
+        """In a round."""
+        repeated = self.repeated(message)
+        if message.rank < Rank.AVAILABILITY:
+            return message.rank, repeated, 0
+        return Rank.AVAILABILITY, repeated, -message.rank if repeated else message.rank
 
     def repeated(self, message: Message) -> bool:
         """Whether the broker has it, as far as we know. What was cleared is not remembered."""

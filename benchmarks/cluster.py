@@ -1,12 +1,20 @@
 """A cluster of three NATS servers (JetStream) that loses the one that the bridge is connected to.
 
-New subscribers at a server that is left ask again and again what is retained, and that is compared with what the
-bridge has sent: when is each topic right again? Documents only, as a fleet has them.
+New subscribers at the servers that are left, in turn and each in a process of its own, ask again and again what
+is retained. A topic is wrong where that is neither what the bridge had sent last, a second before the subscriber
+asked, nor newer; it is missing where there is nothing. All is right when two subscribers in a row find nothing
+wrong and nothing missing, and each gateway has new values: the time is when the first of them asked. How long a
+subscriber takes for all topics while the cluster is well is told, too, and when the bridge is connected again and
+has sent everything again. Documents only, as a fleet has them. Each server has had a client before: the first one
+that a server of NATS ever has takes seconds more.
 
     python benchmarks/cluster.py [GATEWAYS ...]
 """
 
 import asyncio
+import itertools
+import json
+import math
 import shutil
 import socket
 import subprocess
@@ -18,6 +26,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zlib import crc32
 
 import lab
 from paho.mqtt.client import Client, MQTTMessage
@@ -28,6 +37,9 @@ from bridge.model import Message
 from bridge.service import Bridge
 
 COUNTS = (10, 300)
+CLEARED = crc32(b"")
+LOOK = "look"
+"""The first argument of a subscriber's own process."""
 SERVERS = 3
 LONGEST = 180.0
 """Seconds until this gives up."""
@@ -111,35 +123,63 @@ def takes(port: int) -> bool:
     return acknowledged
 
 
-def retained(port: int) -> dict[str, str]:
-    """What a new subscriber gets."""
-    found: dict[str, str] = {}
+def retained(port: int) -> dict[str, int]:
+    """What a new subscriber gets, as checksums."""
+    found: dict[str, int] = {}
     news = time.monotonic()
+    ended = False
 
     def arrived(_client: Client, _data: object, message: MQTTMessage) -> None:
         nonlocal news
         if message.retain:
-            found[message.topic] = message.payload.decode()
+            found[message.topic] = crc32(message.payload)
             news = time.monotonic()
 
-    client = Client(CallbackAPIVersion.VERSION2)
-    client.on_message = arrived
+    def closed(*_: object) -> None:
+        nonlocal ended
+        ended = True
+
+    client = Client(CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
+    client.on_message, client.on_disconnect = arrived, closed
     with suppress(OSError):
         client.connect("127.0.0.1", port)
         client.subscribe("enphase/#")
         client.loop_start()
-        while time.monotonic() < news + QUIET + (2 if not found else 0):
+        while time.monotonic() < news + QUIET + (2 if not found else 0) and not ended:
             time.sleep(0.05)
         client.loop_stop()
         client.disconnect()
     return found
 
 
+@dataclass
+class Look:
+    """What a subscriber saw who asked at that time; `took` seconds until it had the last topic."""
+
+    asked: float
+    took: float
+    seen: dict[str, int]
+
+
+async def look(server: Server) -> Look:
+    """In a process of its own: it must not take the bridge's time."""
+    command = (sys.executable, __file__, LOOK, str(server.port))
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    told, _ = await process.communicate()
+    return Look(**json.loads(told))
+
+
+def _look(port: int) -> None:
+    asked = time.monotonic()
+    seen = retained(port)
+    json.dump({"asked": asked, "took": time.monotonic() - asked - QUIET, "seen": seen}, sys.stdout)
+
+
 class Sent:
-    """The newest payloads of each topic, and when they were handed to the broker."""
+    """The newest payloads of each topic, as checksums, and when they were handed to the broker."""
 
     def __init__(self) -> None:
-        self.topics: defaultdict[str, deque[tuple[float, str]]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self.topics: defaultdict[str, deque[tuple[float, int]]] = defaultdict(lambda: deque(maxlen=KEPT))
         self.count = 0
         self.news = asyncio.Event()
 
@@ -147,17 +187,30 @@ class Sent:
         self.count += 1
         self.news.set()
         self.news = asyncio.Event()
-        self.topics[message.topic].append((time.monotonic(), message.payload))
+        self.topics[message.topic].append((time.monotonic(), crc32(message.payload.encode())))
 
-    def wrong(self, seen: dict[str, str], asked: float) -> list[str]:
-        """Topics of which a subscriber who asked then got something else than what was newest, or newer."""
-        return [topic for topic, history in self.topics.items() if not _right(history, seen.get(topic), asked)]
+    def wrong(self, found: Look) -> int:
+        """Topics of which the subscriber got something else than what was newest, or newer."""
+        return sum(
+            topic in found.seen and not _right(history, found.seen[topic], found.asked)
+            for topic, history in self.topics.items()
+        )
+
+    def missing(self, found: Look) -> int:
+        return sum(
+            topic not in found.seen and not _right(history, CLEARED, found.asked)
+            for topic, history in self.topics.items()
+        )
+
+    def untold(self, since: float) -> int:
+        """Topics that were not sent after that, those left out that are cleared."""
+        return sum(history[-1][0] < since and history[-1][1] != CLEARED for history in self.topics.values())
 
 
-def _right(history: deque[tuple[float, str]], payload: str | None, asked: float) -> bool:
+def _right(history: deque[tuple[float, int]], payload: int, asked: float) -> bool:
     before = [when for when, _ in history if when <= asked - ON_ITS_WAY]
     newest = before[-1] if before else 0.0
-    return (payload or "") in {text for when, text in history if when >= newest}
+    return payload in {text for when, text in history if when >= newest}
 
 
 async def measured(count: int) -> tuple[object, ...]:
@@ -171,28 +224,43 @@ async def measured(count: int) -> tuple[object, ...]:
             homeassistant={"discovery": "off"},
             state_dir=Path(name) / "state",
         )
-        sent, started = Sent(), time.monotonic()
-        bridge = asyncio.create_task(Bridge(settings, on_sent=sent).run())
+        sent = Sent()
+        service = Bridge(settings, on_sent=sent)
+        bridge = asyncio.create_task(service.run())
         try:
             alive = {f"enphase/{serial}/site/solar" for serial in served.gateways}
             while not alive <= sent.topics.keys():
                 await sent.news.wait()
-            up = time.monotonic() - started
             await asyncio.sleep(SETTLE)
             before, since = sent.count, time.monotonic()
             await asyncio.sleep(SETTLE)
             rate = (sent.count - before) / (time.monotonic() - since)
+            floor = max([(await look(server)).took for server in servers])
             servers[0].process.kill()
             killed = time.monotonic()
             leads = asyncio.create_task(_leads([server.port for server in servers[1:]]))
-            wrong = len(sent.topics)
-            while wrong and time.monotonic() - killed < LONGEST:
-                asked = time.monotonic()
-                seen = await asyncio.to_thread(retained, servers[2].port)
-                new = all(sent.topics[topic][-1][0] > killed for topic in alive)
-                wrong = len(sent.wrong(seen, asked)) or (not new)
-                print(f"  {asked - killed:5.1f} s: {len(seen)} topics, {int(wrong)} wrong", file=sys.stderr)
-            return count, len(sent.topics), up, rate, await leads - killed, asked - killed, int(wrong)
+            connected = asyncio.create_task(_connected(service, sent))
+            again = asyncio.create_task(_again(sent, killed))
+            first, right = None, 0.0
+            for place in itertools.cycle((1, 2)):
+                found = await look(servers[place])
+                wrong, missing = sent.wrong(found), sent.missing(found)
+                silent, untold = sum(sent.topics[topic][-1][0] < killed for topic in alive), sent.untold(killed)
+                print(
+                    f"  {found.asked - killed:5.1f} s: {len(found.seen)} topics in {found.took:.1f} s, "
+                    f"{wrong} wrong, {missing} missing, {silent} gateways silent, {untold} not sent again",
+                    file=sys.stderr,
+                )
+                if found.seen and first is None:
+                    first = wrong
+                if right and not wrong + missing + silent:
+                    break
+                right = 0.0 if wrong + missing + silent else found.asked
+                if found.asked - killed > LONGEST:
+                    right = math.inf
+                    break
+            ends = [when - killed for when in (await leads, await connected, right, await again)]
+            return count, len(sent.topics), rate, floor, first, *ends
         finally:
             bridge.cancel()
             await asyncio.wait({bridge})
@@ -200,13 +268,35 @@ async def measured(count: int) -> tuple[object, ...]:
 
 async def _leads(ports: list[int]) -> float:
     """When all servers that are left take clients and messages again."""
-    for port in ports:
+
+    async def leads(port: int) -> None:
         while not await asyncio.to_thread(takes, port):
             pass
+
+    await asyncio.gather(*map(leads, ports))
+    return time.monotonic()
+
+
+async def _connected(service: Bridge, sent: Sent) -> float:
+    """When the bridge sends something over another connection."""
+    before = service.status().broker.connections
+    while service.status().broker.connections == before:
+        await sent.news.wait()
+    return time.monotonic()
+
+
+async def _again(sent: Sent, killed: float) -> float:
+    """When the bridge had sent everything again."""
+    while sent.untold(killed) and time.monotonic() - killed < LONGEST:
+        await sent.news.wait()
+        await asyncio.sleep(0.2)
     return time.monotonic()
 
 
 def main() -> None:
+    if sys.argv[1:2] == [LOOK]:
+        _look(int(sys.argv[2]))
+        return
     rows = []
     for count in [int(text) for text in sys.argv[1:]] or COUNTS:
         print(f"{count} gateways ...", file=sys.stderr)
@@ -214,11 +304,13 @@ def main() -> None:
     header = (
         "gateways",
         "topics",
-        "all seen, s",
         "messages/s",
+        "new subscriber, s",
+        "wrong at first",
         "servers take messages, s",
+        "bridge sends, s",
         "all right, s",
-        "wrong",
+        "all sent again, s",
     )
     lab.table("A cluster of three that loses one", header, rows)
 

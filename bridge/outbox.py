@@ -1,24 +1,32 @@
 """The retained tree as a map: the newest payload of each topic, and which of them are still to be sent.
 
 An outage costs no memory: a topic has one place here, however often its value changes meanwhile. Only what
-was *sent* is remembered, so a value that was dropped on the way is offered again. Times come from the caller.
+was *sent* is remembered, so a value that was dropped on the way is offered again. What the broker has, as far as we
+know, and is told once more only to be sure, never holds up what is new. Times come from the caller.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 from bridge.model import Message, Rank
 
 ROUNDING = 1e-6
 """Share of the dead band that decimals may lose in a float: 240.1 - 240.0 is a little less than 0.1."""
+REPEATS = 100
+"""Topics that are told once more in a round: what comes meanwhile waits no longer."""
+
+DISCOVERY = (Rank.HANDOVER, Rank.DISCOVERY, Rank.FAREWELL)
+STATE = (Rank.AVAILABILITY, Rank.VALUE)
 
 
 @dataclass(slots=True)
 class _Topic:
     """`sent` is what the broker has, as far as we know; `refused` what it can't have.
 
-    One that is `leaving` is forgotten once it is sent.
+    One that is `doubted` is told again though the broker may have it. One that is `leaving` is forgotten once it is
+    sent.
     """
 
     newest: Message
@@ -26,12 +34,19 @@ class _Topic:
     sent: str | None = None
     sent_at: float | None = None
     refused: str | None = None
+    doubted: bool = False
 
-    def unsent(self, scale: float) -> bool:
+    def changed(self, scale: float) -> bool:
         payload = self.newest.payload
-        if payload in (self.sent, self.refused):
+        if payload == self.sent:
             return False
         return self.sent is None or not _within(self.sent, payload, band=self.newest.deadband * scale)
+
+    @property
+    def recency(self) -> float:
+        """Greater for what was sent later. Discovery keeps its order."""
+        value = self.newest.rank == Rank.VALUE
+        return self.sent_at if value and self.sent_at is not None else -math.inf
 
     def wait(self, now: float) -> float:
         """Seconds until this may be sent. A clear never waits."""
@@ -46,12 +61,13 @@ class Outbox:
     def __init__(self, deadband_scale: float = 1.0) -> None:
         self._scale = deadband_scale
         self._topics: dict[str, _Topic] = {}
-        self._unsent: dict[Rank, dict[str, _Topic]] = {rank: {} for rank in Rank}
+        self._news: dict[Rank, dict[str, _Topic]] = {rank: {} for rank in Rank}
+        self._repeats: dict[Rank, dict[str, _Topic]] = {rank: {} for rank in Rank}
         self._rounds = 0
 
     def __len__(self) -> int:
         """How many topics are unsent, those held back by their interval included."""
-        return sum(map(len, self._unsent.values()))
+        return sum(map(len, chain(self._news.values(), self._repeats.values())))
 
     @property
     def topics(self) -> int:
@@ -65,31 +81,53 @@ class Outbox:
         elif topic.newest is message:
             return
         if message.rank != topic.newest.rank:
-            self._unsent[topic.newest.rank].pop(message.topic, None)
+            self._take_out(topic)
         if message.payload != topic.refused:
             topic.refused = None
         topic.newest, topic.leaving = message, False
         self._file(topic)
 
     def pending(self, now: float) -> Iterator[Message]:
-        """What to send now, discovery first.
+        """A round of what to send now: discovery by rank, then what has changed, then what is told once more.
 
         The caller may `put` between two steps: a topic of this round is offered with its newest payload, a
         new one in the next round. `forget` ends the round, since discovery has to go first again.
         """
         current = self._rounds
-        snapshot = [(rank, topic) for rank, topics in self._unsent.items() for topic in topics.values()]
-        for rank, topic in snapshot:
+        for rank, topic in list(self._round()):
             if self._rounds != current:
                 return
             message = topic.newest
-            if self._unsent[rank].get(message.topic) is topic and not topic.wait(now):
+            if message.rank == rank and self._is_unsent(topic) and not topic.wait(now):
                 yield message
+
+    def _round(self) -> Iterator[tuple[Rank, _Topic]]:
+        """No more than `REPEATS` are repeated; as long as discovery is among them, nothing else has its turn.
+
+        States are many in a fleet, and each has to be acknowledged: they are repeated last.
+        """
+        room = REPEATS
+        for rank in DISCOVERY:
+            repeats = self._repeats[rank]
+            for topic in chain(self._news[rank].values(), islice(repeats.values(), room)):
+                yield rank, topic
+            room -= len(repeats)
+            if room < 0:
+                return
+        for rank in STATE:
+            for topic in self._news[rank].values():
+                yield rank, topic
+        for rank in reversed(STATE):
+            for topic in islice(self._repeats[rank].values(), room):
+                yield rank, topic
+            room = max(0, room - len(self._repeats[rank]))
 
     def next_due(self, now: float) -> float | None:
         """Seconds until `pending` offers something (0: it does already), `None` where nothing is unsent."""
+        if any(self._repeats.values()):
+            return 0.0
         soonest: float | None = None
-        for topics in self._unsent.values():
+        for topics in self._news.values():
             for topic in topics.values():
                 wait = topic.wait(now)
                 if not wait:
@@ -102,7 +140,7 @@ class Outbox:
         topic = self._topics.get(message.topic)
         if topic is None:
             return
-        topic.sent, topic.sent_at = message.payload, now
+        topic.sent, topic.sent_at, topic.doubted = message.payload, now, False
         self._file(topic)
         if (not message.payload and not topic.newest.payload) or (topic.leaving and not self._is_unsent(topic)):
             del self._topics[message.topic]
@@ -119,12 +157,12 @@ class Outbox:
     def drop(self, belongs: Callable[[str], bool]) -> None:
         """These topics are somebody else's: nothing more is sent to them."""
         for name in [name for name in self._topics if belongs(name)]:
-            topic = self._topics.pop(name)
-            self._unsent[topic.newest.rank].pop(name, None)
+            self._take_out(self._topics.pop(name))
 
     def release(self, belongs: Callable[[str], bool]) -> None:
-        """The same, but for what is unsent now."""
-        self.drop(lambda name: belongs(name) and not self._is_unsent(self._topics[name]))
+        """The same, but for what the broker does not have yet."""
+        news = {name for topics in self._news.values() for name in topics}
+        self.drop(lambda name: belongs(name) and name not in news)
         for name, topic in self._topics.items():
             topic.leaving |= belongs(name)
 
@@ -140,24 +178,36 @@ class Outbox:
             self.put(replace(topic.newest, payload="", content_type=None))
 
     def forget(self) -> None:
-        """A new connection, a birth message or a heartbeat: everything is unsent again, intervals or not."""
+        """A new connection, a birth message or a heartbeat: everything is unsent again, intervals or not.
+
+        What was sent last may have been lost with the connection, so of the values it is repeated first.
+        """
         self._rounds += 1
-        for topics in self._unsent.values():
+        for topics in self._repeats.values():
             topics.clear()
-        for topic in self._topics.values():
-            topic.sent = topic.sent_at = topic.refused = None
+        for topic in sorted(self._topics.values(), key=lambda topic: topic.recency, reverse=True):
+            topic.sent_at = topic.refused = None
+            topic.doubted = True
             self._file(topic)
 
     def _is_unsent(self, topic: _Topic) -> bool:
-        return topic.newest.topic in self._unsent[topic.newest.rank]
+        name, rank = topic.newest.topic, topic.newest.rank
+        return (self._news[rank].get(name) or self._repeats[rank].get(name)) is topic
+
+    def _take_out(self, topic: _Topic) -> None:
+        for places in (self._news, self._repeats):
+            places[topic.newest.rank].pop(topic.newest.topic, None)
 
     def _file(self, topic: _Topic) -> None:
-        """Put the topic where it belongs; one that is unsent already keeps its place in the order."""
-        unsent, name = self._unsent[topic.newest.rank], topic.newest.topic
-        if topic.unsent(self._scale):
-            unsent.setdefault(name, topic)
-        else:
-            unsent.pop(name, None)
+        """Put the topic where it belongs; one that is there already keeps its place in the order."""
+        rank, name = topic.newest.rank, topic.newest.topic
+        refused = topic.newest.payload == topic.refused
+        news = not refused and topic.changed(self._scale)
+        for places, here in ((self._news, news), (self._repeats, topic.doubted and not news and not refused)):
+            if here:
+                places[rank].setdefault(name, topic)
+            else:
+                places[rank].pop(name, None)
 
 
 def _within(sent: str, payload: str, *, band: float) -> bool:

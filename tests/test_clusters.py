@@ -1,5 +1,6 @@
 """Several brokers for one bridge: where one dies, the next one is taken, and the tree is right again."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 from brokers import Mosquitto, watching
 from clusters import Cluster
+from edge import fake_broker, says_nothing
 from houses import House, housed
 from pydantic import SecretStr
 from running import disagreements, running, settings, tree, until
 from tenacity import AsyncRetrying, RetryCallState
 
+import bridge.mqtt.broker as broker_module
 from bridge.config import MqttSettings, load
 from bridge.model import BadSetting, BridgeError, Message, Rejected, Unavailable
 from bridge.mqtt import Broker
@@ -57,7 +60,7 @@ async def _kept(port: int, homes: list[House]) -> None:
 
 @pytest.mark.expects_log("the connection to the broker ended")
 @pytest.mark.may_log(
-    "no MQTT answer", "after a moment; does another client", "does not let us subscribe"
+    "no MQTT answer", "no answer within", "after a moment; does another client", "does not let us subscribe"
 )  # while the servers agree on new leaders
 async def test_a_server_of_the_cluster_dies(cluster: Cluster, tmp_path: Path) -> None:
     dies, stays, _ = cluster.members
@@ -131,6 +134,33 @@ async def test_a_broker_that_does_not_let_us_in_is_passed_over(tmp_path: Path) -
         await ours.connect()
         assert ours.address == both.one.url
         await ours.close()
+
+
+async def test_a_server_that_lets_us_wait_is_left_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it is not taken for one that speaks an older MQTT only."""
+    monkeypatch.setattr(broker_module, "HASTE", 0.2)
+    caplog.set_level(logging.INFO, "bridge")
+    async with fake_broker(says_nothing) as silent:
+        with Mosquitto(tmp_path) as ready:
+            ours = client(f"{silent},{ready.url}")
+            await ours.connect()
+            assert (ours.address, ours.protocol) == (ready.url, "5")
+            await ours.close()
+    assert f"{silent}: no answer within 0.2 s; trying {ready.url}" in caplog.messages
+
+
+async def test_servers_that_all_let_us_wait_are_given_more_and_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "HASTE", 0.01)
+    given: list[str] = []
+    async with fake_broker(says_nothing) as one, fake_broker(says_nothing) as other:
+        ours = client(f"{one},{other}")
+        for _ in range(6):
+            with pytest.raises(Unavailable) as raised:
+                await ours.connect()
+            given.append(str(raised.value).removeprefix(f"{other}: "))
+    assert given == [f"no answer within {seconds} s" for seconds in (0.01, 0.01, 0.02, 0.02, 0.04, 0.04)]
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,29 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.model import Message, Rank
-from bridge.outbox import Outbox
+from bridge.outbox import REPEATS, Outbox
 
 POWER = Message("enphase/1/meter/production/power", "100", deadband=1)
 
 
 def drain(outbox: Outbox, now: float = 0) -> list[Message]:
-    """Everything that may leave now; nothing else comes in meanwhile, so one round takes it all."""
+    """Everything that may leave now, in as many rounds as that takes."""
+    taken: list[Message] = []
+    while round_ := one_round(outbox, now):
+        taken += round_
+    return taken
+
+
+def one_round(outbox: Outbox, now: float = 0) -> list[Message]:
     taken = []
     for message in outbox.pending(now):
         outbox.sent(message, now)
         taken.append(message)
-    assert list(outbox.pending(now)) == []
     return taken
+
+
+def topics(messages: list[Message]) -> list[str]:
+    return [message.topic for message in messages]
 
 
 def payloads(outbox: Outbox, now: float = 0) -> list[str]:
@@ -172,6 +182,106 @@ def test_a_birth_message_in_the_middle_of_a_round_starts_again_with_discovery() 
 
     assert list(round_) == []
     assert [message.topic for message in outbox.pending(0)] == ["config", "value"]
+
+
+def test_what_has_changed_goes_before_what_is_told_once_more_and_that_begins_with_what_was_sent_last() -> None:
+    outbox = Outbox()
+    for second, topic in enumerate("cadb"):
+        outbox.put(Message(topic, "1"))
+        drain(outbox, now=second)
+    outbox.put(Message("d", "2"))
+    outbox.put(Message("new", "1"))
+    outbox.put(Message("config", "{}", rank=Rank.DISCOVERY))
+
+    outbox.forget()
+
+    assert topics(drain(outbox, now=10)) == ["config", "d", "new", "b", "a", "c"]
+
+
+def test_discovery_is_told_once_more_in_its_own_order() -> None:
+    outbox = Outbox()
+    for second, topic in enumerate(["gateway", "meter", "phase"]):
+        outbox.put(Message(topic, "{}", rank=Rank.DISCOVERY))
+        drain(outbox, now=second)
+
+    outbox.forget()
+
+    assert topics(drain(outbox, now=10)) == ["gateway", "meter", "phase"]
+
+
+def test_what_changes_while_it_waits_to_be_told_once_more_waits_no_longer() -> None:
+    outbox = Outbox()
+    for topic in "abc":
+        outbox.put(Message(topic, "1"))
+    drain(outbox)
+    outbox.forget()
+
+    outbox.put(Message("c", "2"))
+    outbox.put(Message("b", "2"))
+    outbox.put(Message("b", "1"))  # the broker has this one, as far as we know
+
+    assert topics(drain(outbox)) == ["c", "a", "b"]
+
+
+def test_telling_everything_once_more_holds_nothing_up_and_comes_to_an_end() -> None:
+    outbox = Outbox()
+    many = [Message(f"topic/{number}", "1") for number in range(3 * REPEATS)]
+    for message in many:
+        outbox.put(message)
+    drain(outbox)
+    outbox.forget()
+
+    told = []
+    for number in range(3):
+        outbox.put(Message("live", str(number)))
+        first, *rest = one_round(outbox)
+        assert first == Message("live", str(number))
+        told += rest
+
+    assert told == many
+    assert len(outbox) == 0
+
+
+def test_what_is_let_go_is_not_told_once_more_but_what_is_new_is() -> None:
+    outbox = Outbox()
+    for topic in ("state", "value"):
+        outbox.put(Message(topic, "1"))
+    drain(outbox)
+    outbox.put(Message("state", "2"))
+    outbox.forget()
+
+    outbox.release(lambda _: True)
+
+    assert topics(drain(outbox)) == ["state"]
+    assert outbox.topics == 0
+
+
+def test_no_value_is_told_until_discovery_has_been_told_once_more() -> None:
+    outbox = Outbox()
+    configs = [Message(f"config/{number}", "{}", rank=Rank.DISCOVERY) for number in range(REPEATS + 1)]
+    for message in configs:
+        outbox.put(message)
+    drain(outbox)
+    outbox.put(POWER)
+    outbox.forget()
+
+    assert one_round(outbox) == configs[:REPEATS]
+    assert outbox.next_due(0) == 0
+    assert one_round(outbox) == [configs[REPEATS], POWER]
+
+
+def test_states_are_told_once_more_after_the_values_and_hold_no_new_value_up() -> None:
+    outbox = Outbox()
+    states = [Message(f"state/{number}", "online", rank=Rank.AVAILABILITY) for number in range(2)]
+    for message in (*states, POWER):
+        outbox.put(message)
+    drain(outbox)
+    outbox.forget()
+
+    outbox.put(Message("new", "1"))
+    outbox.put(replace(states[1], payload="offline"))
+
+    assert topics(drain(outbox)) == ["state/1", "new", POWER.topic, "state/0"]
 
 
 def test_a_message_with_an_interval_is_held_back_not_lost() -> None:
@@ -337,6 +447,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.broker = {"cleared": "from an earlier life"}
         self.given: dict[str, tuple[str, float]] = {}
         self.refused: dict[str, str] = {}
+        self.told: dict[str, str] = {}
 
     @rule(
         topic=st.sampled_from(["plain", "banded", "slow", "cleared"]),
@@ -393,6 +504,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.now += 31
         for _ in range(100):
             batch = list(self.outbox.pending(self.now))
+            order = [self.place(message) for message in batch]
+            assert order == sorted(order)
             for message in batch:
                 self.check_worth(message)
                 self.deliver(message)
@@ -412,6 +525,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         else:
             self.broker.pop(message.topic, None)
         self.given[message.topic] = (message.payload, self.now)
+        self.told[message.topic] = message.payload
         self.outbox.sent(message, self.now)
 
     def check_worth(self, message: Message) -> None:
@@ -421,6 +535,18 @@ class AnyInterleaving(RuleBasedStateMachine):
         if message.payload and payload:
             assert not self.same(payload, message)
             assert self.now - at >= message.interval
+
+    def place(self, message: Message) -> tuple[int, bool, int]:
+        """In a round."""
+        repeated = self.repeated(message)
+        if message.rank < Rank.AVAILABILITY:
+            return message.rank, repeated, 0
+        return Rank.AVAILABILITY, repeated, -message.rank if repeated else message.rank
+
+    def repeated(self, message: Message) -> bool:
+        """Whether the broker has it, as far as we know. What was cleared is not remembered."""
+        told = self.told.get(message.topic, "")
+        return told != "" and self.same(told, message)
 
     def same(self, held: str, message: Message) -> bool:
         if held == message.payload:

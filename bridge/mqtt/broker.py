@@ -34,6 +34,8 @@ CAREFUL = 2
 LONGEST_PAUSE = 300.0
 TURMOIL, TURMOIL_PAUSE = 5, 3.0
 """Seconds between attempts while a cluster that has lost a server shuts the door a few times; then it is well."""
+HASTE = 2.0
+"""Seconds for a server of a cluster to let us in, doubled every other round: another one may be ready sooner."""
 RULES = "check its access rules and its limits"
 
 
@@ -62,6 +64,7 @@ class Broker:
         self._complaints: set[tuple[str, str]] = set()
         self._told: set[str] = set()
         self._flaps = 0
+        self._rounds = 0
         self._paused = 0.0
         self._careful = False
         self._suspects = Suspects()
@@ -109,6 +112,7 @@ class Broker:
             except (Unavailable, Rejected) as error:
                 self._diallers.rotate(-1)
                 if not left:
+                    self._rounds += 1
                     raise
                 _log.info("%s; trying %s", error, self.address)
         return None
@@ -123,7 +127,7 @@ class Broker:
                 if lower == manner:
                     raise
                 manner = lower
-        self._manner = manner
+        self._manner, self._rounds = manner, 0
         _log.info("Connected to %s with MQTT %s", self.address, self.protocol)
         if not self.limits.retain:
             self._say(f"{self.address} keeps no retained messages: subscribers see nothing until it is sent again")
@@ -211,19 +215,29 @@ class Broker:
 
     async def _open(self, manner: Manner) -> Link:
         suspects = self._suspects if self._careful else None
+        patience = self._patience
         link = Link(await self._dialler.dial(manner), self._on_message, self._complaints, suspects=suspects)
         try:
             link.start()
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(patience):
                 judge(self._dialler.address, self._dialler.will.topic, await link.answer, link)
             await link.subscribe(self._wanted())
         except TimeoutError:
             link.hang_up("no answer")  # a broker may wait for the rest of a CONNECT it takes for an older one
+            if patience < self._timeout:
+                raise Unavailable(f"{self.address}: no answer within {patience:g} s") from None
             raise NoMqtt5(str(self._dialler.no_answer())) from None
         except BaseException:
             link.hang_up("given up")
             raise
         return link
+
+    @property
+    def _patience(self) -> float:
+        """Seconds until an answer has to be there."""
+        return (
+            min(self._timeout, HASTE * 2 ** min(self._rounds // 2, 5)) if len(self._diallers) > 1 else self._timeout
+        )
 
     def _wanted(self) -> Iterator[str]:
         for topic in () if self._deaf else self._subscriptions:

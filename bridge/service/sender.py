@@ -96,7 +96,8 @@ class Sender:
         """Send what is left, if the broker takes it in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._flush()
+                while await self._flush():
+                    pass
 
     def _again(self) -> None:
         self._outbox.forget()
@@ -117,16 +118,19 @@ class Sender:
         finally:
             lost.cancel()
 
-    async def _flush(self) -> None:
+    async def _flush(self) -> bool:
+        """Send a round; whether another may follow."""
+        more = False
         if self._time() >= self._beat:
             self._again()
             self._wake.clear()
         for message in self._outbox.pending(self._time()):
+            more = True
             await self._pace()
             self.pulse.work()
             try:
                 if not await self._broker.send(message):
-                    return
+                    return False
             except MessageRefused as refusal:
                 self._outbox.refuse(message)
                 self._report(message, refusal)
@@ -134,6 +138,7 @@ class Sender:
             self._outbox.sent(message, self._time())
             self.sent += 1
             self._on_sent(message)
+        return more
 
     async def _pace(self) -> None:
         now = self._time()

@@ -176,7 +176,6 @@ class Store:
         except OSError as error:
             self._report(writable=False, reason=error.strerror or "unknown error")
             return False
-        self._report(writable=True)
         return True
 
     def _write(self, name: str) -> None:
@@ -185,6 +184,7 @@ class Store:
         if _digest(content) != self._on_disk.get(name):
             _replace(self._folder / name, content)
             self._note(name, content)
+            self._report(writable=True)
         if len(content) > SMALL:
             del self._known[name]
 

@@ -37,6 +37,7 @@ NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 BROKER = BrokerStatus("mqtt://broker:1883", True, "5", connections=3, sent=1234, topics=567, unsent=8)
 GATEWAY = GatewayStatus(
     host="192.0.2.7",
+    address="192.0.2.7",
     serial="122301003111",
     name=None,
     firmware="D8.3.5167",

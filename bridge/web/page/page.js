@@ -150,7 +150,8 @@ function show(gateway) {
   const answers = gateway.sources.filter((each) => each.fresh).length;
   list(find(".facts dl", place), [
     ["State", gateway.online ? "answers" : "does not answer", gateway.online ? "good" : "bad"],
-    ["Address", gateway.host],
+    ["Address", gateway.address, gateway.address === gateway.host ? "" : "warn"],
+    ...(gateway.address === gateway.host ? [] : [["In the settings", gateway.host]]),
     ["Firmware", gateway.firmware ?? "not known yet"],
     ["Token", ...token(gateway.token)],
     ["Fresh sources", `${answers} of ${gateway.sources.filter((each) => each.fresh !== null).length}`],

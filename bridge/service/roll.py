@@ -18,7 +18,7 @@ class Roll:
         self._devices = set(known)
         self._is_told = False
 
-    def __contains__(self, device: str) -> bool:
+    def __contains__(self, device: object) -> bool:
         return device in self._devices
 
     def admitted(self, readings: Sequence[Reading]) -> Sequence[Reading]:

@@ -152,6 +152,14 @@ def test_a_file_that_is_there_is_not_touched(shell: Shell) -> None:
     assert Path(".env").read_text() == "OTHERS=1\n"
 
 
+@pytest.mark.parametrize("output", ["barrier/settings.toml", "barrier/more/.env"])
+def test_where_nothing_can_be_written_nobody_is_asked(shell: Shell, output: str) -> None:
+    Path("barrier").write_text("a file")
+    told = answered(shell, NOWHERE, arguments=("--output", output))
+    assert (told.code, told.text) == (78, "")
+    assert f"--output: {output} can't be written: " in told.errors
+
+
 def test_what_a_dotenv_file_would_expand_goes_into_a_toml_file(tmp_path: Path) -> None:
     assert "iqgateway2mqtt.toml" in setup._keep({"mqtt": {"password": "${HOME}"}}, tmp_path / ".env")
     assert tomllib.loads((tmp_path / "iqgateway2mqtt.toml").read_text()) == {"mqtt": {"password": "${HOME}"}}

@@ -209,6 +209,18 @@ def _write(file: Path, text: str) -> None:
         stream.write(text)
 
 
+def _see_to(file: Path) -> None:
+    """That it can be written is known before anybody is asked anything. Raises BadSetting."""
+    try:
+        if file.exists():
+            raise BadSetting(f"--output: {file} is there already: name another file, or move it away")
+        folder = next(parent for parent in file.absolute().parents if parent.exists())
+    except OSError as problem:
+        raise BadSetting(f"--output: {file}: {problem.strerror}") from None
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise BadSetting(f"--output: {file} can't be written: {folder} is no folder that this user may write to")
+
+
 def _keep(answers: Answers, file: Path) -> str:
     """Where it is, and what to do next. What looks like a variable in a `.env` is taken for one, quotes or not."""
     if "${" in environment(answers):
@@ -232,8 +244,8 @@ def _program() -> str:
 def run(settings: Settings, output: str, interfaces: Sequence[str], *, show: bool) -> int:
     """`show` prints the settings, secrets included, in place of a file."""
     file, report = Path(output), Report()
-    if file.exists() and not show:
-        raise BadSetting(f"--output: {file} is there already: name another file, or move it away")
+    if not show:
+        _see_to(file)
     log.configure(LogSettings(level="ERROR", format=settings.log.format))
     try:
         answers = Interview(report, interfaces).hold()

@@ -633,7 +633,7 @@ def _unknown(name: str) -> str:
 def _refuse_unknown() -> None:
     file = config_file()
     if file and not file.is_file():
-        raise BadSetting(f"{CONFIG_VARIABLE}: names no file")
+        raise BadSetting(f"{CONFIG_VARIABLE}: names no file that there is: {file}")
     secrets = (name for folder in secret_folders() for name in _Secrets.load_secrets(folder))
     elsewhere = (name.upper() for name in (*os.environ, *DotEnvSettingsSource(Settings).env_vars, *secrets))
     unknown = {name for name in elsewhere if name.startswith(PREFIX)} - {*names(), CONFIG_VARIABLE}

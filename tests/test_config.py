@@ -535,7 +535,7 @@ def test_a_file_that_is_none(name: str, where: str, monkeypatch: pytest.MonkeyPa
         environment(monkeypatch, CONFIG=name)
     else:
         Path(".env").write_text(f"BRIDGE_CONFIG={name}\n")
-    assert refusal() == "BRIDGE_CONFIG: names no file"
+    assert refusal() == f"BRIDGE_CONFIG: names no file that there is: {Path(name)}"
 
 
 def test_the_environment_names_the_file_before_dotenv_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 from zoneinfo import ZoneInfo
@@ -27,11 +27,11 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
+    InitSettingsSource,
     NestedSecretsSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    TomlConfigSettingsSource,
 )
 
 from bridge import fleet
@@ -51,6 +51,12 @@ RESERVED = ("bridge", "site")
 def _topic(value: str) -> str:
     if not re.fullmatch(r"[^\s/+#$\x00][^\s+#\x00]*(?<!/)", value) or "//" in value:
         raise ValueError("must be a topic without blanks, +, #, a leading $ or empty levels, such as enphase")
+    return value
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"(https?://)?[^\s/@?#]+/?", value):
+        raise ValueError("must be a name, an address, host:port or a URL such as http://192.168.1.20")
     return value
 
 
@@ -100,7 +106,7 @@ class Section(BaseModel):
 class GatewaySettings(Section):
     """One IQ Gateway."""
 
-    host: Annotated[str, Field(pattern=r"^(https?://)?[^\s/@?#]+/?$")] = "envoy.local"
+    host: Annotated[str, AfterValidator(_host)] = "envoy.local"
     """`envoy.local`, an address, `host:port`, or a URL (`http://…` for firmware before 7)"""
     token: SecretStr | None = None
     """a token pasted from the web page"""
@@ -483,8 +489,26 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls, config_file())
+        toml = InitSettingsSource(settings_cls, _toml())
         return init_settings, env_settings, dotenv_settings, _Secrets(file_secret_settings), toml
+
+
+def _toml() -> dict[str, Any]:
+    """What the TOML file holds. What is empty in it is not set, as in the environment."""
+    file = config_file()
+    if file is None or not file.is_file():
+        return {}
+    text = file.read_text(encoding="utf-8-sig")  # some editors put a mark before it, which TOML does not know
+    known = {name.removeprefix(PREFIX).rpartition("__")[2].lower() for name in names()}
+    found: dict[str, Any] = _filled(tomllib.loads(text), known)
+    return found
+
+
+def _filled(data: Any, known: Collection[str]) -> Any:
+    """Without empty texts, unless nobody knows what they stand for."""
+    if isinstance(data, Mapping):
+        return {key: _filled(item, known) for key, item in data.items() if item != "" or key not in known}
+    return [_filled(item, known) for item in data] if isinstance(data, list) else data
 
 
 class _Secrets(NestedSecretsSettingsSource):
@@ -497,7 +521,7 @@ class _Secrets(NestedSecretsSettingsSource):
     @classmethod
     def load_secrets(cls, path: Path) -> dict[str, str]:
         ours = (file for file in sorted(path.iterdir()) if file.name.upper().startswith(PREFIX) and file.is_file())
-        return {file.name: file.read_text(encoding="utf-8", errors="replace").strip() for file in ours}
+        return {file.name: file.read_text(encoding="utf-8-sig", errors="replace").strip() for file in ours}
 
 
 def config_file() -> Path | None:
@@ -518,7 +542,7 @@ def found() -> dict[str, list[str]]:
     file = config_file()
     places: dict[str, Iterable[str]] = {ENVIRONMENT: os.environ, ".env": DotEnvSettingsSource(Settings).env_vars}
     places |= {str(folder): _Secrets.load_secrets(folder) for folder in secret_folders()}
-    places |= {str(file): _flat(TomlConfigSettingsSource(Settings, file).toml_data)} if file else {}
+    places |= {str(file): _flat(_toml())} if file else {}
     known = {*names()}
     return {place: sorted({name.upper() for name in named} & known) for place, named in places.items()}
 
@@ -570,7 +594,7 @@ def _explained(work: Callable[[], Settings]) -> Settings:
     except SettingsError as error:  # the text of the cause may hold the value
         field = re.search(r'field "(\w+)"', str(error))
         problem = f"{PREFIX}{field[1].upper()}: not valid JSON" if field else str(error)
-    except TOMLDecodeError as error:
+    except tomllib.TOMLDecodeError as error:
         problem = f"{CONFIG_VARIABLE}: not valid TOML ({error})"
     except UnicodeDecodeError:
         problem = f".env or the file of {CONFIG_VARIABLE}: not UTF-8 text"
@@ -586,6 +610,8 @@ def _explain(where: tuple[int | str, ...], message: str, kind: str) -> str:
     name = PREFIX + "__".join(_shown(str(part)) for part in where)
     if kind == "extra_forbidden":
         return _unknown(name)
+    if kind == "model_type":
+        return f"{name}: must be a section with settings of its own, such as [{where[0]}] in TOML"
     return f"{name}: {text[:1].lower()}{text[1:]}"
 
 
@@ -607,10 +633,10 @@ def _unknown(name: str) -> str:
 def _refuse_unknown() -> None:
     file = config_file()
     if file and not file.is_file():
-        raise BadSetting(f"{CONFIG_VARIABLE}: names no file")
+        raise BadSetting(f"{CONFIG_VARIABLE}: names no file that there is: {file}")
     secrets = (name for folder in secret_folders() for name in _Secrets.load_secrets(folder))
     elsewhere = (name.upper() for name in (*os.environ, *DotEnvSettingsSource(Settings).env_vars, *secrets))
     unknown = {name for name in elsewhere if name.startswith(PREFIX)} - {*names(), CONFIG_VARIABLE}
-    sections = TomlConfigSettingsSource(Settings, file).toml_data.keys() - Settings.model_fields.keys()
+    sections = _toml().keys() - Settings.model_fields.keys()
     if unknown := unknown | {PREFIX + _shown(section) for section in sections}:
         raise BadSetting("; ".join(_unknown(name) for name in sorted(unknown)))

@@ -3,7 +3,7 @@
 Firmware's own counts of today do not always begin again at midnight, or not at 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
@@ -34,6 +34,10 @@ class Days:
     def dump(self) -> dict[str, list[str | float]]:
         """For the store."""
         return {counter: list(day) for counter, day in self._known.items()}
+
+    def of(self, counters: Container[str]) -> "Days":
+        """Only these."""
+        return Days({counter: day for counter, day in self._known.items() if counter in counters})
 
     @classmethod
     def load(cls, kept: object) -> "Days":

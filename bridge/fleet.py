@@ -81,7 +81,7 @@ def listed(path: Path) -> list[Any]:
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_BYTES).decode()
+            text = file.read(MAX_BYTES).decode("utf-8-sig")
         found = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except OSError as error:
         problem = f"{path}: {error.strerror}"

@@ -132,6 +132,24 @@ async def test_run_without_anything_there_goes_on_until_it_is_stopped(number: in
     assert not [line for line in program.err if "Traceback" in line]
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (["simulate", "--port", "65536"], "65536 is no port"),
+        (["simulate", "--port", "-1"], "-1 is no port"),
+        (["discover", "--seconds", "nan"], "nan is no number of seconds up to 3600"),
+        (["discover", "--seconds", "0"], "0 is no number of seconds"),
+        (["discover", "--interface", "eth0"], "eth0 is no address of this machine"),
+        (["setup", "--interface", "eth0"], "eth0 is no address of this machine"),
+    ],
+)
+def test_a_wrong_option_is_a_wrong_call(call: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(call)
+    assert stop.value.code == 2
+    assert text in said(capsys)[1][-1]
+
+
 @pytest.mark.parametrize("command", ["demo", "simulate"])
 def test_an_unknown_home_is_a_wrong_call(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

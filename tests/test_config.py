@@ -535,7 +535,7 @@ def test_a_file_that_is_none(name: str, where: str, monkeypatch: pytest.MonkeyPa
         environment(monkeypatch, CONFIG=name)
     else:
         Path(".env").write_text(f"BRIDGE_CONFIG={name}\n")
-    assert refusal() == "BRIDGE_CONFIG: names no file"
+    assert refusal() == f"BRIDGE_CONFIG: names no file that there is: {Path(name)}"
 
 
 def test_the_environment_names_the_file_before_dotenv_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,7 +559,9 @@ def test_the_environment_names_the_file_before_dotenv_does(monkeypatch: pytest.M
         ),
         (f"[gateway]\ntoken = {SECRET}", "BRIDGE_CONFIG: not valid TOML"),
         (f"gateway.token = '{SECRET}", "BRIDGE_CONFIG: not valid TOML"),
-        (f"mqtt = '{SECRET}'", "BRIDGE_MQTT: "),
+        (f"mqtt = '{SECRET}'", "BRIDGE_MQTT: must be a section with settings of its own, such as [mqtt] in TOML"),
+        (f"gateway = ['{SECRET}']", "BRIDGE_GATEWAY: must be a section"),
+        (f"[gateway]\nhost = '{SECRET} x'", "BRIDGE_GATEWAY__HOST: must be a name, an address, host:port or a URL"),
         (f"[mqtt]\nurl = ['{SECRET}']", "BRIDGE_MQTT__URL: "),
         (f"[gateways]\nhost = '{SECRET}'", "BRIDGE_GATEWAYS: "),
     ],
@@ -567,6 +569,30 @@ def test_the_environment_names_the_file_before_dotenv_does(monkeypatch: pytest.M
 def test_a_wrong_file(text: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     toml(monkeypatch, text)
     assert refusal().startswith(line)
+
+
+def test_a_file_as_windows_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mark before the text, and two characters at the end of each line."""
+    toml(monkeypatch, "").write_bytes(b"\xef\xbb\xbf[gateway]\r\nhost = 'attic'\r\n[mqtt]\r\nurl = 'mqtt://b'\r\n")
+    Path(".env").write_bytes(b"\xef\xbb\xbfBRIDGE_INSTANCE=barn\r\nBRIDGE_LOG__LEVEL=debug\r\n")
+    settings = load()
+    assert (settings.gateway.host, settings.mqtt.url) == ("attic", "mqtt://b")
+    assert (settings.instance, settings.log.level) == ("barn", "DEBUG")
+
+
+def test_what_is_empty_in_a_file_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody fills in a form, and leaves the rest of it empty."""
+    empty = "host = ''\ntoken = ''\nusername = ''\npassword = ''\nserial = ''"
+    toml(monkeypatch, f"timezone = ''\n[gateway]\n{empty}\n[mqtt]\nurl = ''\nusername = ''\n[poll]\nreadings = 0\n")
+    settings = load()
+    assert settings.gateway == GatewaySettings()
+    assert settings.mqtt == MqttSettings()
+    assert (settings.timezone, settings.poll.readings) == (None, 0)
+
+
+def test_what_is_empty_in_a_file_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    toml(monkeypatch, "[[gateways]]\nhost = 'a'\nname = ''\n[[gateways]]\nhost = 'b'\nhots = ''\n")
+    assert refusal() == "BRIDGE_GATEWAYS__1__HOTS: no such setting; did you mean BRIDGE_GATEWAY__HOST?"
 
 
 @pytest.mark.parametrize("name", [".env", "bridge.toml"])
@@ -583,7 +609,7 @@ def test_a_file_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "bridge.toml")
 
-    monkeypatch.setattr(config.TomlConfigSettingsSource, "_read_file", forbidden)
+    monkeypatch.setattr(Path, "read_text", forbidden)
     assert refusal() == "bridge.toml: Permission denied"
 
 

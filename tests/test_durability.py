@@ -17,6 +17,7 @@ from bridge.store import Store
 
 pytestmark = pytest.mark.hasty
 NINETEEN_SEVENTY = 90.0
+DAY = 86_400.0
 CLOUD = ("/login/login.json", "/tokens", "/entrez-auth-token")
 
 
@@ -47,6 +48,10 @@ def remount(disk: Path, how: str) -> None:
 def kept_token(home: House) -> str | None:
     state = Store(home.folder / "state").load(home.serial)
     return state.token.get_secret_value() if state.token else None
+
+
+LOGIN = 2
+"""Requests that it takes to get one token."""
 
 
 def logins(home: House) -> int:
@@ -125,3 +130,32 @@ async def test_a_clock_that_starts_in_1970(tmp_path: Path, warned: list[str]) ->
             assert home.topic(lifetime) == before
         assert (kept_token(home), logins(home)) == (token, asked)
     assert len(warned) == 1
+
+
+@pytest.mark.may_log("token")
+async def test_a_clock_that_leaps_back_a_day_and_ahead_a_year(tmp_path: Path) -> None:
+    """No token is lost, the cloud is hardly asked, no counter falls, and once it is right all is as before."""
+    async with house(tmp_path) as home:
+        wrong_by = [0.0]
+        async with running(home.settings(gateway=home.account), now=lambda: home.clock() + wrong_by[0]):
+            await home.settled()
+            await until(lambda: kept_token(home) is not None)
+            token, asked = kept_token(home), logins(home)
+            lifetime = "site/solar/energy_lifetime"
+            before = home.topic(lifetime)
+
+            wrong_by[0] = -DAY
+            answered = home.simulator.count()
+            await until(lambda: home.simulator.count() > answered + 100)
+            assert set(home.availability.values()) == {"online"}
+            assert (home.topic(lifetime), kept_token(home), logins(home)) == (before, token, asked)
+
+            wrong_by[0] = 400 * DAY
+            await until(lambda: "the token expired on" in (home.topic("gateway/problem") or ""))
+            assert home.topic(lifetime) == before
+            wrong_by[0] = 0.0
+            await until(lambda: set(home.availability.values()) == {"online"})
+            await until(lambda: home.topic("gateway/problem") == "none")
+            assert home.topic(lifetime) == before
+            assert kept_token(home) is not None
+        assert logins(home) - asked <= 2 * LOGIN

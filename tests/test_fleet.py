@@ -128,6 +128,8 @@ def test_a_shard_needs_serials(gateway: dict[str, Any]) -> None:
         ("g.toml", as_toml("7", "8")),
         ("g.json", json.dumps(listing("7", "8"))),
         ("g.json", json.dumps({"gateways": listing("7", "8")})),
+        ("g.json", f"\ufeff{json.dumps(listing('7', '8'))}"),
+        ("g.toml", f"\ufeff{as_toml('7', '8')}"),
     ],
 )
 def test_a_file_of_gateways(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -120,7 +121,7 @@ def at_each_width_and_scheme(test: Any) -> Any:
 
 async def cell(page: Page, meter: str, phase: int, column: int) -> str:
     body = page.locator(".phases tbody", has=page.get_by_text(meter, exact=True))
-    return await body.locator("tr").nth(phase).locator("td").nth(column).inner_text()
+    return await body.locator("tr").nth(phase).locator("td").nth(column - 1).inner_text()
 
 
 async def test_the_page_shows_what_the_broker_has_and_follows_it(browser: Browser, tmp_path: Path) -> None:
@@ -144,6 +145,38 @@ async def test_the_page_shows_what_the_broker_has_and_follows_it(browser: Browse
             lacking = (await page.locator(".lacking").inner_text()).count(",") + 1
             assert await page.locator(".sources tbody tr").count() == len(ENDPOINTS) - lacking
             assert "127.0.0.1" in await page.locator("#broker").inner_text()
+
+
+async def test_who_does_not_see_it_is_told_as_much(browser: Browser, tmp_path: Path) -> None:
+    """Everything has a role and a name, numbers belong to a phase, and the keyboard reaches what can be opened."""
+    async with house(tmp_path) as home, lived(home) as (port, _):
+        await home.settled()
+        async with opened(browser, port) as page:
+            status = page.get_by_role("status")
+            await expect(status).to_contain_text("Everything works", timeout=PATIENCE)
+            phases = page.get_by_role("table", name="Phases")
+            await expect(phases.get_by_role("row", name="L2").first.get_by_role("cell")).to_have_count(5)
+            await expect(phases.get_by_role("columnheader", name="phase")).to_be_visible()
+            sources = page.get_by_role("table", name="What answers, and how fast")
+            row = sources.get_by_role("row").filter(has=page.get_by_role("rowheader", name="readings"))
+            await expect(row).to_contain_text("fresh")
+            await expect(page.get_by_role("img", name=re.compile("solar .* kW, grid .*"))).to_be_visible()
+            assert await page.get_by_role("heading", level=1).count() == 1
+            assert await page.locator("html").get_attribute("lang") == "en"
+            for name in ("/healthz", "/readyz", "/metrics", "/status.json"):
+                await page.keyboard.press("Tab")
+                await expect(page.get_by_role("link", name=name)).to_be_focused()
+                style = "getComputedStyle(document.activeElement).outlineStyle"
+                assert await page.evaluate(style) != "none"
+
+
+async def test_a_gateway_that_moved_is_shown_with_both_addresses(browser: Browser) -> None:
+    seen = (source("readings", "good", fresh=True, age=2.5, took=0.25),)
+    moved = replace(GATEWAY, host="envoy.local", address="192.0.2.50", sources=seen)
+    status = replace(STATUS, gateways=(moved,))
+    async with shown(status) as port, opened(browser, port) as page:
+        facts = await page.locator(".facts dl").inner_text()
+        assert re.search(r"Address\s+192\.0\.2\.50\s+In the settings\s+envoy\.local\s", facts)
 
 
 @pytest.mark.may_log("broker|onnection")

@@ -60,6 +60,21 @@ async def test_reload(tmp_path: Path) -> None:
         assert not [line for line in bridge.err if "Traceback" in line]
 
 
+def _withstands(pid: int, number: signal.Signals) -> bool:
+    """Whether the signal is held, or does something else than end the process."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return any(int(status[kind], 16) >> (number - 1) & 1 for kind in ("SigBlk", "SigCgt"))
+
+
+async def test_a_reload_that_comes_while_it_starts_is_done(tmp_path: Path) -> None:
+    given = {"BRIDGE_GATEWAY__HOST": "http://127.0.0.1:9", "BRIDGE_STATE_DIR": str(tmp_path / "state")}
+    async with started(*BRIDGE, "run", env={**given, "BRIDGE_MQTT__URL": "mqtt://127.0.0.1:9"}) as bridge:
+        await until(lambda: _withstands(bridge.process.pid, signal.SIGHUP))
+        bridge.process.send_signal(signal.SIGHUP)
+        await until(lambda: any("settings and tokens are read again" in line for line in bridge.err))
+        assert await bridge.stop(signal.SIGTERM) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_stop(tmp_path: Path, number: signal.Signals) -> None:
     async with house(tmp_path, "legacy") as home:

@@ -1,12 +1,13 @@
 """A gateway that makes up serial numbers fills neither our memory nor the broker."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from samples import home, parse
+from samples import details, home, parse
 
 from bridge.model import Facts
 from bridge.service.counting import Counted, Counting
-from bridge.service.roll import MOST_DEVICES
+from bridge.service.roll import MOST_DEVICES, MOST_GONE
 
 NOW = 1_790_000_000.0
 SITE = 1_000
@@ -60,3 +61,50 @@ def test_what_an_earlier_run_has_published_counts() -> None:
     first, *_ = answers(1, [f"inverter/{place}" for place in range(MOST_DEVICES - 1)])
     assert len(inverters(first)) == 1
     assert [event.warning for event in first.events] == [True]
+
+
+def counted(number: int, facts: Facts, counting: Counting) -> Counted:
+    """The same from the endpoint whose inverters have counters."""
+    units = {str(place): details(482_200_000_000 + SITE * number + place, place) for place in range(SITE)}
+    when = NOW + 300 * number
+    return counting.count("device_data", parse("device_data", units, facts), facts, now=when, steady=when)
+
+
+def kept(count: int) -> dict[str, Any]:
+    """What a run leaves behind to which a gateway named `count` sites, one after the other."""
+    counting, facts = Counting(netted=True, zone=None, kept={}), home(1, ["production"])
+    for number in range(count):
+        counted(number, facts, counting)
+    return counting.dump()
+
+
+def owners(kept: Mapping[str, Any]) -> set[str]:
+    return {key.removesuffix("/energy_lifetime") for key in kept["counters"]}
+
+
+def test_counters_of_devices_that_have_gone_count_after_a_restart() -> None:
+    """One that is restarted again and again, and told new names each time, does not grow for ever."""
+    counting, facts = Counting(netted=True, zone=None, kept=kept(3)), home(1, ["production"])
+    assert len(inverters(counted(3, facts, counting))) == SITE
+    told = counted(4, facts, counting)
+    assert len(inverters(told)) == MOST_DEVICES - MOST_GONE - SITE
+    assert [event.warning for event in told.events] == [True]
+    left = counting.dump()
+    assert (len(left["days"]), len(owners(left))) == (MOST_DEVICES, MOST_DEVICES)
+
+
+def test_who_went_last_is_remembered_and_who_is_there_in_any_case() -> None:
+    there = "inverter/482200000007"
+    left = Counting(netted=True, zone=None, kept=kept(3), devices=[there]).dump()
+    assert owners(left) > {f"inverter/{482_200_000_000 + 2 * SITE + place}" for place in range(SITE)} | {there}
+    assert len(owners(left)) == MOST_GONE + 1
+    assert set(left["days"]) == owners(left)
+
+
+def test_meters_and_phases_are_kept_whole() -> None:
+    phases = {f"meter/production{phase}/energy_delivered": {"raw": 7, "seen_at": 1} for phase in ("", "/l1", "/l3")}
+    others = {f"inverter/{place}/energy_lifetime": {"raw": 5, "seen_at": 2} for place in range(MOST_GONE)}
+    accounts = {"counters": {**phases, **others}}
+    for devices, wanted in ((["meter/production"], phases.keys() | others.keys()), ([], others.keys())):
+        counting = Counting(netted=True, zone=None, kept=accounts, devices=devices)
+        assert counting.dump()["counters"].keys() == wanted

@@ -7,9 +7,10 @@ import pytest
 from houses import house
 from nearby import LOOPBACK, alone, announcing
 from running import running, until
+from test_web import going
 
 from bridge.config import GatewaySettings
-from bridge.service import search
+from bridge.service import Bridge, search
 from bridge.simulator import Simulator
 from bridge.simulator.serve import self_signed, serve
 
@@ -26,7 +27,7 @@ def _nearby(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.expects_log("no connection to the gateway", "the gateway can't be read")
 async def test_a_gateway_with_a_new_address_is_found_by_its_serial_number(tmp_path: Path) -> None:
-    async with house(tmp_path) as home, running(home.settings()):
+    async with house(tmp_path) as home, going((bridge := Bridge(home.settings())).run()):
         await home.settled()
         await home.unplug()
         await until(lambda: home.topic("state") == "offline")
@@ -34,9 +35,13 @@ async def test_a_gateway_with_a_new_address_is_found_by_its_serial_number(tmp_pa
         async with with_its_key as address, announcing(home.serial, int(address.rpartition(":")[2])):
             await until(lambda: home.topic("state") == "online")
             await until(lambda: home.topic("gateway/problem") == "none")
+            (shown,) = bridge.status().gateways
+            assert (shown.host, shown.address) == (home.url, address)
         await home.plug()
         await until(lambda: home.topic("availability/livedata") == "offline")
         await until(lambda: home.topic("state") == "online" and home.topic("availability/livedata") == "online")
+        (shown,) = bridge.status().gateways
+        assert (shown.host, shown.address) == (home.url, home.url)
 
 
 @pytest.mark.expects_log("no connection to the gateway", "the gateway can't be read")

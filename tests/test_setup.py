@@ -1,6 +1,9 @@
 """`setup`, answered as a person would, against a simulated home, its cloud and a real broker."""
 
+import os
+import pty
 import stat
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from brokers import Mosquitto, password_lines
 from cli import NOWHERE, Shell, Told, served, shell
 from dotenv import dotenv_values
 from nearby import LOOPBACK, alone, announced
+from programs import BRIDGE
 
 from bridge.commands import setup
 from bridge.simulator import PASSWORD, USER, Simulator
@@ -137,6 +141,59 @@ def test_it_gives_up_where_nothing_works(shell: Shell) -> None:
     assert not Path(".env").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("/etc/iqgateway2mqtt/settings.toml", "systemctl enable --now iqgateway2mqtt"),
+        ("/etc/iqgateway2mqtt/attic/settings.toml", "systemctl enable --now iqgateway2mqtt@attic"),
+        ("/etc/iqgateway2mqtt/other.toml", "BRIDGE_CONFIG=/etc/iqgateway2mqtt/other.toml iqgateway2mqtt run"),
+        ("/srv/settings.toml", "BRIDGE_CONFIG=/srv/settings.toml iqgateway2mqtt run"),
+    ],
+)
+def test_it_says_what_to_do_next(file: str, command: str) -> None:
+    assert setup._start(Path(file)) == command
+
+
+@pytest.mark.parametrize(
+    ("keys", "code", "said"),
+    [
+        ([b"\x04"], 78, b"nothing was written"),
+        ([b"\n", b"\x04"], 78, b"nothing was written"),
+        ([b"\x03"], 130, b""),
+    ],
+    ids=["Ctrl-D", "Ctrl-D at a secret", "Ctrl-C"],
+)
+def test_keys_that_end_it_end_it_quietly(address: str, keys: list[bytes], code: int, said: bytes) -> None:
+    """At a real terminal, once the gateway has been met."""
+    ours, its = pty.openpty()
+    command = ("setsid", "--ctty", "--wait", *BRIDGE, "setup", "--interface", LOOPBACK)
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its) as process:
+        os.close(its)
+        seen = b""
+        for wanted, key in zip(
+            (b"envoy.local]: ", b"paste a token): ", b"not show): "), [f"{address}\n".encode(), *keys], strict=False
+        ):
+            seen = _until_shown(ours, wanted)
+            os.write(ours, key)
+        seen += _until_shown(ours, None)
+    os.close(ours)
+    assert process.returncode == code
+    assert said in seen
+    assert b"Traceback" not in seen
+    assert not Path(".env").exists()
+
+
+def _until_shown(terminal: int, text: bytes | None) -> bytes:
+    """What it shows until then, or until it ends."""
+    seen = b""
+    while text is None or text not in seen:
+        try:
+            seen += os.read(terminal, 4096)
+        except OSError:  # all who had it open have gone
+            break
+    return seen
+
+
 def test_who_leaves_leaves_nothing(shell: Shell, address: str) -> None:
     told = answered(shell, address, USER)
     assert told.code == 78
@@ -150,6 +207,14 @@ def test_a_file_that_is_there_is_not_touched(shell: Shell) -> None:
     assert told.code == 78
     assert "--output: .env is there already" in told.errors
     assert Path(".env").read_text() == "OTHERS=1\n"
+
+
+@pytest.mark.parametrize("output", ["barrier/settings.toml", "barrier/more/.env"])
+def test_where_nothing_can_be_written_nobody_is_asked(shell: Shell, output: str) -> None:
+    Path("barrier").write_text("a file")
+    told = answered(shell, NOWHERE, arguments=("--output", output))
+    assert (told.code, told.text) == (78, "")
+    assert f"--output: {output} can't be written: " in told.errors
 
 
 def test_what_a_dotenv_file_would_expand_goes_into_a_toml_file(tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ def test_token_never_shows_itself() -> None:
     [
         f"  {jwt()}\n",
         f"Bearer {jwt()}",
+        f"\ufeff{jwt()}\r\n",
         f'"{jwt()}"',
         json.dumps({"generation_time": 1, "token": jwt(), "expires_at": 2}),
     ],

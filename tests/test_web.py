@@ -1,11 +1,12 @@
 """The HTTP listener: what probes, Prometheus and people are told, and what it takes from strangers."""
 
 import asyncio
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,13 +18,17 @@ import pytest
 from brokers import Mosquitto, free_port
 from houses import House, house, housed
 from programs import BRIDGE, started
+from prometheus_client.core import Metric as Family
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from running import until
 from test_secrets import BROKER_USER, MQTT, STATES, guarded, problem, secrets, watched
 
 from bridge.commands.listener import attended
 from bridge.config import HttpSettings
-from bridge.service import Bridge, BrokerStatus, GatewayStatus, Status
+from bridge.model import Reading
+from bridge.records import POWER, measurement
+from bridge.service import Bridge, BrokerStatus, GatewayStatus, SourceStatus, Status
 from bridge.simulator.gateway import INFO, LIVEDATA, READINGS
 from bridge.web import listen
 from bridge.web.app import POLICY, App
@@ -37,6 +42,7 @@ NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 BROKER = BrokerStatus("mqtt://broker:1883", True, "5", connections=3, sent=1234, topics=567, unsent=8)
 GATEWAY = GatewayStatus(
     host="192.0.2.7",
+    address="192.0.2.7",
     serial="122301003111",
     name=None,
     firmware="D8.3.5167",
@@ -216,6 +222,61 @@ async def test_metrics_tell_gateways_apart_even_where_one_is_there_twice() -> No
         "192.0.2.8": 1,
         "192.0.2.9": 0,
     }
+
+
+BASE_UNITS = {"seconds", "bytes", "watts"}
+"""Those of Prometheus that we use; days are what people count tokens in, and what docs/health.md's alert has."""
+OTHER_UNITS = {"milliseconds", "minutes", "hours", "kilobytes", "kilowatts", "percent", "ms", "kb", "kw"}
+ENDINGS = {"counter": ("_total",), "gauge": ("",), "summary": ("_count", "_sum")}
+LIVELY = replace(
+    STATUS,
+    gateways=(
+        replace(
+            GATEWAY,
+            flows_fresh=True,
+            sources=(SourceStatus("readings", "good", True, 5.0, 2.5, 0.25, 7, 9, 1, 3.5),),
+            readings=(Reading("site/solar", None, measurement("power", POWER), 1234.5),),
+        ),
+        replace(GATEWAY, host='odd "host\\', address='odd "host\\\n', serial=None),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "parse"),
+    [("text/plain", text_string_to_metric_families), ("application/openmetrics-text; version=1.0.0", openmetrics)],
+)
+async def test_metrics_are_as_prometheus_wants_them(accept: str, parse: Callable[[str], Iterable[Family]]) -> None:
+    """Names and units by its rules, help everywhere, nothing twice, no label cut by what stands in it."""
+    found = await answer(LIVELY, "/metrics", accept=accept)
+    assert found.headers["content-type"].startswith(accept.partition(";")[0])
+    families = [family for family in parse(found.text) if family.name.startswith("iqgateway2mqtt_")]
+    assert {family.name for family in families} == {metric.full_name for metric in METRICS}
+    assert len(families) == len(METRICS)
+    seen: set[tuple[object, ...]] = set()
+    for family in families:
+        assert family.documentation
+        words = set(family.name.split("_"))
+        assert not words & OTHER_UNITS
+        assert {word for word in words if word in BASE_UNITS} <= {family.name.rpartition("_")[2]}
+        assert family.samples
+        for sample in family.samples:
+            key = (sample.name, *sorted(sample.labels.items()))
+            assert key not in seen
+            seen.add(key)
+            assert re.fullmatch(r"[a-z][a-z0-9_]*[a-z]", sample.name)
+            assert sample.name.removeprefix(family.name) in ENDINGS[family.type]
+            assert not {"le", "quantile", "job", "instance"} & sample.labels.keys()
+    odd = {sample.labels["host"] for family in families for sample in family.samples if "host" in sample.labels}
+    assert odd == {"192.0.2.7", 'odd "host\\\n'}
+
+
+async def test_a_gateway_that_moved_is_shown_where_it_is() -> None:
+    status = replace(STATUS, gateways=(replace(GATEWAY, host="envoy.local", address="192.0.2.50"),))
+    found = samples((await answer(status, "/metrics")).text)
+    assert found["gateway_info", "D8.3.5167", "122301003111", "192.0.2.50", "122301003111"] == 1
+    (gateway,) = (await answer(status, "/status.json")).json()["gateways"]
+    assert (gateway["host"], gateway["address"]) == ("envoy.local", "192.0.2.50")
 
 
 async def test_metrics_speak_openmetrics_to_who_asks_for_it() -> None:

@@ -2,19 +2,23 @@
 
 import argparse
 import importlib
+import ipaddress
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bridge import __version__
 from bridge.commands.codes import CONFIGURATION, STOPPED
 from bridge.commands.manual import teach
-from bridge.config import load
+from bridge.config import LAST_PORT, load
 from bridge.model import BadSetting
 from bridge.simulator import NAMES
 
 SHELLS = ("bash", "zsh", "fish")
+LONGEST = 3600
+"""Seconds that somebody may want to listen for gateways."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     simulate = commands.add_parser("simulate", help="only the simulated gateway, or a captured one, on a port")
     simulate.add_argument("capture", nargs="?", type=Path, metavar="CAPTURE", help="a capture to play back")
     simulate.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    simulate.add_argument("--port", type=int, default=8443, help="port to listen on (default %(default)s)")
+    simulate.add_argument("--port", type=_port, default=8443, help="port to listen on (default %(default)s)")
     for command in (demo, simulate):
         command.add_argument("--home", choices=NAMES, default="three-phase", help="default %(default)s")
     completion = commands.add_parser("completion", help="print what lets a shell complete these commands")
@@ -58,7 +62,7 @@ def _add_inspections(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 def _add_beginnings(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     discover = commands.add_parser("discover", help="find the gateways of this network")
-    discover.add_argument("--seconds", type=float, default=4.0, help="how long to listen (default %(default)s)")
+    discover.add_argument("--seconds", type=_seconds, default=4.0, help="how long to listen (default %(default)s)")
     setup = commands.add_parser("setup", help="ask for what is needed, try each answer, and write the settings")
     setup.add_argument("--output", default=".env", metavar="FILE", help="FILE.toml, or lines as in .env (default)")
     setup.add_argument("--show", action="store_true", help="print the environment for a container; write nothing")
@@ -66,11 +70,32 @@ def _add_beginnings(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         command.add_argument(
             "--interface",
             action="append",
+            type=_address,
             default=[],
             metavar="ADDRESS",
             dest="interfaces",
             help="listen there only",
         )
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) <= LAST_PORT):
+        raise argparse.ArgumentTypeError(f"{text} is no port: 0 (any that is free) to {LAST_PORT}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) <= LONGEST:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is no number of seconds up to {LONGEST}")
+
+
+def _address(text: str) -> str:
+    """zeroconf takes no names of interfaces."""
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(text))
+    raise argparse.ArgumentTypeError(f"{text} is no address of this machine, such as 192.168.1.5")
 
 
 def _with_settings(module: str, options: Mapping[str, object]) -> int:

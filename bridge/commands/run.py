@@ -109,6 +109,7 @@ async def _run(settings: Settings) -> None:
             service.reload()
 
     with _on(hang_up, signal.SIGHUP):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # what came before is done now
         await until_stopped(service.run(), supervisor.stopping)
 
 

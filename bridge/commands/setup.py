@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from bridge.gateway.token import MAX_LENGTH
 from bridge.model import BadSetting, BridgeError
 from bridge.store import Store
 
+SILENCE = "no more answers: nothing was written"
+SERVICE = Path("/etc/iqgateway2mqtt")
+"""Where the units in systemd/ look for settings: that of an instance in a folder of its own."""
 TRIES = 5
 """Times that one question is asked."""
 LISTEN = 4.0
@@ -161,7 +165,7 @@ def ask(question: str, default: str) -> str:
     print(f"{question}{f' [{default}]' if default else ''}: ", end="", flush=True)
     line = sys.stdin.readline(MAX_LENGTH)
     if not line:
-        raise GivenUp("no more answers: nothing was written")
+        raise GivenUp(SILENCE)
     if not sys.stdin.isatty():
         print()  # a terminal has shown the end of the line
     return line.strip() or default
@@ -169,7 +173,11 @@ def ask(question: str, default: str) -> str:
 
 def ask_secretly(question: str) -> str:
     """As `ask`; a terminal does not show what is typed."""
-    return getpass.getpass(f"{question} (it will not show): ").strip() if sys.stdin.isatty() else ask(question, "")
+    if not sys.stdin.isatty():
+        return ask(question, "")
+    with suppress(EOFError):
+        return getpass.getpass(f"{question} (it will not show): ").strip()
+    raise GivenUp(SILENCE)
 
 
 # What comes of it
@@ -209,13 +217,25 @@ def _write(file: Path, text: str) -> None:
         stream.write(text)
 
 
+def _see_to(file: Path) -> None:
+    """That it can be written is known before anybody is asked anything. Raises BadSetting."""
+    try:
+        if file.exists():
+            raise BadSetting(f"--output: {file} is there already: name another file, or move it away")
+        folder = next(parent for parent in file.absolute().parents if parent.exists())
+    except OSError as problem:
+        raise BadSetting(f"--output: {file}: {problem.strerror}") from None
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise BadSetting(f"--output: {file} can't be written: {folder} is no folder that this user may write to")
+
+
 def _keep(answers: Answers, file: Path) -> str:
     """Where it is, and what to do next. What looks like a variable in a `.env` is taken for one, quotes or not."""
     if "${" in environment(answers):
         file = file.with_name("iqgateway2mqtt.toml")
     if file.suffix == ".toml":
         _write(file, toml(answers))
-        return f"{file}, for your eyes only. Now: BRIDGE_CONFIG={file} {_program()} run"
+        return f"{file}, for your eyes only. Now: {_start(file)}"
     _write(file, environment(answers))
     here = file.resolve() == Path(".env").resolve()
     load_it = "" if here else f"set -a; . {file}; set +a; "
@@ -229,11 +249,20 @@ def _program() -> str:
     return shlex.quote(called) if own else PROGRAM
 
 
+def _start(file: Path) -> str:
+    """What to type where the settings are in this TOML file."""
+    place = file.resolve()
+    if place.name == "settings.toml" and SERVICE in (place.parent, place.parent.parent):
+        instance = "" if place.parent == SERVICE else f"@{place.parent.name}"
+        return f"systemctl enable --now iqgateway2mqtt{instance}"
+    return f"BRIDGE_CONFIG={file} {_program()} run"
+
+
 def run(settings: Settings, output: str, interfaces: Sequence[str], *, show: bool) -> int:
     """`show` prints the settings, secrets included, in place of a file."""
     file, report = Path(output), Report()
-    if file.exists() and not show:
-        raise BadSetting(f"--output: {file} is there already: name another file, or move it away")
+    if not show:
+        _see_to(file)
     log.configure(LogSettings(level="ERROR", format=settings.log.format))
     try:
         answers = Interview(report, interfaces).hold()

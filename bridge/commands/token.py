@@ -4,6 +4,7 @@ import asyncio
 import getpass
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 
 from bridge.commands import log, papers
@@ -171,7 +172,9 @@ def _paste(settings: Settings, gateway: str | None, report: Report) -> None:
         return
     if sys.stdin.isatty():
         print(f"\nGet a token for this gateway at {TOKEN_PAGE}, and paste it here.")
-        text = getpass.getpass("Token (it will not show): ")
+        text = ""
+        with suppress(EOFError):  # Ctrl-D in place of a token
+            text = getpass.getpass("Token (it will not show): ")
     else:
         text = sys.stdin.read(2 * MAX_LENGTH)
     asyncio.run(desk.take(text))

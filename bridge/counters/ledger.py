@@ -1,7 +1,7 @@
 """All lifetime counters of one gateway, and the clock that judges them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bridge.counters.account import CONFIRM, MOST, Account, Kind, Limits, Verdict
 from bridge.counters.judge import DAY, advance
-from bridge.model import Reading
+from bridge.model import Phase, Reading
 
 UNITS = {"Wh": "power", "VAh": "apparent_power", "varh": "reactive_power"}
 """Units of lifetime counters, and the power that each of them counts."""
@@ -21,6 +21,7 @@ WRAPPING = frozenset({"energy/production", "energy/production-pcu"})
 """Devices whose counter is a sum over the inverters'."""
 INVERTER = "inverter/"
 SOLAR = ("meter/production", "energy/production", "site/solar", INVERTER)
+PHASES = frozenset(phase.value for phase in Phase)
 SOLAR_HEADROOM, HEADROOM = 1.25, 2.0
 WATTS_PER_PHASE, WATTS_PER_INVERTER = 25_000.0, 1_000.0
 MOST_WATTS = 1_000_000.0
@@ -148,6 +149,20 @@ class Ledger:
         return {key: _ACCOUNTS.dump_python(account, mode="json", exclude_defaults=True) for key, account in items}
 
     @property
+    def devices(self) -> set[str]:
+        """Whose counters there are."""
+        return {_device(key) for key in self._accounts}
+
+    def forget(self, there: Container[str], most: int) -> None:
+        """Of the devices that are not `there`, only the `most` that were seen last stay."""
+        seen: dict[str, float] = {}
+        for key, account in self._accounts.items():
+            if (device := _device(key)) not in there:
+                seen[device] = max(account.newest, seen.get(device, 0.0))
+        gone = set(sorted(seen, key=seen.__getitem__, reverse=True)[most:])
+        self._accounts = {key: account for key, account in self._accounts.items() if _device(key) not in gone}
+
+    @property
     def held(self) -> int:
         return sum(account.is_held for account in self._accounts.values())
 
@@ -205,6 +220,13 @@ def _account(item: object) -> Account | None:
 
 def _key(reading: Reading) -> str:
     return "/".join((reading.device, *((reading.phase.value,) if reading.phase else ()), reading.name))
+
+
+def _device(key: str) -> str:
+    """The other way round."""
+    device, _, _ = key.rpartition("/")
+    above, _, last = device.rpartition("/")
+    return above if above and last in PHASES else device
 
 
 def _number(reading: Reading) -> float | None:

@@ -105,6 +105,11 @@ class Gateway:
         return f"Gateway({self._url!r})"
 
     @property
+    def url(self) -> str:
+        """Where it is asked now."""
+        return self._url
+
+    @property
     def fingerprint(self) -> str | None:
         """SHA-256 of the public key that the gateway showed last."""
         return self._pin.seen

@@ -30,9 +30,13 @@ PLAIN = {"Accept-Encoding": "identity", "User-Agent": "iqgateway2mqtt"}
 
 
 def quiet_libraries() -> None:
-    """Keep httpcore's DEBUG lines (they hold Set-Cookie) and httpx's line for each request out of every log."""
+    """Keep httpcore's DEBUG lines (they hold Set-Cookie) and httpx's line for each request out of every log.
+
+    zeroconf tells by a traceback of each interface that nothing can be sent on.
+    """
     for name in ("httpcore", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
 
 
 def spare_searches() -> None:

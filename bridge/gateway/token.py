@@ -67,8 +67,12 @@ class Token:
             raise TokenRejected(f"the token expired on {self.expires:%Y-%m-%d}: {PASTE}")
 
 
+MARK = "\ufeff"
+"""What some editors put before a text."""
+
+
 def _bare(text: str) -> str:
-    text = text[: 2 * MAX_LENGTH].strip()
+    text = text[: 2 * MAX_LENGTH].removeprefix(MARK).strip()
     if text.startswith("{"):
         text = str(json.loads(text)["token"]).strip()
     return text.removeprefix("Bearer ").strip().strip("\"'")

@@ -9,7 +9,7 @@ from bridge.counters import Event, Ledger, usual_cap
 from bridge.endpoints import Parsed
 from bridge.model import Facts, Reading
 from bridge.quirks import repaired
-from bridge.service.roll import Roll
+from bridge.service.roll import MOST_GONE, Roll
 from bridge.service.units import Units
 from bridge.site import Answer, Site
 
@@ -41,10 +41,11 @@ class Counting:
         devices: Iterable[str] = (),
     ) -> None:
         self._zone = zone
-        self._roll = Roll(devices)
         self._ledger = Ledger.load(kept.get("counters"))
+        self._ledger.forget(published := frozenset(devices), MOST_GONE)
+        self._roll = Roll(published | self._ledger.devices)
         self.site = Site(netted=netted, third_party=third_party, kept=kept.get("site"))
-        self._units = Units(kept.get("days"))
+        self._units = Units(kept.get("days"), self._roll)
         self._flows: Sequence[Reading] = ()
 
     def dump(self) -> dict[str, Any]:

@@ -109,6 +109,12 @@ class Poller:
         return self._settings.host
 
     @property
+    def _address(self) -> str:
+        """As the settings have it, unless it has moved."""
+        url = self._gateway.url
+        return self.host if url == self._settings.base_url else url.removeprefix("https://")
+
+    @property
     def serial(self) -> str | None:
         return self._identity.serial
 
@@ -152,6 +158,7 @@ class Poller:
         powered = self._health.sources.get(self._powered_by or "")
         return GatewayStatus(
             host=self.host,
+            address=self._address,
             serial=self.serial,
             name=self._settings.name,
             firmware=self._identity.facts.firmware,

@@ -7,6 +7,8 @@ from bridge.model import Reading
 
 MOST_DEVICES = 3_000
 """A site of 1,000 inverters may have all of them replaced twice."""
+MOST_GONE = MOST_DEVICES // 2
+"""Of those that have gone, how many a restart takes over: they may come back, and their counters must go on."""
 
 
 class Roll:
@@ -15,6 +17,9 @@ class Roll:
     def __init__(self, known: Iterable[str] = ()) -> None:
         self._devices = set(known)
         self._is_told = False
+
+    def __contains__(self, device: object) -> bool:
+        return device in self._devices
 
     def admitted(self, readings: Sequence[Reading]) -> Sequence[Reading]:
         """Without those of devices that are too many."""
@@ -32,6 +37,6 @@ class Roll:
         stranger = next(reading.device for reading in readings if reading.device not in self._devices)
         text = (
             f"{stranger} and all devices that are new after it are left out: the gateway has named {MOST_DEVICES} "
-            "devices, more than any home has; after a restart only those count that are still there"
+            "devices, more than any home has; a restart forgets most of those that have gone"
         )
         return (Event(text, warning=True),)

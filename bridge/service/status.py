@@ -51,10 +51,12 @@ class SourceStatus:
 class GatewayStatus:
     """One gateway. `known`: it has said who it is; `online`: it answers; `flows_fresh`: its powers are of now.
 
+    `host` is what the settings call it, `address` where it is asked: elsewhere where it has moved.
     `readings` are the newest ones of the site and of the meters.
     """
 
     host: str
+    address: str
     serial: str | None
     name: str | None
     firmware: str | None

@@ -1,6 +1,6 @@
 """The inverters of one gateway: what is known of them beyond a single answer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,9 @@ DAY_HOURS = 24
 class Units:
     """`highest` is the power that each unit has reached, in W."""
 
-    def __init__(self, kept: object) -> None:
-        self._days = Days.load(kept)
+    def __init__(self, kept: object, known: Container[str]) -> None:
+        """What is `kept` of an earlier run, of units that are `known`."""
+        self._days = Days.load(kept).of(known)
         self._by_source: dict[str, Mapping[str, float]] = {}
         self.highest: Mapping[str, float] = {}
 

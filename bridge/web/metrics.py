@@ -75,7 +75,7 @@ def _build(status: Status) -> Samples:
 
 
 def _identities(status: Status) -> Samples:
-    return (((name, g.host, g.serial or "", g.firmware or ""), (1,)) for name, g in _named(status))
+    return (((name, g.address, g.serial or "", g.firmware or ""), (1,)) for name, g in _named(status))
 
 
 def _days(status: Status) -> Samples:

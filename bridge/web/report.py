@@ -85,6 +85,7 @@ def _broker(broker: BrokerStatus) -> Json:
 def _gateway(gateway: GatewayStatus, now: datetime) -> Json:
     return {
         "host": gateway.host,
+        "address": gateway.address,
         "serial": gateway.serial,
         "name": gateway.name,
         "firmware": gateway.firmware or None,

@@ -18,6 +18,11 @@ const make = (tag, text = "", className = "") => {
   made.className = className;
   return made;
 };
+const heads = (text) => {
+  const made = make("th", text); // a screen reader says it with each cell of its row
+  made.scope = "row";
+  return made;
+};
 const say = (element, text) => {
   if (element.textContent !== text) element.textContent = text;
 };
@@ -107,7 +112,7 @@ function phases(card, meters) {
 function phase(row) {
   const line = make("tr");
   const numbers = [[row.power, 0], [row.voltage, 1], [row.current, 2], [row.power_factor, 2], [row.frequency, 2]];
-  line.append(make("td", row.phase ? row.phase.toUpperCase() : "all"));
+  line.append(heads(row.phase ? row.phase.toUpperCase() : "all"));
   line.append(...numbers.map(([value, digits]) => make("td", fixed(value, digits))));
   return line;
 }
@@ -121,7 +126,7 @@ function source(given) {
   const [word, mood] = states[given.state] ?? [given.state, ""];
   const line = make("tr");
   line.append(
-    make("td", given.name),
+    heads(given.name),
     make("td", word, mood),
     make("td", span(given.age)),
     make("td", brief(given.took)),
@@ -150,7 +155,8 @@ function show(gateway) {
   const answers = gateway.sources.filter((each) => each.fresh).length;
   list(find(".facts dl", place), [
     ["State", gateway.online ? "answers" : "does not answer", gateway.online ? "good" : "bad"],
-    ["Address", gateway.host],
+    ["Address", gateway.address, gateway.address === gateway.host ? "" : "warn"],
+    ...(gateway.address === gateway.host ? [] : [["In the settings", gateway.host]]),
     ["Firmware", gateway.firmware ?? "not known yet"],
     ["Token", ...token(gateway.token)],
     ["Fresh sources", `${answers} of ${gateway.sources.filter((each) => each.fresh !== null).length}`],

@@ -18,6 +18,7 @@ REPEATS = 100
 """Topics that are told once more in a round: what comes meanwhile waits no longer."""
 
 DISCOVERY = (Rank.HANDOVER, Rank.DISCOVERY, Rank.FAREWELL)
+"""Always new, and always in the same order, so that a broker that hangs up over one of them gives it away."""
 STATE = (Rank.AVAILABILITY, Rank.VALUE)
 
 
@@ -102,21 +103,17 @@ class Outbox:
                 yield message
 
     def _round(self) -> Iterator[tuple[Rank, _Topic]]:
-        """No more than `REPEATS` are repeated; as long as discovery is among them, nothing else has its turn.
+        """Discovery is repeated whole and in its order, of the rest no more than `REPEATS` topics.
 
         States are many in a fleet, and each has to be acknowledged: they are repeated last.
         """
-        room = REPEATS
         for rank in DISCOVERY:
-            repeats = self._repeats[rank]
-            for topic in chain(self._news[rank].values(), islice(repeats.values(), room)):
+            for topic in self._news[rank].values():
                 yield rank, topic
-            room -= len(repeats)
-            if room < 0:
-                return
         for rank in STATE:
             for topic in self._news[rank].values():
                 yield rank, topic
+        room = REPEATS
         for rank in reversed(STATE):
             for topic in islice(self._repeats[rank].values(), room):
                 yield rank, topic
@@ -161,7 +158,9 @@ class Outbox:
 
     def release(self, belongs: Callable[[str], bool]) -> None:
         """The same, but for what the broker does not have yet."""
-        news = {name for topics in self._news.values() for name in topics}
+        news = {
+            name for name, topic in self._topics.items() if self._is_unsent(topic) and topic.changed(self._scale)
+        }
         self.drop(lambda name: belongs(name) and name not in news)
         for name, topic in self._topics.items():
             topic.leaving |= belongs(name)
@@ -183,7 +182,7 @@ class Outbox:
         What was sent last may have been lost with the connection, so of the values it is repeated first.
         """
         self._rounds += 1
-        for topics in self._repeats.values():
+        for topics in (*self._repeats.values(), *(self._news[rank] for rank in DISCOVERY)):
             topics.clear()
         for topic in sorted(self._topics.values(), key=lambda topic: topic.recency, reverse=True):
             topic.sent_at = topic.refused = None
@@ -202,7 +201,7 @@ class Outbox:
         """Put the topic where it belongs; one that is there already keeps its place in the order."""
         rank, name = topic.newest.rank, topic.newest.topic
         refused = topic.newest.payload == topic.refused
-        news = not refused and topic.changed(self._scale)
+        news = not refused and (topic.changed(self._scale) or (topic.doubted and rank in DISCOVERY))
         for places, here in ((self._news, news), (self._repeats, topic.doubted and not news and not refused)):
             if here:
                 places[rank].setdefault(name, topic)

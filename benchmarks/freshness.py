@@ -70,17 +70,16 @@ def measured(
 
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
-    with TemporaryDirectory() as folder:
-        found: dict[str, list[float]] = {"floor": [], "bridge": []}
-        for name in [*found] * TURNS:
-            with lab.gateways(20) as served, lab.broker() as port:
-                _, address, token = served.only
-                bare = [sys.executable, __file__, "floor", address, token, str(port)]
-                live = {"BRIDGE_POLL__PROFILE": "live"}
-                env = lab.environment(served, port, Path(folder), **live) if name == "bridge" else None
-                command = [sys.executable, "-m", "bridge", "run"] if name == "bridge" else bare
-                print(f"{name}: {seconds / TURNS:g} s ...", file=sys.stderr)
-                found[name] += measured(command, env, served, port, seconds / TURNS)
+    found: dict[str, list[float]] = {"floor": [], "bridge": []}
+    for name in [*found] * TURNS:
+        with lab.gateways(20) as served, lab.broker() as port, TemporaryDirectory() as folder:
+            _, address, token = served.only
+            bare = [sys.executable, __file__, "floor", address, token, str(port)]
+            live = {"BRIDGE_POLL__PROFILE": "live"}
+            env = lab.environment(served, port, Path(folder), **live) if name == "bridge" else None
+            command = [sys.executable, "-m", "bridge", "run"] if name == "bridge" else bare
+            print(f"{name}: {seconds / TURNS:g} s ...", file=sys.stderr)
+            found[name] += measured(command, env, served, port, seconds / TURNS)
     base = lab.percentile(found["floor"], 0.5)
     rows = [
         (

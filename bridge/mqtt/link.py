@@ -24,7 +24,7 @@ OnMessage = Callable[[str, bytes, bool], None]
 """Topic, payload, and whether the message was retained."""
 
 BURST = 32
-"""Messages that paho may hold until its socket has taken them."""
+"""Messages until others have their turn on the loop, and until the socket has taken them."""
 WINDOW = 20
 """QoS 1 messages that may be unacknowledged; a broker may ask for less."""
 ACK_TIMEOUT = 60.0
@@ -175,19 +175,20 @@ class Link:
         return _content_type(message.content_type) if mqtt5 and message.content_type else None
 
     def _publish(self, message: Message, qos: int, properties: Properties | None) -> bool:
-        try:
-            info = self._client.publish(
-                message.topic, message.payload, qos, retain=self.limits.retain, properties=properties
-            )
-        except ValueError as error:  # a topic that MQTT does not allow
-            raise MessageRefused(f"{message.topic}: {error}") from None
+        with self._pump.at_once():
+            try:
+                info = self._client.publish(
+                    message.topic, message.payload, qos, retain=self.limits.retain, properties=properties
+                )
+            except ValueError as error:  # a topic that MQTT does not allow
+                raise MessageRefused(f"{message.topic}: {error}") from None
+            if qos:
+                self._unacked[info.mid] = (self._loop.time(), message.topic)
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self.hang_up(error_string(info.rc))
             return False
         self._burst += 1
-        if qos:
-            self._unacked[info.mid] = (self._loop.time(), message.topic)
-        return True
+        return self.alive
 
     def _end(self, reason: str) -> None:
         if not self.alive:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from paho.mqtt.client import Client
@@ -21,8 +22,8 @@ class Pump:
     """Reads, writes and keeps alive from `start` until paho closes the socket, or until `stop`.
 
     It starts when paho's blocking `connect` is over, so paho calls back on the loop only, never in a thread.
-    `flushed` is called when paho's queue is empty, `ticked` every second, `failed` when paho raised something, and
-    `overfed` when a packet comes that is larger than we take.
+    `flushed` is called on the loop when paho's queue is empty, `ticked` every second, `failed` when paho raised
+    something, and `overfed` when a packet comes that is larger than we take.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Pump:
         self._failed = failed
         self._overfed = overfed
         self._timer: asyncio.TimerHandle | None = None
+        self._at_once = self._tells = False
 
     def start(self) -> None:
         client = self._client
@@ -85,6 +87,32 @@ class Pump:
         if not self._client.want_write():
             self._flushed()
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What paho is given meanwhile is written when this ends, as far as the socket takes it.
+
+        Left to the loop, it would wait until all that is ready to run has run.
+        """
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+        self._step(self._client.loop_write)
+        sock = self._client.socket()
+        if sock is None:
+            return
+        if self._client.want_write():
+            self._loop.add_writer(sock, self._writable)
+        elif not self._tells:
+            self._tells = True
+            self._loop.call_soon(self._tell_flushed)
+
+    def _tell_flushed(self) -> None:
+        self._tells = False
+        if not self._client.want_write():
+            self._flushed()
+
     def _tick(self) -> None:
         self._timer = self._loop.call_later(1, self._tick)
         self._step(self._client.loop_misc)
@@ -99,7 +127,8 @@ class Pump:
             self._failed("a fault in the MQTT library")
 
     def _want_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
-        self._loop.add_writer(sock, self._writable)
+        if not self._at_once:
+            self._loop.add_writer(sock, self._writable)
 
     def _want_no_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
         self._loop.remove_writer(sock)

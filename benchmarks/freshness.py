@@ -1,4 +1,4 @@
-"""From the last byte of the gateway's answer to the value at a subscriber, at one poll a second.
+"""From the moment the gateway sends its answer to the value at a subscriber, at one poll a second.
 
 The floor is a bare loop that reads the same answer with the same HTTP client, and publishes one value with paho.
 Both are measured in turns, for what else the machine does changes by the minute.

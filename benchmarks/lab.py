@@ -78,9 +78,9 @@ class Stamped:
                 told = json.loads(body)
                 told["meters"]["pv"]["agg_p_mw"] = 1000 * watts
                 event = {**event, "body": json.dumps(told).encode()}
-            await send(event)
-            if body:
+            if body:  # afterwards, the client may be ahead of us: it wakes up on our core
                 self._stamps[watts] = time.monotonic()
+            await send(event)
 
         return sent
 

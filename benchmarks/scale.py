@@ -1,9 +1,9 @@
-"""Many gateways in one process, 20 inverters each, at the default cadences.
+"""Many gateways in one process, 20 inverters each, and one with 1,000, at the default cadences.
 
 CPU and memory of the bridge alone, and how late the values come: the longest time between two documents of one
 gateway's live data, whose period is 5 seconds.
 
-    python benchmarks/scale.py [SECONDS] [GATEWAYS ...]
+    python benchmarks/scale.py [SECONDS] [GATEWAYS | GATEWAYSxINVERTERS ...]
 """
 
 import sys
@@ -18,19 +18,22 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 SECONDS = 60.0
-COUNTS = (1, 10, 100, 300)
+SITES = ("1", "10", "100", "300", "1x1000")
+INVERTERS = 20
 PERIOD = 5.0
 START = 20.0
-"""Seconds for the first round, and one more for every ten gateways."""
+"""Seconds for the first round, and one more for every 200 inverters."""
+LISTEN = 10.0
+"""Seconds in which a new subscriber has all that is retained."""
 
 
-def measured(count: int, seconds: float) -> tuple[object, ...]:
+def measured(count: int, inverters: int, seconds: float) -> tuple[object, ...]:
     arrivals: defaultdict[str, list[float]] = defaultdict(list)
 
     def arrived(_client: Client, _data: object, message: MQTTMessage) -> None:
         arrivals[message.topic].append(time.monotonic())
 
-    with lab.gateways(20, count) as served, lab.broker() as port, TemporaryDirectory() as folder:
+    with lab.gateways(inverters, count) as served, lab.broker() as port, TemporaryDirectory() as folder:
         off = {"BRIDGE_HOMEASSISTANT__DISCOVERY": "off"}
         watcher = Client(CallbackAPIVersion.VERSION2)
         watcher.on_message = arrived
@@ -38,24 +41,30 @@ def measured(count: int, seconds: float) -> tuple[object, ...]:
         watcher.subscribe("enphase/+/live/system")
         watcher.loop_start()
         with lab.bridge(lab.environment(served, port, Path(folder), **off)) as process:
-            time.sleep(START + count / 10)
+            time.sleep(START + count * inverters / 200)
             arrivals.clear()
             used = lab.cpu_seconds(process.pid)
             time.sleep(seconds)
             used, memory = lab.cpu_seconds(process.pid) - used, lab.resident(process.pid)
+            watcher.subscribe("enphase/#")
+            live = {topic: list(times) for topic, times in arrivals.items()}
+            time.sleep(LISTEN)
         watcher.loop_stop()
-    gaps = [later - earlier for times in arrivals.values() for earlier, later in pairwise(times)]
+    gaps = [later - earlier for times in live.values() for earlier, later in pairwise(times)]
     late = max(gaps, default=float("nan")) - PERIOD
-    return count, len(arrivals), 100 * used / seconds, 100 * used / seconds / count, memory, memory / count, late
+    share = 100 * used / seconds
+    return count, inverters, len(live), len(arrivals), share, share / count, memory, memory / count, late
 
 
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
     rows = []
-    for count in [int(text) for text in sys.argv[2:]] or COUNTS:
-        print(f"{count} gateways ...", file=sys.stderr)
-        rows.append(measured(count, seconds))
-    header = ("gateways", "seen", "CPU, % of a core", "each", "memory, MB", "each", "latest, s")
+    for site in sys.argv[2:] or SITES:
+        count, _, inverters = site.partition("x")
+        print(f"{count} gateways of {inverters or INVERTERS} inverters ...", file=sys.stderr)
+        rows.append(measured(int(count), int(inverters or INVERTERS), seconds))
+    cost = ("CPU, % of a core", "each", "memory, MB", "each", "latest, s")
+    header = ("gateways", "inverters each", "seen", "topics", *cost)
     lab.table("Scale", header, rows)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import stat
 import subprocess
 import sys
@@ -175,7 +176,10 @@ def test_keys_that_end_it_end_it_quietly(address: str, keys: list[bytes], code: 
         ):
             seen = _until_shown(ours, wanted)
             os.write(ours, key)
-        seen += _until_shown(ours, None)
+        while select.select([ours], [], [], 1)[0] or os.write(ours, keys[-1]):  # who is not reading yet may miss it
+            if not (more := _read(ours)):
+                break
+            seen += more
     os.close(ours)
     assert process.returncode == code
     assert said in seen
@@ -183,15 +187,19 @@ def test_keys_that_end_it_end_it_quietly(address: str, keys: list[bytes], code: 
     assert not Path(".env").exists()
 
 
-def _until_shown(terminal: int, text: bytes | None) -> bytes:
+def _until_shown(terminal: int, text: bytes) -> bytes:
     """What it shows until then, or until it ends."""
     seen = b""
-    while text is None or text not in seen:
-        try:
-            seen += os.read(terminal, 4096)
-        except OSError:  # all who had it open have gone
-            break
+    while text not in seen and (more := _read(terminal)):
+        seen += more
     return seen
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # all who had it open have gone
+        return b""
 
 
 def test_who_leaves_leaves_nothing(shell: Shell, address: str) -> None:

@@ -167,7 +167,8 @@ def test_it_says_what_to_do_next(file: str, command: str) -> None:
 def test_keys_that_end_it_end_it_quietly(address: str, keys: list[bytes], code: int, said: bytes) -> None:
     """At a real terminal, once the gateway has been met."""
     ours, its = pty.openpty()
-    command = ("setsid", "--ctty", "--wait", *BRIDGE, "setup", "--interface", LOOPBACK)
+    heeding = ("env", "--default-signal=INT")  # whatever a shell starts in its background ignores Ctrl-C
+    command = (*heeding, "setsid", "--ctty", "--wait", *BRIDGE, "setup", "--interface", LOOPBACK)
     with subprocess.Popen(command, stdin=its, stdout=its, stderr=its) as process:
         os.close(its)
         seen = b""

@@ -19,7 +19,8 @@ REPEATS = 100
 
 DISCOVERY = (Rank.HANDOVER, Rank.DISCOVERY, Rank.FAREWELL)
 """Always new, and always in the same order, so that a broker that hangs up over one of them gives it away."""
-STATE = (Rank.AVAILABILITY, Rank.VALUE)
+REPEATED = (Rank.VALUE, Rank.AVAILABILITY)
+"""In this order: states are many in a fleet, and each has to be acknowledged."""
 
 
 @dataclass(slots=True)
@@ -103,21 +104,11 @@ class Outbox:
                 yield message
 
     def _round(self) -> Iterator[tuple[Rank, _Topic]]:
-        """Discovery is repeated whole and in its order, of the rest no more than `REPEATS` topics.
-
-        States are many in a fleet, and each has to be acknowledged: they are repeated last.
-        """
-        for rank in DISCOVERY:
-            for topic in self._news[rank].values():
-                yield rank, topic
-        for rank in STATE:
-            for topic in self._news[rank].values():
-                yield rank, topic
-        room = REPEATS
-        for rank in reversed(STATE):
-            for topic in islice(self._repeats[rank].values(), room):
-                yield rank, topic
-            room = max(0, room - len(self._repeats[rank]))
+        """Discovery is repeated whole and in its order, of the rest no more than `REPEATS` topics."""
+        for rank, topics in self._news.items():
+            yield from ((rank, topic) for topic in topics.values())
+        repeats = ((rank, topic) for rank in REPEATED for topic in self._repeats[rank].values())
+        yield from islice(repeats, REPEATS)
 
     def next_due(self, now: float) -> float | None:
         """Seconds until `pending` offers something (0: it does already), `None` where nothing is unsent."""
@@ -158,10 +149,11 @@ class Outbox:
 
     def release(self, belongs: Callable[[str], bool]) -> None:
         """The same, but for what the broker does not have yet."""
-        news = {
-            name for name, topic in self._topics.items() if self._is_unsent(topic) and topic.changed(self._scale)
-        }
-        self.drop(lambda name: belongs(name) and name not in news)
+
+        def is_there(topic: _Topic) -> bool:
+            return not (self._is_unsent(topic) and topic.changed(self._scale))
+
+        self.drop(lambda name: belongs(name) and is_there(self._topics[name]))
         for name, topic in self._topics.items():
             topic.leaving |= belongs(name)
 

@@ -236,11 +236,13 @@ class Tree:
 
     def _owns(self, source: str, key: Key, reading: Reading) -> bool:
         known, measurement = self._rows.get(key), reading.measurement
-        same = known is not None and known.source == source and known.measurement is measurement
-        if not same and known is not None:
-            if self._rank(known.source, known.measurement) < self._rank(source, measurement):
-                return False
-            same = known.source == source and known.measurement == measurement
+        same = (
+            known is not None
+            and known.source == source
+            and (known.measurement is measurement or known.measurement == measurement)  # equality takes long
+        )
+        if known and not same and self._rank(known.source, known.measurement) < self._rank(source, measurement):
+            return False
         if known is None or not same:
             self._gone.pop(key, None)
             self._rows[key] = Row(reading.device, reading.phase, measurement, source)

@@ -177,10 +177,13 @@ def test_keys_that_end_it_end_it_quietly(address: str, keys: list[bytes], code: 
         ):
             seen = _until_shown(ours, wanted)
             os.write(ours, key)
-        while select.select([ours], [], [], 1)[0] or os.write(ours, keys[-1]):  # who is not reading yet may miss it
-            if not (more := _read(ours)):
+        while True:
+            if not select.select([ours], [], [], 1)[0]:
+                os.write(ours, keys[-1])  # who was not reading yet may have missed it
+            elif more := _read(ours):
+                seen += more
+            else:
                 break
-            seen += more
     os.close(ours)
     assert process.returncode == code
     assert said in seen

@@ -235,9 +235,9 @@ class Broker:
     @property
     def _patience(self) -> float:
         """Seconds until an answer has to be there."""
-        return (
-            min(self._timeout, HASTE * 2 ** min(self._rounds // 2, 5)) if len(self._diallers) > 1 else self._timeout
-        )
+        if len(self._diallers) == 1:
+            return self._timeout
+        return min(self._timeout, HASTE * 2.0 ** min(self._rounds // 2, 5))
 
     def _wanted(self) -> Iterator[str]:
         for topic in () if self._deaf else self._subscriptions:

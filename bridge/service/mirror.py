@@ -41,8 +41,6 @@ class Mirror:
         self._discovered: set[str] = set()
         self._leaving: set[str] = set()
         """Discovery topics to be cleared; until the broker has been told, the store remembers them."""
-        self._parting: set[str] = set()
-        """Those of them that have been told so in this run. Once is enough: `sent` says what comes next."""
         self._has_site = False
         self._cleared: set[str] = set()
         """Sources that the gateway does not have: their topics were cleared once."""
@@ -99,8 +97,8 @@ class Mirror:
     def restore(self, kept: object) -> bool:
         """Take over what an earlier run has published. False where there is nothing."""
         kept = kept if isinstance(kept, dict) else {}
-        self._discovered = _topics(kept.get("discovered"))
-        self._leaving = _topics(kept.get("leaving"))
+        # What the broker was not told of leaving is taken for announced: it is told again, from the beginning.
+        self._discovered = _topics(kept.get("discovered")) | _topics(kept.get("leaving"))
         return self._tree.restore(kept.get("rows"))
 
     @property
@@ -125,10 +123,10 @@ class Mirror:
             about = discovery.Gateway(facts, style.url, style.site, style.suffix)
             messages += discovery.announce(style.announcement, about, self._tree.rows(), self._tree.gone())
         topics = {message.topic for message in messages}
-        gone = (self._discovered | self._leaving) - topics
-        self._send(self._first_word(topic) for topic in sorted(gone - self._parting))
+        gone = self._discovered - topics  # told once: `sent` says what comes next
+        self._send(self._first_word(topic) for topic in sorted(gone))
         self._send(messages)
-        self._discovered, self._leaving, self._parting = topics, gone, set(gone)
+        self._discovered, self._leaving = topics, (self._leaving | gone) - topics
         return True
 
     def sent(self, message: Message) -> bool:

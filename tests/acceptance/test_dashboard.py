@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,28 @@ async def live_a_day(ha: HomeAssistant, house: House) -> None:
     ha.remember(rows)
 
 
+@asynccontextmanager
+async def shown(
+    owned: Callable[[Release], Owned], folder: Path, home: str
+) -> AsyncIterator[tuple[HomeAssistant, House, Page]]:
+    """The dashboard of a home, in a browser. What is integrated stands still."""
+    need_browser()
+    ha = HomeAssistant(owned(NEWEST), folder, extra="frontend:\n")
+    with Mosquitto(folder) as broker:
+        async with (
+            housed(folder, broker, home) as house,
+            watching(broker.port) as house.watcher,
+            running(house.settings(), now=house.clock),
+            ha.running(),
+            browsing(folder) as page,
+        ):
+            await ha.use_broker(broker.port)
+            await settled(ha, house)
+            await put_up(ha)
+            await page.open(1240, 840, 1, signed_in(ha))
+            yield ha, house, page
+
+
 async def test_the_dashboard_shows_a_three_phase_home(
     owned: Callable[[Release], Owned], tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
@@ -158,59 +181,31 @@ async def test_the_dashboard_shows_a_three_phase_home(
 
 
 async def test_it_hides_what_a_home_does_not_have(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
-    need_browser()
-    ha = HomeAssistant(owned(NEWEST), tmp_path, extra="frontend:\n")
-    with Mosquitto(tmp_path) as broker:
-        async with (
-            housed(tmp_path, broker, "no-cts") as house,
-            watching(broker.port) as house.watcher,
-            running(house.settings()),
-            ha.running(),
-            browsing(tmp_path) as page,
-        ):
-            await ha.use_broker(broker.port)
-            await settled(ha, house)
-            await put_up(ha)
-            await page.open(1240, 840, 1, signed_in(ha))
-            text = await look(ha, page, "now", watts(house.topic("site/solar/power")), "Connected")
-            assert not [word for word in ("Battery", "Unavailable", "Entity not found") if word in text]
-            await look(ha, page, "inverters", "12 inverters")
-            highest = f"sensor.inverter_{house.simulator.home.inverters[0].serial}_highest_power"
-            assert highest not in await ha.states()
-            await ha.enable_all()
+    async with shown(owned, tmp_path, "no-cts") as (ha, house, page):
+        text = await look(ha, page, "now", watts(house.topic("site/solar/power")), "Connected")
+        assert not [word for word in ("Battery", "Unavailable", "Entity not found") if word in text]
+        await look(ha, page, "inverters", "12 inverters")
+        highest = f"sensor.inverter_{house.simulator.home.inverters[0].serial}_highest_power"
+        assert highest not in await ha.states()
+        await ha.enable_all()
 
-            async def more() -> bool:
-                return highest in await ha.states()
+        async def more() -> bool:
+            return highest in await ha.states()
 
-            await ha.until(more)
-            await look(ha, page, "inverters", "12 inverters")
+        await ha.until(more)
+        await look(ha, page, "inverters", "12 inverters")
 
 
 async def test_two_phases_are_shown_as_two(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
     """In the home of the USA, where there are no l3 and no storage meter."""
-    need_browser()
-    ha = HomeAssistant(owned(NEWEST), tmp_path, extra="frontend:\n")
-    with Mosquitto(tmp_path) as broker:
-        async with (
-            housed(tmp_path, broker, "split-phase") as house,
-            watching(broker.port) as house.watcher,
-            running(house.settings(), now=house.clock),
-            ha.running(),
-            browsing(tmp_path) as page,
-        ):
-            await ha.use_broker(broker.port)
-            await settled(ha, house)
-            await put_up(ha)
-            await page.open(1240, 840, 1, signed_in(ha))
-            phases = [watts(house.topic(f"meter/net-consumption/l{n}/power")) for n in (1, 2)]
-            text = await look(ha, page, "phases", "Voltages", "Grid", "Solar", *phases)
-            assert not [
-                word for word in ("L3", "Battery", "Consumption", "navailable", "not found") if word in text
-            ]
-            flows = [watts(house.topic(f"site/{flow}/power")) for flow in ("solar", "grid", "home", "battery")]
-            text = await look(ha, page, "now", *flows)
-            assert not [word for word in ("navailable", "not found") if word in text]
-            await look(ha, page, "inverters", "16 inverters", "492302002102")
+    async with shown(owned, tmp_path, "split-phase") as (ha, house, page):
+        phases = [watts(house.topic(f"meter/net-consumption/l{n}/power")) for n in (1, 2)]
+        text = await look(ha, page, "phases", "Voltages", "Grid", "Solar", *phases)
+        assert not [word for word in ("L3", "Battery", "Consumption", "navailable", "not found") if word in text]
+        flows = [watts(house.topic(f"site/{flow}/power")) for flow in ("solar", "grid", "home", "battery")]
+        text = await look(ha, page, "now", *flows)
+        assert not [word for word in ("navailable", "not found") if word in text]
+        await look(ha, page, "inverters", "16 inverters", "492302002102")
         assert ha.complaints == []
 
 

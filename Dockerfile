@@ -1,15 +1,15 @@
-# iqgateway2mqtt as a container: docs/install.md#container
-# Debian's own Python: its security updates come with the base image.
+# The container image of iqgateway2mqtt, see docs/install.md#container. It uses Debian's Python, whose security updates
+# come with the base image.
 
 FROM debian:trixie-slim AS build
-# no versions: Debian keeps only the newest, and that is the one to have
+# No versions are pinned, because Debian's archive keeps only the newest one.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 python3-pip \
  && rm -rf /var/lib/apt/lists/* \
  && python3 -m venv --without-pip /opt/iqgateway2mqtt
 WORKDIR /src
-# What is locked changes seldom: this layer stays.
+# The locked requirements seldom change, so this layer stays in the build cache.
 COPY requirements.txt ./
 RUN pip --python /opt/iqgateway2mqtt/bin/python install --no-cache-dir --no-deps --only-binary=:all: --require-hashes \
     -r requirements.txt
@@ -27,7 +27,7 @@ LABEL org.opencontainers.image.title="iqgateway2mqtt" \
       org.opencontainers.image.base.name="docker.io/library/debian:trixie-slim" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# no versions: Debian keeps only the newest, and that is the one to have
+# No versions are pinned, because Debian's archive keeps only the newest one.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates python3 tzdata \

@@ -1,12 +1,13 @@
-"""A cluster of three NATS servers (JetStream) that loses the one that the bridge is connected to.
+"""Measures how a cluster of three NATS servers (JetStream) recovers when it loses the bridge's server.
 
-New subscribers at the servers that are left, in turn and each in a process of its own, ask again and again what
-is retained. A topic is wrong where that is neither what the bridge had sent last, a second before the subscriber
-asked, nor newer; it is missing where there is nothing. All is right when two subscribers in a row find nothing
-wrong and nothing missing, and each gateway has new values: the time is when the first of them asked. How long a
-subscriber takes for all topics while the cluster is well is told, too, and when the bridge is connected again and
-has sent everything again. Documents only, as a fleet has them. Each server has had a client before: the first one
-that a server of NATS ever has takes seconds more.
+The benchmark kills the server that the bridge is connected to. New subscribers then ask the two remaining servers,
+in turn and each in a process of its own, for all retained messages. A topic is wrong if its value is older than the
+one that the bridge had sent one second before the subscriber asked; it is missing if it has no value. All is right
+when two subscribers in a row find nothing wrong or missing and each gateway has new values; the time in the table
+is when the first of the two asked. The table also shows how long a subscriber takes for all topics while the
+cluster is healthy, when the bridge is connected again and when it has sent everything again. Payloads are documents
+only, as in a fleet. Each server has had a client before, because the first client of a NATS server takes seconds
+longer.
 
     python benchmarks/cluster.py [GATEWAYS ...]
 """
@@ -32,43 +33,43 @@ import lab
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bridge.config import Settings
 from bridge.model import Message
-from bridge.service import Bridge
+from bridge.service.bridge import Bridge
+from bridge.settings import Settings
 
-COUNTS = (10, 300)
+GATEWAY_COUNTS = (10, 300)
 CLEARED = crc32(b"")
-LOOK = "look"
-"""The first argument of a subscriber's own process."""
-SERVERS = 3
-LONGEST = 180.0
-"""Seconds until this gives up."""
-SETTLE = 15.0
-"""Seconds that the bridge is left alone before a server is killed."""
-QUIET = 1.0
-"""Seconds without another retained message after which a subscriber has them all."""
-ON_ITS_WAY = 1.0
-"""Seconds that a message may take."""
-KEPT = 20
-"""Payloads of each topic that are remembered."""
+SUBSCRIBER = "subscriber"
+"""The first argument of the subscriber's process."""
+SERVER_COUNT = 3
+MAX_RECOVERY_S = 180.0
+"""The benchmark gives up after this time."""
+SETTLE_S = 15.0
+"""The bridge runs this long before and during the measurement of its rate."""
+QUIET_S = 1.0
+"""A subscriber has all retained messages when none has come for this long."""
+DELIVERY_S = 1.0
+"""A message may take this long from the bridge to a subscriber."""
+KEPT_PAYLOADS = 20
+"""This many payloads of each topic are kept for comparison."""
 
 
 @dataclass
-class Server:
-    """One of the three."""
+class ClusterServer:
+    """A server of the cluster."""
 
     port: int
     process: "subprocess.Popen[bytes]"
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[list[Server]]:
-    """Three servers that have agreed on a leader, each with an MQTT port."""
+def cluster(folder: Path) -> Iterator[list[ClusterServer]]:
+    """Run three servers with an MQTT port each. They have elected a leader when this yields."""
     program = shutil.which("nats-server", path="/usr/bin:/usr/sbin:/usr/local/bin")
     if program is None:
         sys.exit("nats-server is missing: apt-get install nats-server")
-    routes = [_free_port() for _ in range(SERVERS)]
-    servers: list[Server] = []
+    routes = [_free_port() for _ in range(SERVER_COUNT)]
+    servers: list[ClusterServer] = []
     with ExitStack() as stack:
         for number, route in enumerate(routes):
             port = _free_port()
@@ -85,11 +86,11 @@ def cluster(folder: Path) -> Iterator[list[Server]]:
             process = subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL)
             stack.callback(process.wait)
             stack.callback(process.kill)
-            servers.append(Server(port, process))
+            servers.append(ClusterServer(port, process))
         deadline = time.monotonic() + 60
-        while not takes(servers[0].port):
+        while not accepts_messages(servers[0].port):
             if time.monotonic() > deadline:
-                sys.exit("the cluster does not come up")
+                sys.exit("the cluster has not started within 60 seconds")
             time.sleep(0.5)
         yield servers
 
@@ -100,8 +101,8 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def takes(port: int) -> bool:
-    """Whether a server acknowledges a message: then the cluster has its leaders."""
+def accepts_messages(port: int) -> bool:
+    """Return whether a server acknowledges a message; it does when the cluster has its leaders."""
     acknowledged = False
 
     def published(*_: object) -> None:
@@ -124,7 +125,7 @@ def takes(port: int) -> bool:
 
 
 def retained(port: int) -> dict[str, int]:
-    """What a new subscriber gets, as checksums."""
+    """Return the checksums of the retained messages that a new subscriber receives, by topic."""
     found: dict[str, int] = {}
     news = time.monotonic()
     ended = False
@@ -145,7 +146,7 @@ def retained(port: int) -> dict[str, int]:
         client.connect("127.0.0.1", port)
         client.subscribe("enphase/#")
         client.loop_start()
-        while time.monotonic() < news + QUIET + (2 if not found else 0) and not ended:
+        while time.monotonic() < news + QUIET_S + (2 if not found else 0) and not ended:
             time.sleep(0.05)
         client.loop_stop()
         client.disconnect()
@@ -153,33 +154,33 @@ def retained(port: int) -> dict[str, int]:
 
 
 @dataclass
-class Look:
-    """What a subscriber saw who asked at that time; `took` seconds until it had the last topic."""
+class Snapshot:
+    """The checksums that a subscriber received; `asked` is when it asked, `took` the seconds to the last topic."""
 
     asked: float
     took: float
     seen: dict[str, int]
 
 
-async def look(server: Server) -> Look:
-    """In a process of its own: it must not take the bridge's time."""
-    command = (sys.executable, __file__, LOOK, str(server.port))
+async def take_snapshot(server: ClusterServer) -> Snapshot:
+    """Run a subscriber in a process of its own, so that it does not slow the bridge down."""
+    command = (sys.executable, __file__, SUBSCRIBER, str(server.port))
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     told, _ = await process.communicate()
-    return Look(**json.loads(told))
+    return Snapshot(**json.loads(told))
 
 
-def _look(port: int) -> None:
+def _print_snapshot(port: int) -> None:
     asked = time.monotonic()
     seen = retained(port)
-    json.dump({"asked": asked, "took": time.monotonic() - asked - QUIET, "seen": seen}, sys.stdout)
+    json.dump({"asked": asked, "took": time.monotonic() - asked - QUIET_S, "seen": seen}, sys.stdout)
 
 
 class Sent:
-    """The newest payloads of each topic, as checksums, and when they were handed to the broker."""
+    """The checksums of the newest payloads of each topic, and when the bridge sent them."""
 
     def __init__(self) -> None:
-        self.topics: defaultdict[str, deque[tuple[float, int]]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self.topics: defaultdict[str, deque[tuple[float, int]]] = defaultdict(lambda: deque(maxlen=KEPT_PAYLOADS))
         self.count = 0
         self.news = asyncio.Event()
 
@@ -189,26 +190,26 @@ class Sent:
         self.news = asyncio.Event()
         self.topics[message.topic].append((time.monotonic(), crc32(message.payload.encode())))
 
-    def wrong(self, found: Look) -> int:
-        """Topics of which the subscriber got something else than what was newest, or newer."""
+    def outdated(self, found: Snapshot) -> int:
+        """Return how many topics had an outdated value at the subscriber."""
         return sum(
             topic in found.seen and not _right(history, found.seen[topic], found.asked)
             for topic, history in self.topics.items()
         )
 
-    def missing(self, found: Look) -> int:
+    def missing(self, found: Snapshot) -> int:
         return sum(
             topic not in found.seen and not _right(history, CLEARED, found.asked)
             for topic, history in self.topics.items()
         )
 
-    def untold(self, since: float) -> int:
-        """Topics that were not sent after that, those left out that are cleared."""
+    def not_resent(self, since: float) -> int:
+        """Return how many topics have not been sent since then, without those that are cleared."""
         return sum(history[-1][0] < since and history[-1][1] != CLEARED for history in self.topics.values())
 
 
 def _right(history: deque[tuple[float, int]], payload: int, asked: float) -> bool:
-    before = [when for when, _ in history if when <= asked - ON_ITS_WAY]
+    before = [when for when, _ in history if when <= asked - DELIVERY_S]
     newest = before[-1] if before else 0.0
     return payload in {text for when, text in history if when >= newest}
 
@@ -231,11 +232,11 @@ async def measured(count: int) -> tuple[object, ...]:
             alive = {f"enphase/{serial}/site/solar" for serial in served.gateways}
             while not alive <= sent.topics.keys():
                 await sent.news.wait()
-            await asyncio.sleep(SETTLE)
+            await asyncio.sleep(SETTLE_S)
             before, since = sent.count, time.monotonic()
-            await asyncio.sleep(SETTLE)
+            await asyncio.sleep(SETTLE_S)
             rate = (sent.count - before) / (time.monotonic() - since)
-            floor = max([(await look(server)).took for server in servers])
+            baseline = max([(await take_snapshot(server)).took for server in servers])
             servers[0].process.kill()
             killed = time.monotonic()
             leads = asyncio.create_task(_leads([server.port for server in servers[1:]]))
@@ -243,12 +244,15 @@ async def measured(count: int) -> tuple[object, ...]:
             again = asyncio.create_task(_again(sent, killed))
             first, right = None, 0.0
             for place in itertools.cycle((1, 2)):
-                found = await look(servers[place])
-                wrong, missing = sent.wrong(found), sent.missing(found)
-                silent, untold = sum(sent.topics[topic][-1][0] < killed for topic in alive), sent.untold(killed)
+                found = await take_snapshot(servers[place])
+                wrong, missing = sent.outdated(found), sent.missing(found)
+                silent, not_resent = (
+                    sum(sent.topics[topic][-1][0] < killed for topic in alive),
+                    sent.not_resent(killed),
+                )
                 print(
                     f"  {found.asked - killed:5.1f} s: {len(found.seen)} topics in {found.took:.1f} s, "
-                    f"{wrong} wrong, {missing} missing, {silent} gateways silent, {untold} not sent again",
+                    f"{wrong} wrong, {missing} missing, {silent} gateways silent, {not_resent} not sent again",
                     file=sys.stderr,
                 )
                 if found.seen and first is None:
@@ -256,21 +260,21 @@ async def measured(count: int) -> tuple[object, ...]:
                 if right and not wrong + missing + silent:
                     break
                 right = 0.0 if wrong + missing + silent else found.asked
-                if found.asked - killed > LONGEST:
+                if found.asked - killed > MAX_RECOVERY_S:
                     right = math.inf
                     break
             ends = [when - killed for when in (await leads, await connected, right, await again)]
-            return count, len(sent.topics), rate, floor, first, *ends
+            return count, len(sent.topics), rate, baseline, first, *ends
         finally:
             bridge.cancel()
             await asyncio.wait({bridge})
 
 
 async def _leads(ports: list[int]) -> float:
-    """When all servers that are left take clients and messages again."""
+    """Return when all these servers accept clients and messages again."""
 
     async def leads(port: int) -> None:
-        while not await asyncio.to_thread(takes, port):
+        while not await asyncio.to_thread(accepts_messages, port):
             pass
 
     await asyncio.gather(*map(leads, ports))
@@ -278,7 +282,7 @@ async def _leads(ports: list[int]) -> float:
 
 
 async def _connected(service: Bridge, sent: Sent) -> float:
-    """When the bridge sends something over another connection."""
+    """Return when the bridge sends its first message over a new connection."""
     before = service.status().broker.connections
     while service.status().broker.connections == before:
         await sent.news.wait()
@@ -286,19 +290,19 @@ async def _connected(service: Bridge, sent: Sent) -> float:
 
 
 async def _again(sent: Sent, killed: float) -> float:
-    """When the bridge had sent everything again."""
-    while sent.untold(killed) and time.monotonic() - killed < LONGEST:
+    """Return when the bridge has sent everything again, or when the benchmark gives up."""
+    while sent.not_resent(killed) and time.monotonic() - killed < MAX_RECOVERY_S:
         await sent.news.wait()
         await asyncio.sleep(0.2)
     return time.monotonic()
 
 
 def main() -> None:
-    if sys.argv[1:2] == [LOOK]:
-        _look(int(sys.argv[2]))
+    if sys.argv[1:2] == [SUBSCRIBER]:
+        _print_snapshot(int(sys.argv[2]))
         return
     rows = []
-    for count in [int(text) for text in sys.argv[1:]] or COUNTS:
+    for count in [int(text) for text in sys.argv[1:]] or GATEWAY_COUNTS:
         print(f"{count} gateways ...", file=sys.stderr)
         rows.append(asyncio.run(measured(count)))
     header = (

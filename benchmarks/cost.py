@@ -1,8 +1,9 @@
-"""CPU time of a round of all endpoints, and of those that pyenphase asks for, beside a bare client's on the same.
+"""Measures the CPU time of one round of requests: the bridge's, pyenphase's, and that of a bare HTTP client.
 
-Our round ends with everything that would be published. The floor asks for the same paths with httpx and reads the
-answers with `json.loads`. Who asks for what is counted by the gateway. pyenphase's own column is empty where it is
-not installed (`pip install pyenphase`).
+A round is either all endpoints or those that pyenphase requests. The bridge's time includes everything up to the
+messages that it would publish. The floor is a bare client that requests the same paths with httpx and parses the
+answers with `json.loads`. The gateway counts who requests which path. The column of pyenphase is empty if it is not
+installed (`pip install pyenphase`).
 
     python benchmarks/cost.py [ROUNDS]
 """
@@ -21,10 +22,10 @@ from tempfile import TemporaryDirectory
 import httpx
 import lab
 
-from bridge.config import Settings
 from bridge.endpoints import ENDPOINTS
 from bridge.outbox import Outbox
-from bridge.service import make_poller
+from bridge.service.bridge import make_poller
+from bridge.settings import Settings
 from bridge.store import Store
 
 ROUNDS, TRIES = 100, 3
@@ -32,7 +33,7 @@ SIZES = (1, 20, 500)
 
 
 async def timed(round_of: Callable[[], Awaitable[object]], rounds: int) -> float:
-    """Milliseconds of CPU time for each round, the first two not counted."""
+    """Return the CPU time per round in milliseconds, without the first two rounds."""
     await round_of()
     await round_of()
     begun = time.process_time()
@@ -60,9 +61,9 @@ async def floor(address: str, token: str, rounds: int, sources: Sequence[str]) -
 
 
 async def ours(address: str, token: str, rounds: int, sources: Sequence[str]) -> float:
-    """All sources are asked for twice, then only these: which is as in a house, where most are asked for seldom."""
+    """Poll all sources once, then measure rounds of these: in a real home most sources are polled seldom."""
     with TemporaryDirectory() as folder:
-        settings = Settings(gateway={"host": address, "token": token}, state_dir=Path(folder))  # type: ignore[arg-type]
+        settings = Settings(gateway={"host": address, "token": token}, state_dir=Path(folder))
         outbox = Outbox()
         poller = make_poller(settings, settings.gateway, Store(settings.state_dir), outbox.put)
 
@@ -72,8 +73,7 @@ async def ours(address: str, token: str, rounds: int, sources: Sequence[str]) ->
 
         async def once() -> None:
             for source in sources:
-                await poller._ask(source)  # noqa: SLF001 - what a tick does
-                poller._refresh()  # noqa: SLF001
+                await poller.poll(poller.sources.by_name[source])
                 publish()
 
         try:
@@ -97,7 +97,7 @@ async def theirs(address: str, token: str, rounds: int, _sources: Sequence[str])
 
 
 async def asked(address: str, token: str) -> tuple[str, ...]:
-    """Our sources of what pyenphase asks for in one round, `update`; of each path that we read, too."""
+    """Return the sources that pyenphase requests in one `update`, of those that the bridge reads as well."""
     from pyenphase import Envoy  # noqa: PLC0415 - not one of our dependencies
 
     envoy = Envoy(address)
@@ -114,17 +114,17 @@ async def asked(address: str, token: str) -> tuple[str, ...]:
 
 
 def _counted(address: str) -> dict[str, int]:
-    found: dict[str, int] = httpx.get(f"https://{address}{lab.PATHS}", verify=False, trust_env=False).json()  # noqa: S501 - loopback
+    found: dict[str, int] = httpx.get(f"https://{address}{lab.PATHS_PATH}", verify=False, trust_env=False).json()  # noqa: S501 - loopback
     return found
 
 
-WHO = {"floor": floor, "ours": ours, "pyenphase": theirs}
-TEN = tuple(endpoint.source for endpoint in ENDPOINTS if endpoint.appendix)
-"""The endpoints of the brief."""
+CONTENDERS = {"floor": floor, "ours": ours, "pyenphase": theirs}
+BRIEF_SOURCES = tuple(endpoint.source for endpoint in ENDPOINTS if endpoint.appendix)
+"""The endpoints of Enphase's technical brief."""
 
 
 def one(who: str, inverters: int, rounds: int, sources: Sequence[str]) -> float:
-    """In a process of its own, so that nobody pays for another's imports; the least of some tries."""
+    """Measure in a process of its own, without the imports of the others; return the least of some tries."""
     command = [sys.executable, __file__, who, str(inverters), str(rounds), *sources]
     done = [subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(TRIES)]
     return min((float(run.stdout) for run in done if run.returncode == 0), default=float("nan"))
@@ -140,13 +140,13 @@ def main(rounds: int) -> None:
     rows = []
     for inverters in SIZES:
         few = max(10, rounds // 5) if inverters > 100 else rounds  # noqa: PLR2004 - a large site
-        for sources in (TEN, common):
+        for sources in (BRIEF_SOURCES, common):
             print(f"{inverters} inverters, {len(sources)} endpoints ...", file=sys.stderr)
-            whose = WHO if sources == common else ("floor", "ours")
+            whose = CONTENDERS if sources == common else ("floor", "ours")
             times = {who: one(who, inverters, few, sources) for who in whose}
             bare, own, other = times["floor"], times["ours"], times.get("pyenphase", float("nan"))
             rows.append((inverters, len(sources), bare, own, other, own - bare, own / bare, own / other))
-    print(f"asked for by pyenphase, and by us beside it: {', '.join(common)}")
+    print(f"Sources that pyenphase requests and the bridge reads, too: {', '.join(common)}")
     header = (
         "inverters",
         "endpoints",
@@ -164,11 +164,11 @@ def measure(who: str, inverters: int, rounds: int, sources: Sequence[str]) -> No
     logging.disable()
     with lab.gateways(inverters) as served:
         _, address, token = served.only
-        print(asyncio.run(WHO[who](address, token, rounds, sources)))
+        print(asyncio.run(CONTENDERS[who](address, token, rounds, sources)))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in WHO:
+    if sys.argv[1:2] and sys.argv[1] in CONTENDERS:
         measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
     else:
         main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)

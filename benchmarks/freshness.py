@@ -1,7 +1,7 @@
-"""From the moment the gateway sends its answer to the value at a subscriber, at one poll a second.
+"""Measures the time from the gateway's answer to the value at an MQTT subscriber, at one poll per second.
 
-The floor is a bare loop that reads the same answer with the same HTTP client, and publishes one value with paho.
-Both are measured in turns, for what else the machine does changes by the minute.
+The floor is a bare loop that requests the same answer with the same HTTP library and publishes one value with paho.
+Both are measured in turns, because the load of the machine changes by the minute.
 
     python benchmarks/freshness.py [SECONDS]
 """
@@ -19,14 +19,14 @@ import lab
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
-SECONDS = 120
+DURATION_S = 120
 TURNS = 3
-WARM_UP = 5
-TOPIC = "enphase/floor/live/pv/power"
+WARM_UP_S = 5
+POWER_TOPIC = "enphase/floor/live/pv/power"
 
 
 def floor(address: str, token: str, port: int) -> None:
-    """The bare loop, until it is killed."""
+    """Run the bare loop until the process is killed."""
     client = Client(CallbackAPIVersion.VERSION2)
     client.connect("127.0.0.1", port)
     client.loop_start()
@@ -36,16 +36,16 @@ def floor(address: str, token: str, port: int) -> None:
     with httpx.Client(base_url=f"https://{address}", verify=context, headers=headers, trust_env=False) as http:
         due = time.monotonic()
         while True:
-            answer = json.loads(http.get(lab.LIVE).content)
-            client.publish(TOPIC, answer["meters"]["pv"]["agg_p_mw"] / 1000, retain=True)
+            answer = json.loads(http.get(lab.LIVEDATA_PATH).content)
+            client.publish(POWER_TOPIC, answer["meters"]["pv"]["agg_p_mw"] / 1000, retain=True)
             due += 1
             time.sleep(max(0.0, due - time.monotonic()))
 
 
 def measured(
-    command: list[str], env: dict[str, str] | None, served: lab.Served, port: int, seconds: float
+    command: list[str], env: dict[str, str] | None, served: lab.RunningGateways, port: int, seconds: float
 ) -> list[float]:
-    """Milliseconds of each value on its way."""
+    """Return the milliseconds that each value took from the gateway to the subscriber."""
     arrivals: dict[int, float] = {}
 
     def arrived(_client: Client, _data: object, message: MQTTMessage) -> None:
@@ -57,19 +57,19 @@ def measured(
     watcher.subscribe("enphase/+/live/pv/power")
     watcher.loop_start()
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-    time.sleep(WARM_UP + seconds)
+    time.sleep(WARM_UP_S + seconds)
     process.terminate()
     process.wait(20)
     watcher.loop_stop()
     _, address, _ = served.only
-    stamps = httpx.get(f"https://{address}{lab.STAMPS}", verify=False, trust_env=False).json()  # noqa: S501 - loopback
+    stamps = httpx.get(f"https://{address}{lab.STAMPS_PATH}", verify=False, trust_env=False).json()  # noqa: S501 - loopback
     left = {int(watts): when for watts, when in stamps.items()}
-    begun = min(left.values(), default=0.0) + WARM_UP
+    begun = min(left.values(), default=0.0) + WARM_UP_S
     return [1000 * (arrivals[watts] - when) for watts, when in left.items() if watts in arrivals and when > begun]
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else DURATION_S
     found: dict[str, list[float]] = {"floor": [], "bridge": []}
     for name in [*found] * TURNS:
         with lab.gateways(20) as served, lab.broker() as port, TemporaryDirectory() as folder:

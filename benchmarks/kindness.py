@@ -1,9 +1,9 @@
-"""Kindness: requests per minute and connections, as the gateway sees them, in health and in trouble.
+"""Measures the load on the gateway: requests per minute and connections, in normal operation and during faults.
 
-Each fault has a bridge and a gateway of its own: it comes when all has been well for a while, meets every request
-to the gateway, and goes again. Each connection begins with a TLS handshake. All faults run at once.
+Each fault has a bridge and a gateway of its own. It starts after a while of normal operation, affects all requests
+to the gateway, and ends again. Each connection begins with a TLS handshake. All faults are measured at once.
 
-    python benchmarks/kindness.py [SECONDS] [FAULT ...]      each fault lasts so many seconds (default 180)
+    python benchmarks/kindness.py [SECONDS] [FAULT ...]      each fault lasts SECONDS (default 180)
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 
 import lab
 
+from bridge.http_server import Receive, Scope, Send
 from bridge.simulator import Simulator
-from bridge.simulator.exchange import Receive, Scope, Send
 from bridge.simulator.serve import serve
 
-SECONDS = 180.0
-FIRST_ROUND = 20.0
+DURATION_S = 180.0
+FIRST_ROUND_S = 20.0
 HEALTHY = "healthy"
 FAULTS = (
     *("503", "429", "401", "403", "404", "html", "empty", "truncated", "error_object", "garbage"),
@@ -28,7 +28,7 @@ FAULTS = (
 
 
 class Watched:
-    """A simulator that remembers which connections requests came on."""
+    """A simulator that counts requests and the connections that they came on."""
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
@@ -46,18 +46,18 @@ class Watched:
 
 
 async def measured(number: int, fault: str, seconds: float, port: int, folder: Path) -> tuple[object, ...]:
-    """The fault, requests per minute before, in and after it, and connections in it and in all."""
-    await asyncio.sleep(number)  # the start is what costs most
+    """Return a row: the fault, requests per minute before, in and after it, connections in it and in all."""
+    await asyncio.sleep(number)  # the start of a bridge costs most CPU time, so they start one by one
     simulator = Simulator(lab.home_of(20, number=number), start_hour=12)
     watched = Watched(simulator)
     async with serve(watched, tls=True) as address:
-        served = lab.Served({simulator.serial: (address, simulator.token())}, os.getpid())
+        served = lab.RunningGateways({simulator.serial: (address, simulator.token())}, os.getpid())
         environment = lab.environment(served, port, folder / str(number))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "bridge", "run", env=environment, stderr=asyncio.subprocess.DEVNULL
         )
         try:
-            await asyncio.sleep(FIRST_ROUND)
+            await asyncio.sleep(FIRST_ROUND_S)
             asked, opened = [], []
             for trouble in (HEALTHY, fault, HEALTHY):
                 if trouble != HEALTHY:
@@ -79,7 +79,7 @@ async def every(faults: list[str], seconds: float, port: int, folder: Path) -> l
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else DURATION_S
     with lab.broker() as port, TemporaryDirectory() as folder:
         rows = asyncio.run(every(sys.argv[2:] or [HEALTHY, *FAULTS], seconds, port, Path(folder)))
     header = (

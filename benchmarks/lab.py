@@ -1,4 +1,4 @@
-"""What all benchmarks share: a simulated gateway in a process of its own, a broker, settings, and a table."""
+"""The parts that all benchmarks share: simulated gateways in another process, a broker, settings, and tables."""
 
 import asyncio
 import ctypes
@@ -18,31 +18,31 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bridge.http_server import Receive, Scope, Send
 from bridge.simulator import HOMES, Home, Simulator
-from bridge.simulator.exchange import Receive, Scope, Send
-from bridge.simulator.homes import Inverter
+from bridge.simulator.presets import InverterSpec
 from bridge.simulator.serve import serve
 
-LIVE, STAMPS, COUNTS = "/ivp/livedata/status", "/benchmark/stamps", "/benchmark/counts"
-PATHS = "/benchmark/paths"
-BIG_SITE = 1000
+LIVEDATA_PATH, STAMPS_PATH, COUNTS_PATH = "/ivp/livedata/status", "/benchmark/stamps", "/benchmark/counts"
+PATHS_PATH = "/benchmark/paths"
+INVERTERS_OF_BIG_SITE = 1000
 
 
 def home_of(inverters: int, *, number: int = 0) -> Home:
-    """The three-phase home with batteries, with so many inverters; `number` makes it another one."""
+    """Return the three-phase home with this many inverters; each `number` has other serial numbers."""
     base = HOMES["three-phase"]
     serial = str(int(base.serial) + 1000 * number)
     roof = tuple(
-        Inverter(str(482_200_000_000 + BIG_SITE * number + place), 290 + place % 60, place % 3)
+        InverterSpec(str(482_200_000_000 + INVERTERS_OF_BIG_SITE * number + place), 290 + place % 60, place % 3)
         for place in range(inverters)
     )
     return replace(base, name=f"{inverters} inverters", serial=serial, inverters=roof)
 
 
 class Stamped:
-    """A simulator whose PV power grows by 10 W with each answer, and that remembers when each was on its way.
+    """A simulator whose PV power grows by 10 W with each answer, and that records when it sent each answer.
 
-    It also counts requests and TLS handshakes; all of that can be asked for.
+    It also counts requests and TLS connections. Requests to its `/benchmark/...` paths return all that.
     """
 
     def __init__(self, simulator: Simulator) -> None:
@@ -58,14 +58,14 @@ class Stamped:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        told = {STAMPS: self._stamps, PATHS: self._asked}
-        told[COUNTS] = {"requests": self._asked.total(), "connections": len(self._clients)}
+        told = {STAMPS_PATH: self._stamps, PATHS_PATH: self._asked}
+        told[COUNTS_PATH] = {"requests": self._asked.total(), "connections": len(self._clients)}
         if scope["path"] in told:
             await _answer(send, told[scope["path"]])
             return
         self._asked[scope["path"]] += 1
         self._clients.add(tuple(scope["client"]))
-        await self._simulator(scope, receive, self._marked(send) if scope["path"] == LIVE else send)
+        await self._simulator(scope, receive, self._marked(send) if scope["path"] == LIVEDATA_PATH else send)
 
     def _marked(self, send: Send) -> Send:
         watts = 10 * (1 + len(self._stamps))
@@ -78,7 +78,7 @@ class Stamped:
                 told = json.loads(body)
                 told["meters"]["pv"]["agg_p_mw"] = 1000 * watts
                 event = {**event, "body": json.dumps(told).encode()}
-            if body:  # afterwards, the client may be ahead of us: it wakes up on our core
+            if body:  # before sending: the client may run before this coroutine goes on
                 self._stamps[watts] = time.monotonic()
             await send(event)
 
@@ -91,21 +91,21 @@ async def _answer(send: Send, value: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """Gateways that answer at these addresses, by serial number, each with a token."""
+class RunningGateways:
+    """Running gateways: address and token by serial number, and the process that serves them."""
 
     gateways: Mapping[str, tuple[str, str]]
     pid: int
 
     @property
     def only(self) -> tuple[str, str, str]:
-        """Serial number, address, token."""
+        """Return serial number, address and token of the only gateway."""
         ((serial, (address, token)),) = self.gateways.items()
         return serial, address, token
 
 
 async def _serve(inverters: int, gateways: int) -> None:
-    """Prints where they are, and serves until standard input ends."""
+    """Print the gateways as JSON, and serve them until standard input ends."""
     from contextlib import AsyncExitStack  # noqa: PLC0415
 
     async with AsyncExitStack() as stack:
@@ -119,26 +119,26 @@ async def _serve(inverters: int, gateways: int) -> None:
 
 
 @contextmanager
-def gateways(inverters: int = 20, count: int = 1) -> Iterator[Served]:
-    """In a process of their own: their work must not count as ours."""
+def gateways(inverters: int = 20, count: int = 1) -> Iterator[RunningGateways]:
+    """Run gateways in a process of their own, so that their CPU time does not count."""
     command = [sys.executable, __file__, str(inverters), str(count)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin
     assert process.stdout
     try:
-        yield Served(json.loads(process.stdout.readline()), process.pid)
+        yield RunningGateways(json.loads(process.stdout.readline()), process.pid)
     finally:
         process.stdin.close()
         try:
             process.wait(20)
-        except subprocess.TimeoutExpired:  # hundreds of them take their time
+        except subprocess.TimeoutExpired:  # hundreds of gateways stop slowly
             process.kill()
             process.wait()
 
 
 @contextmanager
 def broker(port: int = 0) -> Iterator[int]:
-    """A mosquitto on loopback, at a free port unless one is given; its port."""
+    """Run mosquitto on loopback, at `port` or a free port, and yield its port."""
     found = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if found is None:
         sys.exit("mosquitto is missing: apt-get install mosquitto")
@@ -165,11 +165,11 @@ def _wait_for(port: int) -> None:
             if sock.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise TimeoutError("the broker does not listen")
+    raise TimeoutError("the broker has not started listening within 20 seconds")
 
 
-def environment(served: Served, broker_port: int, folder: Path, **more: str) -> dict[str, str]:
-    """Settings of a bridge for these gateways."""
+def environment(served: RunningGateways, broker_port: int, folder: Path, **more: str) -> dict[str, str]:
+    """Return the environment of a bridge for these gateways. `more` adds settings."""
     listed = [{"host": address, "token": token} for address, token in served.gateways.values()]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
     return {
@@ -183,7 +183,7 @@ def environment(served: Served, broker_port: int, folder: Path, **more: str) -> 
 
 @contextmanager
 def bridge(env: Mapping[str, str], *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The real program; `options` are Python's."""
+    """Run the bridge as a process. `options` are those of the Python interpreter."""
     command = [sys.executable, *options, "-m", "bridge", "run"]
     process = subprocess.Popen(command, env=dict(env), stderr=subprocess.DEVNULL)
     try:
@@ -194,13 +194,13 @@ def bridge(env: Mapping[str, str], *options: str) -> Iterator[subprocess.Popen[b
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time that a process has used so far."""
+    """Return the CPU time (user and system) that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int | str = "self") -> float:
-    """MB of memory that a process really uses."""
+    """Return the resident memory of a process in MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
 
@@ -226,7 +226,7 @@ class _Mallinfo(ctypes.Structure):
 
 
 def heap() -> float:
-    """MB of this process that glibc's allocator has given out, Python's own blocks aside."""
+    """Return the MB that glibc's allocator has handed out in this process, without Python's own blocks."""
     ask = ctypes.CDLL(None).mallinfo2
     ask.restype = _Mallinfo
     told = ask()
@@ -240,7 +240,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A Markdown table, as docs/performance.md has it."""
+    """Print a Markdown table as in docs/performance.md."""
     print(f"\n{title}\n{machine()}\n")
     print("| " + " | ".join(header) + " |")
     print("| " + " | ".join("---" for _ in header) + " |")

@@ -1,11 +1,10 @@
-"""Weight: import time, memory, packages, installed size, and how soon the first value is published.
+"""Measures import time, memory, packages, installed size, and the time until the first value is published.
 
-All of it runs with what a plain installation has and nothing else: httpx, for one, would import the `rich` that
-some tool of a developer brings along. The baseline is a process that imports httpx, paho-mqtt, pydantic-settings
-and tenacity, and nothing else. httpx loads httpcore, h11 and anyio with its first client only: a second baseline
-has them, since no program that uses httpx can be without.
+All processes use a fresh installation without development tools, because httpx, for example, imports `rich` if it
+is installed. The baseline is a process that only imports httpx, paho-mqtt, pydantic-settings and tenacity. httpx
+loads httpcore, h11 and anyio with its first client, so a second baseline includes them.
 
-    python benchmarks/weight.py [SECONDS]      memory is looked at again after so many seconds (default 60)
+    python benchmarks/weight.py [SECONDS]      memory is measured again after SECONDS (default 60)
 """
 
 import subprocess
@@ -20,26 +19,30 @@ import lab
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
-SECONDS = 60.0
+DURATION_S = 60.0
 TRIES, STARTS = 5, 3
-BARELY = ("-S", "-P")
-"""Python's options: no site-packages, and no folder of the source."""
-BARE = "import httpx, paho.mqtt.client, pydantic_settings, tenacity"
-USED = (
-    BARE
+ISOLATED = ("-S", "-P")
+"""Options of the Python interpreter: no site-packages, and no source folder in the path."""
+LIBRARIES_CODE = "import httpx, paho.mqtt.client, pydantic_settings, tenacity"
+CLIENT_CODE = (
+    LIBRARIES_CODE
     + ", asyncio, anyio; client = httpx.AsyncClient(trust_env=False, verify=False); asyncio.run(anyio.sleep(0))"
 )
-OURS = "import bridge.commands.run"
-REPORT = "; print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
+SERVICE_CODE = "import bridge.commands.run"
+REPORT_CODE = "; print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')))"
 
 
 def imported(code: str, env: dict[str, str]) -> tuple[float, float]:
-    """Seconds and MB of a fresh interpreter: the quickest of some, since anything else may disturb."""
+    """Return seconds and MB of a fresh interpreter that runs `code`: the least of some tries."""
     times, memory = [], []
     for _ in range(TRIES):
         begun = time.monotonic()
         done = subprocess.run(
-            [sys.executable, *BARELY, "-c", code + REPORT], capture_output=True, text=True, check=True, env=env
+            [sys.executable, *ISOLATED, "-c", code + REPORT_CODE],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=env,
         )
         times.append(time.monotonic() - begun)
         memory.append(int(done.stdout) / 1000)
@@ -48,7 +51,7 @@ def imported(code: str, env: dict[str, str]) -> tuple[float, float]:
 
 @contextmanager
 def installed() -> Iterator[Path]:
-    """A folder with the bridge and what it depends on."""
+    """Install the bridge and its dependencies into a temporary folder."""
     with TemporaryDirectory() as folder:
         source = Path(__file__).parent.parent
         pip = [sys.executable, "-m", "pip", "install", "-q", "--target", folder, str(source)]
@@ -57,13 +60,13 @@ def installed() -> Iterator[Path]:
 
 
 def size_of(place: Path) -> tuple[int, float]:
-    """Packages and MB, without what Python compiles later."""
+    """Return the number of packages and their size in MB, without compiled bytecode."""
     files = [file for file in place.rglob("*") if file.is_file() and file.suffix != ".pyc"]
     return len(list(place.glob("*.dist-info"))), sum(file.stat().st_size for file in files) / 1e6
 
 
 def running(seconds: float, more: dict[str, str]) -> tuple[float, float, float]:
-    """Seconds from the start to the first value at a subscriber, MB then, and MB after `seconds`."""
+    """Return the seconds from start to first value at a subscriber, the MB then, and the MB after `seconds`."""
     first: list[float] = []
 
     def arrived(_client: Client, _data: object, _message: MQTTMessage) -> None:
@@ -76,7 +79,7 @@ def running(seconds: float, more: dict[str, str]) -> tuple[float, float, float]:
         watcher.subscribe("enphase/+/+/+/power")
         watcher.loop_start()
         begun = time.monotonic()
-        with lab.bridge(lab.environment(served, port, Path(folder), **more), *BARELY) as process:
+        with lab.bridge(lab.environment(served, port, Path(folder), **more), *ISOLATED) as process:
             while not first and time.monotonic() < begun + 30:
                 time.sleep(0.01)
             time.sleep(5)
@@ -92,11 +95,11 @@ def above(memory: float, bare: tuple[float, float], used: tuple[float, float]) -
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else DURATION_S
     with installed() as place:
         packages, size = size_of(place)
         only = {"PYTHONPATH": str(place)}
-        bare, used, ours = (imported(code, only) for code in (BARE, USED, OURS))
+        bare, used, ours = (imported(code, only) for code in (LIBRARIES_CODE, CLIENT_CODE, SERVICE_CODE))
         starts = [running(0, only)[0] for _ in range(STARTS)]
         _, early, late = running(seconds, only)
     rows = [

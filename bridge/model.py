@@ -1,16 +1,23 @@
-"""What flows through the pipeline: plain frozen values that every stage shares."""
+"""Values and errors that all stages share. The values are frozen."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
+from typing import Self
+
+MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
+MEGABYTE = 1_000_000
+NEVER = float("-inf")
+"""A time before all others, for what has not happened yet."""
 
 Scalar = bool | int | float | str | datetime | None
 """One plain value: booleans become ON/OFF, times ISO 8601, `None` the text `None`."""
 
 Structure = Mapping[str, "Structure | Scalar"]
-"""What only a document can hold, such as the package list of `/info`."""
+"""A value that only a JSON document can hold, such as the package list of `/info`."""
 
 
 class Phase(StrEnum):
@@ -22,12 +29,12 @@ class Phase(StrEnum):
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """The name that people use."""
         return self.value.upper()
 
 
 class Input(StrEnum):
-    """A DC input of a microinverter: what one solar module is connected to."""
+    """A DC input of a microinverter; one solar module is connected to each."""
 
     C1 = "c1"
     C2 = "c2"
@@ -36,12 +43,38 @@ class Input(StrEnum):
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """The name that people use."""
         return f"Input {self.value[1:]}"
 
 
 Axis = Phase | Input
-"""The parts of a device that are measured each for itself. A part is never in a measurement's name."""
+"""A part of a device that is measured separately. It is never part of a measurement's name."""
+
+
+class SourceName(StrEnum):
+    """The endpoints of the gateway, by the names that settings, topics and logs use for them."""
+
+    INFO = "info"
+    METERS = "meters"
+    LIVEDATA = "livedata"
+    READINGS = "readings"
+    GRID = "grid"
+    CONSUMPTION = "consumption"
+    PRODUCTION = "production"
+    ENERGY = "energy"
+    INVERTERS = "inverters"
+    DEVICE_DATA = "device_data"
+    INVENTORY = "inventory"
+    DEVICE_LIST = "device_list"
+    POWER = "power"
+    SECCTRL = "secctrl"
+    RELAY = "relay"
+    DRY_CONTACTS = "dry_contacts"
+    DRY_CONTACT_SETTINGS = "dry_contact_settings"
+    GENERATOR = "generator"
+    GEN_CONFIG = "gen_config"
+    TARIFF = "tariff"
+    STATUS = "status"
 
 
 class Platform(StrEnum):
@@ -53,10 +86,10 @@ class Platform(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """What kind of value a measurement is, in Home Assistant's terms.
+    """The kind of a measurement's value, in Home Assistant's terms.
 
-    `deadband` is the change, in `unit`, below which a value topic is not sent again.
-    `precision` is the number of decimals to show.
+    `deadband` is the change, in `unit`, below which a value topic is not published again.
+    `precision` is the number of decimals that Home Assistant shows.
     """
 
     unit: str | None = None
@@ -70,13 +103,15 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One line of the table: everything that is known of a value before it is read.
+    """Everything that is known of a value before it is read.
 
-    `name` is the topic's last part; `label` says it in people's words, without the device's name.
-    `enabled` is whether Home Assistant shows the entity unasked; `phases` the same for one phase of a device.
-    `entity` False keeps it out of discovery; `document_only` keeps it out of the value topics as well.
-    `interval` is the least number of seconds between two publications. `fallback` gives way to any source that
-    names the value without it.
+    `name` is the last level of the topic. `label` is the name for people, without the name of the device.
+    `enabled` is set if Home Assistant enables the entity at first; `enabled_phases` is the same for single phases.
+    `entity` is False if there is no entity for it. `document_only` values have neither an entity nor a topic.
+    `interval` is the minimum number of seconds between two publications.
+    `fallback` values are used only while no other source has the same value without `fallback`.
+    `unused` is set for units that have never worked at this gateway: their entities are disabled, and the gateway's
+    serial number in their names leaves the usual ids to the gateway that does use the unit.
     """
 
     name: str
@@ -89,13 +124,14 @@ class Measurement:
     document_only: bool = False
     interval: float = 0.0
     fallback: bool = False
+    unused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One measured value of one device, in the unit of its quantity.
 
-    `phase` is the part of the device that it was measured at: a phase, a DC input, or all of it (`None`).
+    `phase` is the measured part of the device: a phase, a DC input, or `None` for the whole device.
     """
 
     device: str
@@ -114,7 +150,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class MeterFacts:
-    """What `/ivp/meters` says of one meter. `phase_mode` is the grid's kind: split, three, single."""
+    """A meter, as `/ivp/meters` describes it. `phase_mode` is split, three or single."""
 
     eid: int
     role: str
@@ -123,17 +159,25 @@ class MeterFacts:
     phase_mode: str
 
 
-MOST_GEAR = 256
-"""No home has more units; a gateway that made up serial numbers must not fill our memory."""
+def _release(firmware: str) -> tuple[int, ...]:
+    """The numbers of a release: 8, 3 and 5169 of `D8.3.5169`; none where there are none."""
+    found = re.match(r"\D*(\d{1,9}(?:\.\d{1,9})*)", firmware, re.ASCII)
+    return tuple(map(int, found[1].split("."))) if found else ()
+
+
+MAX_GEAR = 256
+"""No home has more units. The limit keeps invented serial numbers from growing memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What endpoints must know to be understood, or to be asked at all; most of it from `/info` and `/ivp/meters`.
+    """What is known of a gateway, and is needed to read answers or to know which endpoints to ask.
+
+    Most of it comes from `/info` and `/ivp/meters`.
 
     `meters` is `None` until `/ivp/meters` has answered or is known to be missing.
-    `clock_offset` is the gateway's clock minus ours in seconds.
-    `gear` is what was ever seen beside inverters and meters, as `kind/id`: `battery/492301002201`.
+    `clock_offset` is the gateway's clock minus this machine's, in seconds.
+    `gear` are the devices that were seen beside inverters and meters, as `kind/id`: `battery/492301002201`.
     """
 
     serial: str
@@ -146,57 +190,94 @@ class Facts:
     @property
     def release(self) -> int | None:
         """The firmware's major version: 8 of `D8.3.5169`."""
-        found = re.match(r"\D*(\d+)", self.firmware)
-        return int(found[1]) if found else None
+        return next(iter(_release(self.firmware)), None)
+
+    def is_newer(self, firmware: str | None) -> bool:
+        """Whether its firmware is a newer release than this one; False where one of them is unknown."""
+        own, other = _release(self.firmware), _release(firmware or "")
+        return bool(other) and own > other
 
     def has(self, *kinds: str) -> bool:
         """Whether gear of one of these kinds was seen."""
         return any(item.partition("/")[0] in kinds for item in self.gear)
 
     def kind_of(self, serial: str) -> str | None:
-        """The kind of device in the tree that has this serial number. AC Batteries stand among the inverters."""
+        """The kind of the device with this serial number, if known. AC Batteries are inverters in the tree."""
         kinds = (item.partition("/")[0] for item in sorted(self.gear) if item.endswith(f"/{serial}"))
         return next(("inverter" if kind == "acb" else kind for kind in kinds), None)
 
     def with_gear(self, seen: Iterable[str]) -> "Facts | None":
-        """What is known after more gear was seen; `None` where nothing of it is new."""
-        gear = self.gear.union(sorted(seen)[: MOST_GEAR - len(self.gear)])
+        """A copy with more gear; `None` if nothing of it is new."""
+        gear = self.gear.union(sorted(seen)[: MAX_GEAR - len(self.gear)])
         return None if gear == self.gear else replace(self, gear=gear)
 
     def meter(self, eid: int) -> MeterFacts | None:
         return next((meter for meter in self.meters or () if meter.eid == eid), None)
 
     def consumption(self) -> MeterFacts | None:
-        """The enabled meter whose phases are those of the grid connection."""
+        """The enabled meter at the grid connection, whose phases are those of the site."""
         roles = ("net-consumption", "total-consumption")
         return next((m for m in self.meters or () if m.enabled and m.role in roles), None)
 
 
-class Rank(IntEnum):
-    """The order in which messages leave: subscribers learn of a device before they see its values.
+def slug(text: str, separator: str, *, keep: str = "") -> str:
+    """Replace each run of characters by `separator`, except ASCII lower-case letters, digits and those in `keep`.
 
-    While discovery changes its form, the old form lets go of its entities first, and is cleared once the new one
-    has them.
+    There is no separator at the beginning and at the end. The result may be empty.
+    """
+    return re.sub(rf"[^a-z0-9{re.escape(keep)}]+", separator, text).strip(separator)
+
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]")
+"""Control characters, those that change the direction of a text or can't be seen, and halves of surrogate pairs."""
+
+
+def printable(text: str, most: int) -> str:
+    """Make a text from outside fit for the log: one line of at most `most` characters, without `UNPRINTABLE`."""
+    return UNPRINTABLE.sub("", " ".join(text[: 4 * most].split()))[:most].strip()
+
+
+def without_accents(text: str) -> str:
+    """Replace accented letters by ASCII letters, and remove all characters that have no ASCII equivalent."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A line for the log: something has happened to what is counted. `name` is its `event` key in JSON logs."""
+
+    name: str
+    text: str
+    warning: bool
+
+
+class Priority(IntEnum):
+    """The order in which messages are sent: discovery of a device comes before its values.
+
+    When the form of discovery changes, `MIGRATE` releases the entities from the old form, `DISCOVERY` announces the
+    new form, and `CLEANUP` removes the old one.
     """
 
-    HANDOVER = 0
+    MIGRATE = 0
     DISCOVERY = 1
-    FAREWELL = 2
-    AVAILABILITY = 3
-    VALUE = 4
+    CLEANUP = 2
+    SITE = 3
+    """The flows of sites and homes, which automations act on."""
+    AVAILABILITY = 4
+    VALUE = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One retained MQTT message. An empty payload clears the topic.
 
-    `deadband` and `interval` (seconds) say when a newer payload is worth sending.
+    A newer payload is sent if it differs by `deadband` or more, and `interval` seconds have passed.
     """
 
     topic: str
     payload: str
     qos: int = 0
-    rank: Rank = Rank.VALUE
+    priority: Priority = Priority.VALUE
     deadband: float = 0.0
     interval: float = 0.0
     content_type: str | None = None
@@ -204,39 +285,71 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to the gateway. `json` makes it a POST."""
+    """One request to the gateway. `json` makes it a POST. An answer of more than `most_bytes` is not read."""
 
     path: str
     json: Mapping[str, int] | None = field(default=None)
+    most_bytes: int = MEGABYTE
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the gateway said: the body of a 2xx answer, and how long it took in seconds."""
+    """The body of a 2xx answer of the gateway, and the seconds that it took."""
 
     body: bytes
     elapsed: float
 
 
 class BridgeError(Exception):
-    """Base of all errors that are expected; each is named after what the caller must do."""
+    """Base of all expected errors. The classes tell callers what to do.
+
+    BridgeError
+    ├── Unavailable               try again with the next poll
+    │   ├── ConnectionFault       a second try a moment later often helps
+    │   │   ├── UnknownName       the host name can't be resolved
+    │   │   ├── TlsFault          the TLS handshake failed
+    │   │   ├── BrokenOff         the connection broke off
+    │   │   └── Overloaded        502, 503, 504
+    │   ├── Starting              the gateway asks for half a minute
+    │   ├── CloudUnavailable      Enphase's cloud gives no answer
+    │   │   └── RateLimited       Enphase's cloud asks for a pause
+    │   └── UnsupportedOption     the broker does not take an MQTT option
+    ├── Unsupported               ask again rarely
+    │   └── EndpointRefused       a 401 to a valid token
+    ├── Rejected                  a person has to act
+    │   ├── KeyChanged            the TLS key is not the pinned one
+    │   ├── TokenRejected         the gateway refuses the token
+    │   └── CloudRejected         Enphase's cloud refuses the account
+    │       ├── WrongPassword
+    │       ├── MultiFactor
+    │       ├── Blocked
+    │       └── NotOnAccount
+    ├── BadAnswer                 the answer is unusable
+    ├── BadSetting                a setting is unusable
+    └── MessageRefused            the broker refuses this message
+    """
+
+    def bare(self) -> Self:
+        """This error without traceback and causes, to be kept: their frames would keep the answer in memory."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
 
 class Unavailable(BridgeError):
-    """No answer, or none that can be used: try again at the next tick."""
+    """There is no answer, or no usable one; the caller tries again with the next poll."""
 
 
 class Unsupported(BridgeError):
-    """The gateway does not have this (404): ask again rarely."""
+    """The gateway does not have this (404); the caller asks again rarely."""
 
 
 class Rejected(BridgeError):
-    """The gateway or the cloud refuses us: the owner must do something, and the text says what."""
+    """The gateway or the cloud refuses access; the text tells the owner what to do."""
 
 
 class BadAnswer(BridgeError):
-    """The gateway answered with something that is no answer (HTML, half a document, an error object)."""
+    """The answer is unusable: HTML, half a document, or an error object."""
 
 
 class BadSetting(BridgeError):
-    """A setting can't be used: the text names it and says what to do. Exit code 78."""
+    """A setting is unusable; the text names it and says what to do. The exit code is 78."""

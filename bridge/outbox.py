@@ -1,34 +1,38 @@
-"""The retained tree as a map: the newest payload of each topic, and which of them are still to be sent.
+"""The messages for the broker: the newest payload of each retained topic, and which of them are still to be sent.
 
-An outage costs no memory: a topic has one place here, however often its value changes meanwhile. Only what
-was *sent* is remembered, so a value that was dropped on the way is offered again. What the broker has, as far as we
-know, and is told once more only to be sure, never holds up what is new. Times come from the caller.
+An outage costs no memory: each topic has one place here, however often its value changes meanwhile. Only a payload
+that was *sent* counts as known to the broker, so one that was lost on the way is offered again. Messages that the
+broker probably has, and that are repeated only to be sure, never delay new ones. Times are monotonic seconds that
+the caller passes in.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
-from bridge.model import Message, Rank
+from bridge.model import Message, Priority
 
-ROUNDING = 1e-6
-"""Share of the dead band that decimals may lose in a float: 240.1 - 240.0 is a little less than 0.1."""
-REPEATS = 100
-"""Topics that are told once more in a round: what comes meanwhile waits no longer."""
+ROUNDING_SHARE = 1e-6
+"""Share of the dead band that rounding may take: as floats, 240.1 - 240.0 is a little less than 0.1."""
+MAX_REPEATS_PER_ROUND = 100
+"""Most repeated messages in a round. A new change waits for no more than these."""
+OVERTAKE_S = 0.25
+"""Seconds after which urgent changes overtake the rest of a round. Only rate limits and slow brokers make rounds
+that long."""
 
-DISCOVERY = (Rank.HANDOVER, Rank.DISCOVERY, Rank.FAREWELL)
-"""Always new, and always in the same order, so that a broker that hangs up over one of them gives it away."""
-REPEATED = (Rank.VALUE, Rank.AVAILABILITY)
-"""In this order: states are many in a fleet, and each has to be acknowledged."""
+DISCOVERY_PRIORITIES = (Priority.MIGRATE, Priority.DISCOVERY, Priority.CLEANUP)
+"""Discovery is always resent whole and in one order, so that a message that breaks the connection can be found."""
+REPEATED_PRIORITIES = (Priority.SITE, Priority.VALUE, Priority.AVAILABILITY)
+"""The order of all other repeats. Availability comes last: the broker has to acknowledge each of these messages."""
 
 
 @dataclass(slots=True)
 class _Topic:
-    """`sent` is what the broker has, as far as we know; `refused` what it can't have.
+    """One topic. `sent` is the payload that the broker has, as far as we know; `refused` one that it can't accept.
 
-    One that is `doubted` is told again though the broker may have it. One that is `leaving` is forgotten once it is
-    sent.
+    A topic that is `doubted` is sent again although the broker may have its payload. One that is `leaving` is
+    forgotten once its payload is sent. `changed_at` is set while the broker lacks a change: since when.
     """
 
     newest: Message
@@ -37,8 +41,10 @@ class _Topic:
     sent_at: float | None = None
     refused: str | None = None
     doubted: bool = False
+    changed_at: float | None = None
 
     def changed(self, scale: float) -> bool:
+        """Whether the newest payload differs from the sent one by the dead band times `scale`, or more."""
         payload = self.newest.payload
         if payload == self.sent:
             return False
@@ -46,76 +52,92 @@ class _Topic:
 
     @property
     def recency(self) -> float:
-        """Greater for what was sent later. Discovery keeps its order."""
-        value = self.newest.rank == Rank.VALUE
+        """A sort key that is greater for a value that was sent later. All other messages keep their order."""
+        value = self.newest.priority in {Priority.SITE, Priority.VALUE}
         return self.sent_at if value and self.sent_at is not None else -math.inf
 
     def wait(self, now: float) -> float:
-        """Seconds until this may be sent. A clear never waits."""
+        """Seconds until this may be sent. An empty payload, which removes the topic, never waits."""
         if self.sent_at is None or not self.newest.payload:
             return 0.0
         return max(0.0, self.sent_at + self.newest.interval - now)
 
+    def waited(self, now: float) -> float:
+        """Seconds for which a change waits that may be sent; 0 if there is none."""
+        if self.changed_at is None:
+            return 0.0
+        due = self.changed_at if self.sent_at is None else max(self.changed_at, self.sent_at + self.newest.interval)
+        return max(0.0, now - due)
 
-class Outbox:
-    """What the broker's retained tree ought to be. `deadband_scale` 0 sends every change."""
 
-    def __init__(self, deadband_scale: float = 1.0) -> None:
-        self._scale = deadband_scale
-        self._topics: dict[str, _Topic] = {}
-        self._news: dict[Rank, dict[str, _Topic]] = {rank: {} for rank in Rank}
-        self._repeats: dict[Rank, dict[str, _Topic]] = {rank: {} for rank in Rank}
-        self._rounds = 0
+class _Unsent:
+    """The topics to send, by priority and in the order in which they were filed.
+
+    `news` are those the broker does not have; `repeats` those that it probably has, repeated only to be sure.
+    """
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+        self.news: dict[Priority, dict[str, _Topic]] = {priority: {} for priority in Priority}
+        self.repeats: dict[Priority, dict[str, _Topic]] = {priority: {} for priority in Priority}
 
     def __len__(self) -> int:
-        """How many topics are unsent, those held back by their interval included."""
-        return sum(map(len, chain(self._news.values(), self._repeats.values())))
+        return sum(map(len, chain(self.news.values(), self.repeats.values())))
 
-    @property
-    def topics(self) -> int:
-        return len(self._topics)
+    def __contains__(self, topic: _Topic) -> bool:
+        name, priority = topic.newest.topic, topic.newest.priority
+        return (self.news[priority].get(name) or self.repeats[priority].get(name)) is topic
 
-    def put(self, message: Message) -> None:
-        """The newest wins, whatever became of those before it."""
-        topic = self._topics.get(message.topic)
-        if topic is None:
-            topic = self._topics[message.topic] = _Topic(message)
-        elif topic.newest is message:
-            return
-        if message.rank != topic.newest.rank:
-            self._take_out(topic)
-        if message.payload != topic.refused:
-            topic.refused = None
-        topic.newest, topic.leaving = message, False
-        self._file(topic)
+    def file(self, topic: _Topic, now: float) -> None:
+        """Add the topic to `news`, to `repeats` or to neither. One that is there already keeps its place."""
+        priority, name = topic.newest.priority, topic.newest.topic
+        refused = topic.newest.payload == topic.refused
+        news = not refused and (topic.changed(self._scale) or (topic.doubted and priority in DISCOVERY_PRIORITIES))
+        if not news:
+            topic.changed_at = None
+        elif topic.changed_at is None:
+            topic.changed_at = now
+        for places, here in ((self.news, news), (self.repeats, topic.doubted and not news and not refused)):
+            if here:
+                places[priority].setdefault(name, topic)
+            else:
+                places[priority].pop(name, None)
 
-    def pending(self, now: float) -> Iterator[Message]:
-        """A round of what to send now: discovery by rank, then what has changed, then what is told once more.
+    def remove(self, topic: _Topic) -> None:
+        for places in (self.news, self.repeats):
+            places[topic.newest.priority].pop(topic.newest.topic, None)
 
-        The caller may `put` between two steps: a topic of this round is offered with its newest payload, a
-        new one in the next round. `forget` ends the round, since discovery has to go first again.
+    def clear_order(self) -> None:
+        """Remove repeats and discovery, so that they can be filed again in their right order."""
+        for topics in (*self.repeats.values(), *(self.news[priority] for priority in DISCOVERY_PRIORITIES)):
+            topics.clear()
+
+    def round(self) -> Iterator[tuple[Priority, _Topic]]:
+        """The topics of one round: all news by priority, then at most `MAX_REPEATS_PER_ROUND` repeats."""
+        for priority, topics in self.news.items():
+            yield from ((priority, topic) for topic in topics.values())
+        repeats = (
+            (priority, topic) for priority in REPEATED_PRIORITIES for topic in self.repeats[priority].values()
+        )
+        yield from islice(repeats, MAX_REPEATS_PER_ROUND)
+
+    def urgent(self, priority: Priority) -> Sequence[tuple[Priority, _Topic]]:
+        """The changes that may overtake topics of this priority.
+
+        Those of a site that was announced overtake even discovery. Discovery, sites and states overtake all others.
         """
-        current = self._rounds
-        for rank, topic in list(self._round()):
-            if self._rounds != current:
-                return
-            message = topic.newest
-            if message.rank == rank and self._is_unsent(topic) and not topic.wait(now):
-                yield message
-
-    def _round(self) -> Iterator[tuple[Rank, _Topic]]:
-        """Discovery is repeated whole and in its order, of the rest no more than `REPEATS` topics."""
-        for rank, topics in self._news.items():
-            yield from ((rank, topic) for topic in topics.values())
-        repeats = ((rank, topic) for rank in REPEATED for topic in self._repeats[rank].values())
-        yield from islice(repeats, REPEATS)
+        if priority in DISCOVERY_PRIORITIES:
+            flows = self.news[Priority.SITE].values()
+            return [(Priority.SITE, topic) for topic in flows if topic.sent is not None]
+        ahead = (*DISCOVERY_PRIORITIES, Priority.SITE, Priority.AVAILABILITY)
+        return [(each, topic) for each in ahead for topic in self.news[each].values()]
 
     def next_due(self, now: float) -> float | None:
-        """Seconds until `pending` offers something (0: it does already), `None` where nothing is unsent."""
-        if any(self._repeats.values()):
+        """Seconds until one of these may be sent; `None` if there is none."""
+        if any(self.repeats.values()):
             return 0.0
         soonest: float | None = None
-        for topics in self._news.values():
+        for topics in self.news.values():
             for topic in topics.values():
                 wait = topic.wait(now)
                 if not wait:
@@ -123,86 +145,129 @@ class Outbox:
                 soonest = wait if soonest is None else min(soonest, wait)
         return soonest
 
+
+class Outbox:
+    """Keeps the messages that the broker should have, and offers those that it does not have.
+
+    All dead bands are multiplied by `deadband_scale`; with 0 every change is sent.
+    """
+
+    def __init__(self, deadband_scale: float = 1.0) -> None:
+        self._scale = deadband_scale
+        self._topics: dict[str, _Topic] = {}
+        self._unsent = _Unsent(deadband_scale)
+        self._rounds = 0
+        self._now = -math.inf
+        """The newest time that a caller has given."""
+
+    def __len__(self) -> int:
+        """The number of unsent topics, including those that wait for their interval."""
+        return len(self._unsent)
+
+    @property
+    def topics(self) -> int:
+        return len(self._topics)
+
+    def put(self, message: Message, now: float = -math.inf) -> float:
+        """Replace the message of this topic, sent or not. Returns how long a change of it has waited (seconds)."""
+        self._now = max(now, self._now)
+        topic = self._topics.get(message.topic)
+        if topic is None:
+            topic = self._topics[message.topic] = _Topic(message)
+        elif topic.newest is message:
+            return topic.waited(self._now)
+        if message.priority != topic.newest.priority:
+            self._unsent.remove(topic)
+        if message.payload != topic.refused:
+            topic.refused = None
+        topic.newest, topic.leaving = message, False
+        self._unsent.file(topic, self._now)
+        return topic.waited(self._now)
+
+    def pending(self, now: float) -> Iterator[Message]:
+        """The messages of one round: discovery by priority, then other changes, then repeats.
+
+        The caller may call `put` meanwhile: a topic of this round is offered with its newest payload, a new topic
+        in the next round. If the round takes long, by the times given to `sent`, urgent changes overtake the rest.
+        `forget` ends the round, since discovery has to come first again.
+        """
+        current, self._now, looked_at = self._rounds, now, now
+        for priority, topic in list(self._unsent.round()):
+            turns = [(priority, topic)]
+            if self._now >= looked_at + OVERTAKE_S:
+                looked_at, turns = self._now, [*self._unsent.urgent(priority), *turns]
+            for expected, chosen in turns:
+                if self._rounds != current:
+                    return
+                message = chosen.newest
+                if message.priority == expected and chosen in self._unsent and not chosen.wait(self._now):
+                    yield message
+
+    def next_due(self, now: float) -> float | None:
+        """Seconds until `pending` offers something, 0 if it does already; `None` if nothing is unsent."""
+        return self._unsent.next_due(now)
+
     def sent(self, message: Message, now: float) -> None:
-        """Exactly this payload was handed to the broker; a newer one stays unsent."""
+        """Note that this message was handed to the broker. A newer payload of its topic stays unsent."""
+        self._now = max(now, self._now)
         topic = self._topics.get(message.topic)
         if topic is None:
             return
-        topic.sent, topic.sent_at, topic.doubted = message.payload, now, False
-        self._file(topic)
-        if (not message.payload and not topic.newest.payload) or (topic.leaving and not self._is_unsent(topic)):
+        topic.sent, topic.sent_at, topic.doubted, topic.changed_at = message.payload, now, False, None
+        self._unsent.file(topic, self._now)
+        if (not message.payload and not topic.newest.payload) or (topic.leaving and topic not in self._unsent):
             del self._topics[message.topic]
 
     def refuse(self, message: Message) -> None:
-        """This payload can't be sent: it is offered again only when it has changed, or after `forget`."""
+        """Note that this payload can't be sent. The topic is offered again with another one, or after `forget`."""
         topic = self._topics.get(message.topic)
         if topic is not None:
             topic.refused = message.payload
-            self._file(topic)
-            if topic.leaving and not self._is_unsent(topic):
+            self._unsent.file(topic, self._now)
+            if topic.leaving and topic not in self._unsent:
                 del self._topics[message.topic]
 
     def drop(self, belongs: Callable[[str], bool]) -> None:
-        """These topics are somebody else's: nothing more is sent to them."""
+        """Forget the topics that `belongs` selects: nothing more is sent to them."""
         for name in [name for name in self._topics if belongs(name)]:
-            self._take_out(self._topics.pop(name))
+            self._unsent.remove(self._topics.pop(name))
 
     def release(self, belongs: Callable[[str], bool]) -> None:
-        """The same, but for what the broker does not have yet."""
+        """Like `drop`, but unsent changes of these topics are still sent before they are forgotten."""
 
         def is_there(topic: _Topic) -> bool:
-            return not (self._is_unsent(topic) and topic.changed(self._scale))
+            return not (topic in self._unsent and topic.changed(self._scale))
 
         self.drop(lambda name: belongs(name) and is_there(self._topics[name]))
         for name, topic in self._topics.items():
             topic.leaving |= belongs(name)
 
     def repeat(self, names: Iterable[str]) -> None:
-        """Somebody else has written to these topics: they are unsent again."""
+        """Mark these topics as unsent: another program has written there."""
         for topic in filter(None, map(self._topics.get, names)):
             topic.sent = topic.sent_at = topic.refused = None
-            self._file(topic)
+            self._unsent.file(topic, self._now)
 
     def clear(self) -> None:
-        """Nothing of what was published ought to be there any more."""
+        """Remove all published topics from the broker, with an empty message to each."""
         for topic in list(self._topics.values()):
             self.put(replace(topic.newest, payload="", content_type=None))
 
     def forget(self) -> None:
-        """A new connection, a birth message or a heartbeat: everything is unsent again, intervals or not.
+        """Mark everything as unsent, whatever the intervals: after a connection, a birth message or a heartbeat.
 
-        What was sent last may have been lost with the connection, so of the values it is repeated first.
+        Of the values, those that were sent last are repeated first: they may have been lost with a connection.
         """
         self._rounds += 1
-        for topics in (*self._repeats.values(), *(self._news[rank] for rank in DISCOVERY)):
-            topics.clear()
+        self._unsent.clear_order()
         for topic in sorted(self._topics.values(), key=lambda topic: topic.recency, reverse=True):
             topic.sent_at = topic.refused = None
             topic.doubted = True
-            self._file(topic)
-
-    def _is_unsent(self, topic: _Topic) -> bool:
-        name, rank = topic.newest.topic, topic.newest.rank
-        return (self._news[rank].get(name) or self._repeats[rank].get(name)) is topic
-
-    def _take_out(self, topic: _Topic) -> None:
-        for places in (self._news, self._repeats):
-            places[topic.newest.rank].pop(topic.newest.topic, None)
-
-    def _file(self, topic: _Topic) -> None:
-        """Put the topic where it belongs; one that is there already keeps its place in the order."""
-        rank, name = topic.newest.rank, topic.newest.topic
-        refused = topic.newest.payload == topic.refused
-        news = not refused and (topic.changed(self._scale) or (topic.doubted and rank in DISCOVERY))
-        for places, here in ((self._news, news), (self._repeats, topic.doubted and not news and not refused)):
-            if here:
-                places[rank].setdefault(name, topic)
-            else:
-                places[rank].pop(name, None)
+            self._unsent.file(topic, self._now)
 
 
 def _within(sent: str, payload: str, *, band: float) -> bool:
-    """Whether a number has moved by less than the band. What is no number is never within."""
+    """Whether both payloads are numbers that differ by less than the band."""
     if band <= 0:
         return False
     try:
@@ -211,5 +276,5 @@ def _within(sent: str, payload: str, *, band: float) -> bool:
         return False
     if not (math.isfinite(old) and math.isfinite(new)):
         return False
-    slack = max(band * ROUNDING, 2 * math.ulp(max(abs(old), abs(new))))
+    slack = max(band * ROUNDING_SHARE, 2 * math.ulp(max(abs(old), abs(new))))
     return abs(new - old) < band - slack

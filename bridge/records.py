@@ -1,14 +1,14 @@
-"""How a line of the table is written: types that know their unit, and records that know their wire names.
+"""Records of the gateway's answers: field types that know their unit, and fields that know their wire names.
 
-A record's field declares all there is to say of a measurement::
+The field of a record declares everything about a measurement::
 
     voltage: Volts = wire("voltage")
 
-Its name is the topic's last part, its type gives unit, conversion and Home Assistant's classes, and `wire`
-says where the number stands in the gateway's answer. Readings, topics, discovery and the docs derive from it.
+Its name is the last level of the topic. Its type gives the unit, the conversion and Home Assistant's classes.
+`wire` names the field in the gateway's answer. Readings, topics, discovery and the docs are derived from it.
 """
 
-import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,17 +28,26 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticUseDefault, core_schema
 
-from bridge.model import Axis, Measurement, Platform, Quantity, Reading, Scalar
+from bridge.model import Axis, Measurement, Platform, Quantity, Reading, printable
 
 UINT32 = 2**32
-JOULES = 3600
-"""Joules of a watt-hour."""
-LATEST = 253_402_300_799  # the last second of the year 9999; datetime knows none after it
-NOTHING = frozenset({"", "unknown", "unavailable", "null", "none", "nan"})
+HALF_OF_UINT32 = 2**31
+JOULES_PER_WH = 3600
+SMALL_NEGATIVE_WH = 100_000
+"""A field of energy without a sign shows a negative number only in this part below its end: a large site's counter
+passes the middle of its range.
+"""
+MOST_NUMBER, MOST_MEASURED = 1e15, 1e10
+"""Numbers beyond the first are none. Beyond the second no power (W), energy (Wh) or other measured value is one."""
+MAX_TEXT_LETTERS = 255
+"""Longest text that Home Assistant accepts as a state."""
+LATEST_UNIX_TIME = 253_402_300_799  # the last second of the year 9999, and of datetime
+UNKNOWN_TEXTS = frozenset({"", "unknown", "unavailable", "null", "none", "nan"})
+"""Texts by which the gateway says that it does not know a value."""
 
 
 class Absent(Enum):
-    """A field that the gateway did not give, or gave in a form that can't be used: it has no topic."""
+    """The value of a field that the answer does not have, or has in an unusable form. It has no topic."""
 
     ABSENT = "absent"
 
@@ -47,11 +56,10 @@ ABSENT = Absent.ABSENT
 
 
 @dataclass(frozen=True, slots=True)
-class Reads:
-    """In a field's type: what `convert` makes of the wire's value is the field's, and is not looked at again.
+class Converter:
+    """Converts the wire value of a field. The result is not validated again.
 
-    pydantic's own validators would check it against the type once more, which costs more than the conversion, and
-    keeps some kB for each field.
+    A second validation by pydantic would cost more time than the conversion, and some kB for each field.
     """
 
     convert: Callable[[Any, ValidationInfo], object]
@@ -61,14 +69,15 @@ class Reads:
 
 
 def _unusable(value: object, info: ValidationInfo) -> PydanticUseDefault:
-    """Drop one field instead of its whole record: a firmware update that breaks one must not take the others."""
+    """Return the error that drops only this field: a firmware that breaks one field must not cost the record."""
     if isinstance(info.context, list):
-        info.context.append(f"{info.field_name}: {type(value).__name__} {str(value)[:40]!r} is no value for it")
+        shown = f" {str(value)[:40]!r}" if isinstance(value, str | int | float) else ""
+        info.context.append(f"{info.field_name}: {type(value).__name__}{shown} is no value for it")
     return PydanticUseDefault()
 
 
 def finite(value: object) -> int | float | None:
-    """A number, also one given as text; `None` where it is none, or one that no float can hold."""
+    """Convert a number, or a text that is one; return `None` for anything else, and beyond `MOST_NUMBER`."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -76,81 +85,92 @@ def finite(value: object) -> int | float | None:
             return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return value if -MOST_NUMBER <= value <= MOST_NUMBER else None
 
 
-def number(*, scale: float = 1, zero: float = 0, digits: int | None = None, unsigned: bool = False) -> Reads:
-    """A finite number, given as a number or as text.
+def number(
+    *,
+    scale: float = 1,
+    zero: float = 0,
+    digits: int | None = None,
+    negatives: float | None = None,
+    most: float = MOST_MEASURED,
+) -> Converter:
+    """A converter for finite numbers, given as numbers or as texts.
 
-    `scale` turns the wire's unit into ours, counted from the wire's `zero`, and `digits` keeps so many decimals.
-    `unsigned` fields of 32 bits show small negatives as 4294967292 (seen on firmware 7 and 8).
+    Args:
+        scale: factor from the wire's unit to ours.
+        zero: wire value that is 0 in our unit.
+        digits: number of decimals to round to; `None` for no rounding.
+        negatives: the field has 32 bits without a sign, and shows -4 as 4294967292 (seen on firmware 7 and 8). So
+            many of its highest values stand for negative numbers. `None`: the field has a sign.
+        most: numbers beyond this, in our unit, are no values.
     """
 
     def convert(value: object, info: ValidationInfo) -> object:
         found = finite(value)
         if found is None:
-            _refuse(value, info)
+            _reject_unless_unknown(value, info)
             return None
-        if unsigned and UINT32 / 2 <= found < UINT32:
+        if negatives is not None and UINT32 - negatives <= found < UINT32:
             found -= UINT32
         if scale != 1:
             found = (found - zero) * scale
+        if abs(found) > most:
+            raise _unusable(value, info)
         return float(found) if digits is None else round(found, digits)
 
-    return Reads(convert)
+    return Converter(convert)
 
 
-def plain(text: str) -> str | None:
-    """A text as subscribers may see it; what says nothing is `None` (docs/topics.md)."""
-    text = " ".join(text.split())
-    return None if text.lower() in NOTHING else text
+def clean(text: str) -> str | None:
+    """Make a text one line of at most 255 characters; return `None` if it means unknown (docs/topics.md)."""
+    text = printable(text, MAX_TEXT_LETTERS)
+    return None if text.lower() in UNKNOWN_TEXTS else text
 
 
-def _says_nothing(value: object) -> bool:
-    """Null, or a text such as `Unknown`, in a field of whatever type."""
-    return value is None or (isinstance(value, str) and plain(value) is None)
+def _is_unknown(value: object) -> bool:
+    """Whether a value of any field means unknown: null, or a text such as `Unknown`."""
+    return value is None or (isinstance(value, str) and clean(value) is None)
 
 
-def _refuse(value: object, info: ValidationInfo) -> None:
-    """What is no number may be a way to say nothing."""
-    if not _says_nothing(value):
+def _reject_unless_unknown(value: object, info: ValidationInfo) -> None:
+    """Reject the value unless it is one of the gateway's spellings of unknown."""
+    if not _is_unknown(value):
         raise _unusable(value, info)
 
 
 def _text(value: object, info: ValidationInfo) -> str | None:
-    if _says_nothing(value):
+    if _is_unknown(value):
         return None
-    found = spelt(value)
+    found = to_text(value)
     if found is None:
         raise _unusable(value, info)
     return found
 
 
-def spelt(value: object) -> str | None:
-    """A text, or a number as one; `None` where it is neither."""
+def to_text(value: object) -> str | None:
+    """Convert a text or a number to a text; return `None` for anything else."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str):
-        return plain(value)
+        return clean(value)
     return None if isinstance(value, bool) or finite(value) is None else str(value)
 
 
-def worded(convert: Callable[[str], str | bool | None]) -> Reads:
-    """A text, or a number as one, that stands for something else."""
+def mapped(convert: Callable[[str], str | bool | None]) -> Converter:
+    """A converter for texts and numbers that stand for something else; `convert` gets them as a text."""
 
     def read(value: object, info: ValidationInfo) -> object:
         text = _text(value, info)
         return None if text is None else convert(text)
 
-    return Reads(read)
+    return Converter(read)
 
 
 def _flag(value: object, info: ValidationInfo) -> object:
-    """Some firmware sends booleans as text, others as 0 and 1."""
-    if _says_nothing(value):
+    """Convert a boolean. Some firmware sends texts, some sends 0 and 1."""
+    if _is_unknown(value):
         return None
     if isinstance(value, str):
         value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
@@ -165,21 +185,21 @@ def _not_flag(value: object, info: ValidationInfo) -> object:
 
 
 def _time(value: object, info: ValidationInfo) -> object:
-    """Seconds since 1970; 0 means never."""
+    """Convert a unix time in seconds. The gateway sends 0 for never, which becomes `None`."""
     seconds = finite(value)
-    if seconds is None or not 0 <= seconds <= LATEST:
-        _refuse(value, info)
+    if seconds is None or not 0 <= seconds <= LATEST_UNIX_TIME:
+        _reject_unless_unknown(value, info)
         return None
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
 def _list(value: object, info: ValidationInfo) -> object:
-    """What is no text or number in it is left out."""
-    if _says_nothing(value):
+    """Join the texts and numbers of a list with commas; leave out anything else."""
+    if _is_unknown(value):
         return None
     if not isinstance(value, list):
         raise _unusable(value, info)
-    return ",".join(filter(None, map(spelt, value))) or "none"
+    return ",".join(filter(None, map(to_text, value))) or "none"
 
 
 POWER = Quantity("W", "power", "measurement", 0, 1)
@@ -211,50 +231,52 @@ TIME = Quantity(None, "timestamp", numeric=False)
 FLAG = Quantity(platform=Platform.BINARY_SENSOR, numeric=False)
 CONNECTIVITY = Quantity(device_class="connectivity", platform=Platform.BINARY_SENSOR, numeric=False)
 
-type_number = float | Absent | None
-Watts = Annotated[type_number, POWER, number()]
-UnsignedWatts = Annotated[type_number, POWER, number(unsigned=True)]
-Milliwatts = Annotated[type_number, POWER, number(scale=0.001)]
-VoltAmperes = Annotated[type_number, APPARENT_POWER, number()]
-MillivoltAmperes = Annotated[type_number, APPARENT_POWER, number(scale=0.001)]
-Vars = Annotated[type_number, REACTIVE_POWER, number()]
-Volts = Annotated[type_number, VOLTAGE, number()]
-Millivolts = Annotated[type_number, VOLTAGE, number(scale=0.001, unsigned=True)]
-Amperes = Annotated[type_number, CURRENT, number()]
-Milliamperes = Annotated[type_number, CURRENT, number(scale=0.001, unsigned=True)]
-Hertz = Annotated[type_number, FREQUENCY, number()]
-Millihertz = Annotated[type_number, FREQUENCY, number(scale=0.001)]
-PowerFactor = Annotated[type_number, POWER_FACTOR, number()]
-WattHours = Annotated[type_number, ENERGY, number()]
-UnsignedWattHours = Annotated[type_number, ENERGY, number(unsigned=True)]
-UnsignedWattHoursWindow = Annotated[type_number, ENERGY_WINDOW, number(unsigned=True)]
-WattHoursReport = Annotated[type_number, ENERGY_REPORT, number()]
-# A counter that really reaches 2^32 J and then begins again: what is above 2^31 J is no small negative.
-Joules = Annotated[type_number, ENERGY, number(scale=1 / JOULES)]
-IntervalJoules = Annotated[type_number, ENERGY_INTERVAL, number(scale=1 / JOULES, unsigned=True)]
-VoltAmpereHours = Annotated[type_number, APPARENT_ENERGY, number()]
-VoltAmpereHoursReport = Annotated[type_number, APPARENT_ENERGY_REPORT, number()]
-VarHours = Annotated[type_number, REACTIVE_ENERGY, number()]
-VarHoursReport = Annotated[type_number, REACTIVE_ENERGY_REPORT, number()]
-Percent = Annotated[type_number, CHARGE, number()]
-StoredWattHours = Annotated[type_number, STORED, number()]
-Celsius = Annotated[type_number, TEMPERATURE, number(unsigned=True)]
-Fahrenheit = Annotated[type_number, TEMPERATURE, number(scale=5 / 9, zero=32, digits=1)]
-Share = Annotated[type_number, SHARE, number()]
-Seconds = Annotated[type_number, INTERVAL, number()]
-Number = Annotated[type_number, NUMBER, number()]
-Count = Annotated[type_number, COUNT, number()]
-Text = Annotated[str | Absent | None, TEXT, Reads(_text)]
-LowerText = Annotated[str | Absent | None, TEXT, worded(str.lower)]
-Texts = Annotated[str | Absent | None, TEXT, Reads(_list)]
-Flag = Annotated[bool | Absent | None, FLAG, Reads(_flag)]
-NotFlag = Annotated[bool | Absent | None, FLAG, Reads(_not_flag)]
-Connected = Annotated[bool | Absent | None, CONNECTIVITY, Reads(_flag)]
-Epoch = Annotated[datetime | Absent | None, TIME, Reads(_time)]
+MaybeNumber = float | Absent | None
+# No power reaches 2^31, in W or mW: such a number is a small negative one, also where other firmware gives a sign.
+Watts = Annotated[MaybeNumber, POWER, number(negatives=HALF_OF_UINT32)]
+Milliwatts = Annotated[MaybeNumber, POWER, number(scale=0.001, negatives=HALF_OF_UINT32)]
+VoltAmperes = Annotated[MaybeNumber, APPARENT_POWER, number()]
+MillivoltAmperes = Annotated[MaybeNumber, APPARENT_POWER, number(scale=0.001)]
+Vars = Annotated[MaybeNumber, REACTIVE_POWER, number()]
+Volts = Annotated[MaybeNumber, VOLTAGE, number()]
+Millivolts = Annotated[MaybeNumber, VOLTAGE, number(scale=0.001, negatives=HALF_OF_UINT32)]
+Amperes = Annotated[MaybeNumber, CURRENT, number()]
+Milliamperes = Annotated[MaybeNumber, CURRENT, number(scale=0.001, negatives=HALF_OF_UINT32)]
+Hertz = Annotated[MaybeNumber, FREQUENCY, number()]
+Millihertz = Annotated[MaybeNumber, FREQUENCY, number(scale=0.001)]
+PowerFactor = Annotated[MaybeNumber, POWER_FACTOR, number()]
+WattHours = Annotated[MaybeNumber, ENERGY, number()]
+UnsignedWattHours = Annotated[MaybeNumber, ENERGY, number(negatives=SMALL_NEGATIVE_WH)]
+UnsignedWattHoursWindow = Annotated[MaybeNumber, ENERGY_WINDOW, number(negatives=SMALL_NEGATIVE_WH)]
+WattHoursReport = Annotated[MaybeNumber, ENERGY_REPORT, number()]
+# This counter reaches 2^32 J and restarts, so a value above 2^31 J is not a small negative number.
+Joules = Annotated[MaybeNumber, ENERGY, number(scale=1 / JOULES_PER_WH)]
+IntervalJoules = Annotated[
+    MaybeNumber, ENERGY_INTERVAL, number(scale=1 / JOULES_PER_WH, negatives=SMALL_NEGATIVE_WH * JOULES_PER_WH)
+]
+VoltAmpereHours = Annotated[MaybeNumber, APPARENT_ENERGY, number()]
+VoltAmpereHoursReport = Annotated[MaybeNumber, APPARENT_ENERGY_REPORT, number()]
+VarHours = Annotated[MaybeNumber, REACTIVE_ENERGY, number()]
+VarHoursReport = Annotated[MaybeNumber, REACTIVE_ENERGY_REPORT, number()]
+Percent = Annotated[MaybeNumber, CHARGE, number()]
+StoredWattHours = Annotated[MaybeNumber, STORED, number()]
+Celsius = Annotated[MaybeNumber, TEMPERATURE, number(negatives=HALF_OF_UINT32)]
+Fahrenheit = Annotated[MaybeNumber, TEMPERATURE, number(scale=5 / 9, zero=32, digits=1)]
+Share = Annotated[MaybeNumber, SHARE, number()]
+Seconds = Annotated[MaybeNumber, INTERVAL, number()]
+PlainNumber = Annotated[MaybeNumber, NUMBER, number(most=MOST_NUMBER)]
+Count = Annotated[MaybeNumber, COUNT, number(most=MOST_NUMBER)]
+Text = Annotated[str | Absent | None, TEXT, Converter(_text)]
+LowerText = Annotated[str | Absent | None, TEXT, mapped(str.lower)]
+Texts = Annotated[str | Absent | None, TEXT, Converter(_list)]
+Flag = Annotated[bool | Absent | None, FLAG, Converter(_flag)]
+NotFlag = Annotated[bool | Absent | None, FLAG, Converter(_not_flag)]
+Connected = Annotated[bool | Absent | None, CONNECTIVITY, Converter(_flag)]
+Epoch = Annotated[datetime | Absent | None, TIME, Converter(_time)]
 
 
 def wire(*names: str, **options: Any) -> Any:
-    """Bind a field to the wire names under which it may stand; options are those of `Measurement`.
+    """Bind a field to its name, or names, in the answer. The options are those of `Measurement`.
 
     `watts.now` is the field `now` of the object `watts`.
     """
@@ -263,14 +285,17 @@ def wire(*names: str, **options: Any) -> Any:
 
 
 def label(name: str) -> str:
-    """`energy_7d` in people's words."""
+    """The label that is made from a name: `Energy 7d` for `energy_7d`."""
     return name.replace("_", " ").capitalize()
 
 
 class Record(BaseModel):
-    """One object of an answer. Fields without a quantity are keys: they are required and become no reading."""
+    """One object of an answer. Fields without a quantity are keys: they become no readings.
 
-    # built when an answer is first read: most homes lack most kinds of storage gear
+    `table` has the measurement of each other field, by its name.
+    """
+
+    # Validators are built with the first answer, since most homes lack most kinds of storage gear.
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
     table: ClassVar[Mapping[str, Measurement]] = {}
 
@@ -287,6 +312,7 @@ class Record(BaseModel):
     def readings(
         self, device: str, phase: Axis | None = None, *, without: frozenset[str] = frozenset()
     ) -> Iterator[Reading]:
+        """The readings of all fields that the answer has, except for those `without`."""
         for name, row in self.table.items():
             value = getattr(self, name)
             if value is not ABSENT and name not in without:
@@ -294,7 +320,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, item: object, problems: list[str]) -> Self | None:
-        """The record, or `None` where the item is none; what was unusable is appended to `problems`."""
+        """Read an item of an answer; return `None` if it is unusable. Faults are added to `problems`."""
         found: list[str] = []
         try:
             record = cls.model_validate(item, context=found)
@@ -308,7 +334,7 @@ class Record(BaseModel):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing of the record was given: an error object instead of an answer."""
+        """Whether the item has none of the record's fields, as an error object that comes in place of an answer."""
         return not self.model_fields_set
 
 
@@ -317,10 +343,31 @@ def quantity_of(field: FieldInfo) -> Quantity | None:
 
 
 def measurement(name: str, quantity: Quantity, **options: Any) -> Measurement:
-    """A line of the table, also for values that stand in no record."""
+    """Make a measurement; use this directly only for values that are in no record."""
     return Measurement(**{"name": name, "quantity": quantity, "label": label(name), **options})
 
 
-def value_of(value: object) -> Scalar:
-    """A record's field as a value: absent becomes `None`."""
-    return None if value is ABSENT else value  # type: ignore[return-value]
+ICONS = {
+    "problem|error|failures|retries|held": "mdi:alert-circle-outline",
+    "firmware|loader|build|release|version|asic": "mdi:chip",
+    "serial|number|euaid|eid|sequence|_id$": "mdi:identifier",
+    "certificate|token": "mdi:certificate-outline",
+    "inverters": "mdi:solar-panel",
+    "apparent_energy|reactive_energy": "mdi:sine-wave",
+    "soh|soc|reserve|share|percent": "mdi:battery-heart-variant",
+    "phase": "mdi:numeric",
+    "mode": "mdi:cog-outline",
+    "status|state": "mdi:state-machine",
+    "connection|interface": "mdi:lan",
+    "type": "mdi:tag-outline",
+    "source": "mdi:source-branch",
+}
+"""Icons by words of a measurement's name; the first one that fits is used."""
+FLAG_ICON, NUMBER_ICON, TEXT_ICON = "mdi:toggle-switch-outline", "mdi:counter", "mdi:information-outline"
+
+
+def icon(measurement: Measurement) -> str:
+    """The icon of an entity without a device class, for which Home Assistant has none but its default."""
+    fitting = (found for words, found in ICONS.items() if re.search(words, measurement.name))
+    default = NUMBER_ICON if measurement.quantity.numeric else TEXT_ICON
+    return next(fitting, FLAG_ICON if measurement.quantity.platform is Platform.BINARY_SENSOR else default)

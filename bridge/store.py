@@ -1,145 +1,216 @@
-"""What must outlive the process: one small JSON file for each gateway, one for the bridge itself.
+"""The state folder: small JSON files that outlive the process, three for each gateway, one for each home of
+several gateways and one for the bridge.
 
-A power cut leaves the old file or the new one, never half of one. What can't be written is kept in memory; a large
-file that is on the disk is not.
-File access is tiny and synchronous; the caller decides about threads.
+Identity, counters and tree of a gateway are files of their own, because the counters are written every few minutes
+and the others seldom: a memory card must last for years. A power cut leaves the old file or the new one, never half
+of one. Reading and writing are synchronous.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping
+import stat
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    SecretStr,
-    SerializationInfo,
-    ValidationError,
-    field_serializer,
+from pydantic import SecretStr
+
+from bridge.state import (
+    MAX_PLACES,
+    BridgeState,
+    CloudPause,
+    FileState,
+    IdentityState,
+    StateT,
+    Unreadable,
+    decode,
+    encode,
+    rescue,
 )
 
 LOG = logging.getLogger(__name__)
-PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
-MAX_BYTES = 8 * 1024 * 1024
-SMALL = 64 * 1024
-"""Bytes of a file that stays in memory. Of larger ones there is the list of what was published, read once."""
+PRIVATE_FILE_MODE, PRIVATE_FOLDER_MODE = 0o600, 0o700
+MAX_FILE_BYTES = 8 * 1024 * 1024
+MAX_CACHED_BYTES = 64 * 1024
+"""Larger states are not kept in memory: the published tree is read once, at the start."""
 MAX_HOSTS = 64
+MAX_NAME_LETTERS = 64
 CLIENT_SUFFIX_BYTES = 4
-TO_DISK = {"disk": True}
-TOKEN = re.compile(rb'"token"\s*:\s*"(eyJ[\w-]+\.[\w-]+\.[\w-]+)"', re.ASCII)
-
-
-class _Kept(BaseModel):
-    """A file's content. A file of another `version` is not understood, and is kept aside."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
-
-    version: Literal[1] = 1
-
-    def changed(self, **fields: object) -> Self:
-        return self.model_copy(update=fields)
-
-    @classmethod
-    def rescued(cls, content: bytes) -> Self:  # noqa: ARG003 - what there is differs
-        """What can be had of a file that is not understood."""
-        return cls()
-
-    def to_bytes(self) -> bytes:
-        return self.model_dump_json(indent=1, context=TO_DISK).encode()
-
-
-class GatewayState(_Kept):
-    """What is known of one gateway from earlier runs. `extra` is for what other stages must keep."""
-
-    token: SecretStr | None = None
-    key_pin: str | None = None
-    firmware: str | None = None
-    address: str | None = None
-    extra: Mapping[str, JsonValue] = Field(default_factory=dict)
-
-    @classmethod
-    def rescued(cls, content: bytes) -> Self:
-        """The token. If it is damaged, too, the gateway refuses it, and that is all."""
-        found = TOKEN.search(content)
-        return cls(token=SecretStr(found[1].decode())) if found else cls()
-
-    @field_serializer("token", when_used="json-unless-none")
-    def _token(self, token: SecretStr, info: SerializationInfo) -> str:
-        """The file alone gets the token; any other dump of a state shows stars."""
-        return token.get_secret_value() if info.context == TO_DISK else str(token)
-
-
-class _BridgeState(_Kept):
-    client_suffix: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")] | None = None
-    hosts: Mapping[str, str] = Field(default_factory=dict)
-
-
-_State = TypeVar("_State", bound=_Kept)
+BRIDGE_FILE = "bridge.json"
+TEMPORARY = re.compile(r"\..+\.json\.(\d{1,9})\.tmp")
+"""Files that are being written, by the number of the process that writes them."""
+TEMPORARY_S = 60.0
+UNWRITABLE = (
+    "%s can't be written (%s): tokens and keys are forgotten at the next start; "
+    "make the folder writable for this user, or set BRIDGE_STATE_DIR"
+)
 
 
 class Store:
-    """The files of one state folder, and in memory what the disk did not take."""
+    """The states that are kept in one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: dict[str, _Kept] = {}
-        self._on_disk: dict[str, bytes] = {}
-        """Digests of the files, to see whether anything has changed."""
-        self._size: dict[str, int] = {}
-        self._unsaved: set[str] = set()
-        self._writable = True
+        self._files = _Files(folder)
 
     def __repr__(self) -> str:
-        return f"Store({str(self._folder)!r})"
+        return f"Store({str(self._files.folder)!r})"
 
-    def load(self, serial: str) -> GatewayState:
-        return self._load(_gateway_file(serial), GatewayState)
+    def load(self, serial: str, kind: type[StateT]) -> StateT:
+        """The state of this kind of a gateway; one with its defaults if the folder has none."""
+        return self._files.load(_file_of(serial, kind), kind)
 
-    def save(self, serial: str, state: GatewayState) -> bool:
-        """Whether the disk has it; if not, it is tried again together with the next save."""
-        return self._save(_gateway_file(serial), state)
+    def reload(self, serial: str, kind: type[StateT]) -> StateT:
+        """The state as it is on the disk now, where a command may have changed it."""
+        self._files.forget(_file_of(serial, kind))
+        return self.load(serial, kind)
+
+    def save(self, serial: str, state: FileState) -> bool:
+        """Write a state of a gateway. Returns False if that failed; the next save of any state tries it again."""
+        return self._files.save(_file_of(serial, type(state)), state)
+
+    def names(self, kind: type[FileState]) -> Sequence[str]:
+        """The homes, or gateways, of which there is a state of this kind."""
+        ending = f"{kind.suffix}.json"
+        ours = (name for name in self._files.names() if name.startswith(kind.prefix) and name.endswith(ending))
+        return sorted(name.removeprefix(kind.prefix).removesuffix(ending) for name in ours)
+
+    def remove(self, name: str, kind: type[FileState]) -> None:
+        """Remove a state of a home or of a gateway."""
+        self._files.remove(_file_of(name, kind))
+
+    def set_aside(self, name: str, kind: type[FileState]) -> str:
+        """Begin anew with a state that the bridge can't work with. Returns the name that its file is kept under."""
+        return self._files.set_aside(_file_of(name, kind))
+
+    def load_tokens(self, serial: str) -> tuple[SecretStr | None, CloudPause | None]:
+        """The last token from the cloud, and the pause in requests to the cloud, if there is one."""
+        state = self.load(serial, IdentityState)
+        return state.token, state.cloud
+
+    def save_token(self, serial: str, token: SecretStr) -> None:
+        """Keep a new token for the next run."""
+        self.save(serial, self.load(serial, IdentityState).changed(token=token))
+
+    def save_pause(self, serial: str, pause: CloudPause | None) -> None:
+        """Keep the pause in requests to the cloud: it locks accounts, so a restart must not end the pause."""
+        self.save(serial, self.load(serial, IdentityState).changed(cloud=pause))
 
     def client_suffix(self) -> str:
         """Eight hex digits that tell this installation from others at the same broker."""
-        bridge = self._bridge()
+        bridge = self._files.load(BRIDGE_FILE, BridgeState)
         if bridge.client_suffix is None:
             bridge = bridge.changed(client_suffix=secrets.token_hex(CLIENT_SUFFIX_BYTES))
-            self._save("bridge.json", bridge)
+            self._files.save(BRIDGE_FILE, bridge)
         return bridge.client_suffix or ""
 
     def serial_of(self, host: str) -> str | None:
-        """The gateway that answered at `host` last time: its pin holds from the first handshake on."""
-        return self._bridge().hosts.get(host)
+        """The serial number that answered at `host` last time; its TLS key is known before any request."""
+        return self._hosts().get(host)
 
     def remember(self, host: str, serial: str) -> None:
-        bridge = self._bridge()
-        if bridge.hosts.get(host) == serial:
+        """Keep which gateway answers at `host`."""
+        hosts = self._hosts()
+        if hosts.get(host) == serial:
             return
-        others = [(known, its) for known, its in bridge.hosts.items() if known != host]
-        self._save("bridge.json", bridge.changed(hosts=dict([*others, (host, serial)][-MAX_HOSTS:])))
+        others = [(known, its) for known, its in hosts.items() if known != host]
+        bridge = self._files.load(BRIDGE_FILE, BridgeState)
+        self._files.save(BRIDGE_FILE, bridge.changed(hosts=dict([*others, (host, serial)][-MAX_HOSTS:])))
 
-    def _bridge(self) -> _BridgeState:
-        return self._load("bridge.json", _BridgeState)
+    def _hosts(self) -> Mapping[str, str]:
+        return self._files.load(BRIDGE_FILE, BridgeState).hosts
 
-    def _load(self, name: str, kind: type[_State]) -> _State:
+    def note_base(self, serial: str, base: str) -> None:
+        """Keep that a gateway is published below a base topic: `clean` finds it there when the base has changed."""
+        state = self.load(serial, IdentityState)
+        if base not in state.bases:
+            self.save(serial, state.changed(bases=(*state.bases, base)[-MAX_PLACES:]))
+
+    def forget_base(self, serial: str, base: str) -> None:
+        """Forget a base topic below which nothing of a gateway is left."""
+        state = self.load(serial, IdentityState)
+        if base in state.bases:
+            self.save(serial, state.changed(bases=tuple(other for other in state.bases if other != base)))
+
+    @property
+    def bridges(self) -> Sequence[str]:
+        """The topics below which the bridge has published its own state."""
+        return self._files.load(BRIDGE_FILE, BridgeState).bridges
+
+    def note_bridge(self, topic: str) -> None:
+        """Keep that the bridge publishes its own state below a topic."""
+        if topic not in self.bridges:
+            self._save_bridges((*self.bridges, topic)[-MAX_PLACES:])
+
+    def forget_bridge(self, topic: str) -> None:
+        """Forget a topic below which nothing of the bridge's own state is left."""
+        if topic in self.bridges:
+            self._save_bridges(tuple(other for other in self.bridges if other != topic))
+
+    def _save_bridges(self, topics: tuple[str, ...]) -> None:
+        self._files.save(BRIDGE_FILE, self._files.load(BRIDGE_FILE, BridgeState).changed(bridges=topics))
+
+
+class _Files:
+    """The files of a folder by name, and their states. A state that can't be written is kept in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[str, FileState] = {}
+        self._on_disk: dict[str, bytes] = {}
+        """The SHA-256 of each file as it is on the disk, to write only what has changed."""
+        self._bytes: dict[str, int] = {}
+        self._unsaved: set[str] = set()
+        self._writable = True
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what writers have left that were killed: they hold a whole state, which may be a token."""
+        for name in self.names():
+            if (found := TEMPORARY.fullmatch(name)) and not _may_be_writing(self.folder / name, int(found[1])):
+                with suppress(OSError):  # a read-only folder
+                    (self.folder / name).unlink()
+
+    def names(self) -> Sequence[str]:
+        try:
+            return [path.name for path in self.folder.iterdir()]
+        except OSError:
+            return []
+
+    def forget(self, name: str) -> None:
+        """Read this state from the disk again, unless it could not be written there."""
+        if name not in self._unsaved:
+            self._known.pop(name, None)
+
+    def remove(self, name: str) -> None:
+        self._forget(name)
+        with suppress(OSError):  # if the folder can't be written, the file stays for a later run
+            (self.folder / name).unlink()
+
+    def _forget(self, name: str) -> None:
+        for known in (self._known, self._on_disk, self._bytes):
+            known.pop(name, None)
+        self._unsaved.discard(name)
+
+    def set_aside(self, name: str) -> str:
+        self._forget(name)
+        return _rename_aside(self.folder / name)
+
+    def load(self, name: str, kind: type[StateT]) -> StateT:
         known = self._known.get(name)
         if isinstance(known, kind):
             return known
         state = self._read(name, kind) or kind()
-        if self._size.get(name, 0) <= SMALL:
+        if self._bytes.get(name, 0) <= MAX_CACHED_BYTES:
             self._known[name] = state
         return state
 
-    def _read(self, name: str, kind: type[_State]) -> _State | None:
-        path = self._folder / name
+    def _read(self, name: str, kind: type[StateT]) -> StateT | None:
+        path = self.folder / name
         try:
             content = _read_bounded(path)
         except FileNotFoundError:
@@ -147,100 +218,114 @@ class Store:
         except OSError as error:
             LOG.warning("%s can't be read (%s): starting without it", path, error.strerror)
             return None
-        _shut(path)
-        try:
-            state = kind.model_validate_json(content)
-        except ValidationError:
-            return self._rescued(name, kind, content)
-        self._note(name, content)
+        _make_private(path)
+        state, starting = _decode_or_rescue(kind, content)
+        if starting is None:
+            self._note(name, content)
+            return state
+        _keep_aside(path, starting)
+        if state != kind():
+            self.save(name, state)  # the file itself is out of the way now
         return state
 
-    def _rescued(self, name: str, kind: type[_State], content: bytes) -> _State | None:
-        """What can be had of the file is written at once: the file itself is out of the way now."""
-        state = kind.rescued(content)
-        if state == kind():
-            _keep_aside(self._folder / name, "without it")
-            return None
-        _keep_aside(self._folder / name, "with its token alone")
-        self._save(name, state)
-        return state
-
-    def _save(self, name: str, state: _Kept) -> bool:
-        """Writes this file and whatever an earlier attempt could not write."""
+    def save(self, name: str, state: FileState) -> bool:
+        """Write this file and those that could not be written before."""
         self._known[name] = state
         self._unsaved.add(name)
-        try:
-            for waiting in sorted(self._unsaved):
+        failure: OSError | None = None
+        for waiting in sorted(self._unsaved):
+            try:
                 self._write(waiting)
+            except OSError as error:  # one name may be taken by a folder: the others are written all the same
+                failure = error
+            else:
                 self._unsaved.discard(waiting)
-        except OSError as error:
-            self._report(writable=False, reason=error.strerror or "unknown error")
-            return False
-        return True
+        self._report(failure)
+        return name not in self._unsaved
 
     def _write(self, name: str) -> None:
-        """Nothing where the disk has it already: memory cards wear out."""
-        content = self._known[name].to_bytes()
-        if _digest(content) != self._on_disk.get(name):
-            _replace(self._folder / name, content)
+        """Write only changed content, to spare memory cards."""
+        content = encode(self._known[name])
+        if _sha256(content) != self._on_disk.get(name):
+            _replace(self.folder / name, content)
             self._note(name, content)
-            self._report(writable=True)
-        if len(content) > SMALL:
+        if len(content) > MAX_CACHED_BYTES:
             del self._known[name]
 
     def _note(self, name: str, content: bytes) -> None:
-        self._on_disk[name], self._size[name] = _digest(content), len(content)
+        self._on_disk[name], self._bytes[name] = _sha256(content), len(content)
 
-    def _report(self, *, writable: bool, reason: str = "") -> None:
-        if writable == self._writable:
-            return
-        self._writable = writable
-        if writable:
-            LOG.info("%s can be written again", self._folder)
-        else:
-            LOG.warning(
-                "%s can't be written (%s): tokens and keys are forgotten at the next start; "
-                "make the folder writable for this user, or set BRIDGE_STATE_DIR",
-                self._folder,
-                reason,
-            )
+    def _report(self, failure: OSError | None) -> None:
+        if failure is None and not self._writable:
+            LOG.info("%s can be written again", self.folder)
+        elif self._writable and failure is not None:
+            LOG.warning(UNWRITABLE, self.folder, failure.strerror or "unknown error")
+        self._writable = failure is None
 
 
-def _digest(content: bytes) -> bytes:
+def _sha256(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _gateway_file(serial: str) -> str:
-    """Serials come from outside: nothing in one may lead out of the folder."""
-    return f"gateway-{re.sub('[^A-Za-z0-9]', '_', serial)[:64]}.json"
+def _file_of(name: str, kind: type[FileState]) -> str:
+    """The name of a file. A serial number comes from the network, so nothing in it may lead out of the folder."""
+    return f"{kind.prefix}{re.sub('[^A-Za-z0-9-]', '_', name)[:MAX_NAME_LETTERS]}{kind.suffix}.json"
+
+
+def _decode_or_rescue(kind: type[StateT], content: bytes) -> tuple[StateT, str | None]:
+    """The state in a file, and for the log what the bridge starts without; `None` if the file is not damaged."""
+    try:
+        state, damaged = decode(kind, content)
+    except Unreadable:
+        state = rescue(kind, content)
+        return state, "without it" if state == kind() else "with its token alone"
+    return state, f"without its {', '.join(damaged)}" if damaged else None
 
 
 def _read_bounded(path: Path) -> bytes:
-    """Too long a file ends in the middle, so that it does not parse."""
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES)
+    """Read at most `MAX_FILE_BYTES`. A longer file is cut off there, and so can't be parsed.
+
+    Raises:
+        OSError: it can't be read, or is no ordinary file: a named pipe or a device could hold up the loop for ever.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - a descriptor, no path
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no ordinary file")
+        return file.read(MAX_FILE_BYTES)
 
 
-def _shut(path: Path) -> None:
-    """Restored from a backup, it may be open to others."""
+def _make_private(path: Path) -> None:
+    """Let only the owner read the file: one that was restored from a backup may be readable for others."""
     with suppress(OSError):  # a read-only disk
-        path.chmod(PRIVATE_FILE)
+        path.chmod(PRIVATE_FILE_MODE)
 
 
 def _keep_aside(path: Path, starting: str) -> None:
+    text = "%s can't be understood (damaged, or of a newer version): kept as %s, starting %s"
+    LOG.warning(text, path, _rename_aside(path), starting)
+
+
+def _rename_aside(path: Path) -> str:
     aside = path.with_name(f"{path.name}.corrupt")
-    LOG.warning(
-        "%s can't be understood (damaged, or of a newer version): kept as %s, starting %s",
-        path,
-        aside.name,
-        starting,
-    )
-    with suppress(OSError):  # a read-only folder: the file stays where it is
+    with suppress(OSError):  # a read-only folder, or no file: it stays as it is
         path.replace(aside)
+    return aside.name
+
+
+def _may_be_writing(path: Path, writer: int) -> bool:
+    """Whether another process, such as `check`, is just writing this temporary file. That takes seconds at most."""
+    if writer == os.getpid():  # in a container, each process that is started has the same number
+        return False
+    try:
+        with suppress(PermissionError):  # it is another user's
+            os.kill(writer, 0)
+        return abs(time.time() - path.stat().st_mtime) < TEMPORARY_S
+    except OSError:
+        return False
 
 
 def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    path.parent.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         _write_private(temporary, content)
@@ -253,16 +338,16 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, PRIVATE_FILE)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, PRIVATE_FILE_MODE)
     with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, no path
-        os.fchmod(descriptor, PRIVATE_FILE)  # left over by a killed process, it may be readable for others
+        os.fchmod(descriptor, PRIVATE_FILE_MODE)  # left over by a killed process, it may be readable for others
         file.write(content)
         file.flush()
         os.fsync(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself must be on the disk; some network file systems can't promise that."""
+    """Write the rename itself to the disk. Some network file systems can't do that, which is no error here."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

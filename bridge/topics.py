@@ -1,4 +1,4 @@
-"""From readings to messages: the tree that subscribers rely on (docs/topics.md)."""
+"""Turns readings into messages: the tree of topics that subscribers rely on (docs/topics.md)."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from bridge.model import Axis, Measurement, Message, Rank, Reading, Scalar, Structure
+from bridge.model import DAY_S, Axis, Event, Measurement, Message, Priority, Reading, Scalar, Structure
 
 ONLINE, OFFLINE = "online", "offline"
-DOCUMENT_INTERVAL = 1.0
-MAX_STATE = 255
-"""Home Assistant takes no longer text as a state."""
+TIMESTAMP = "timestamp"
+"""The key of a document that has the time of its values, in ISO 8601."""
+DOCUMENT_INTERVAL_S = 1.0
+MAX_DOCUMENT_BYTES = 256_000
+"""Longest document. Those of captured gateways have 3 kB at most."""
+MAX_STATE_LETTERS = 255
+"""Longest text that Home Assistant accepts as a state."""
 
 
 def text(value: Scalar) -> str:
@@ -47,15 +49,16 @@ class Names:
     base: str = "enphase"
     instance: str | None = None
     root: str | None = None
-    """the base without a site; `None` where it has none"""
+    """the base topic without its level for the site; `None` if it has no such level"""
 
     @property
     def bridges(self) -> str:
-        """Above all that bridges say of themselves."""
+        """The topic below which all bridges publish their own state."""
         return f"{self.root or self.base}/bridge"
 
     @property
     def bridge(self) -> str:
+        """The topic below which this bridge publishes its own state."""
         return self.bridges + (f"/{self.instance}" if self.instance else "")
 
     def state(self, serial: str) -> str:
@@ -67,27 +70,41 @@ class Names:
     def device(self, serial: str, device: str) -> str:
         return f"{self.base}/{serial}/{device}"
 
+    def home(self, home: str) -> str:
+        """Above all topics of a home of several gateways. A home is not below a site."""
+        return f"{self.root or self.base}/home/{home}"
+
+    def home_availability(self, home: str) -> str:
+        return f"{self.home(home)}/availability"
+
+    def home_value(self, home: str, flow: str, name: str) -> str:
+        return f"{self.home(home)}/{flow}/{name}"
+
     def value(self, serial: str, device: str, phase: Axis | None, name: str) -> str:
         return "/".join((self.base, serial, device, *((phase.value,) if phase else ()), name))
 
 
 def online(topic: str, is_online: bool) -> Message:
-    """A state or availability topic."""
-    return Message(topic, ONLINE if is_online else OFFLINE, qos=1, rank=Rank.AVAILABILITY)
+    """The message for a state or availability topic."""
+    return Message(topic, ONLINE if is_online else OFFLINE, qos=1, priority=Priority.AVAILABILITY)
 
 
 def bridge_info(
-    names: Names,
-    version: str,
-    started: datetime,
-    gateways: Iterable[str],
-    standing_by: Mapping[str, str] | None = None,
+    names: Names, version: str, started: datetime, gateways: Iterable[str], heartbeat: float, **more: object
 ) -> Message:
-    """`standing_by` has the gateways that another bridge polls in our place, and which one does."""
-    body: dict[str, Any] = {"version": version, "started": text(started), "gateways": sorted(gateways)}
-    if standing_by:
-        body["standing_by"] = dict(sorted(standing_by.items()))
-    return Message(f"{names.bridge}/info", json.dumps(body), qos=1, content_type="application/json")
+    """The message that lists the gateways that this bridge polls; it is sent at least every `heartbeat` seconds.
+
+    `more` goes into the document: `standing_by` holds, by serial number, the gateways that another bridge polls
+    instead, and the name of that bridge.
+    """
+    own = {
+        "version": version,
+        "started": text(started),
+        "heartbeat": _json(heartbeat),
+        "gateways": sorted(gateways),
+    }
+    topic, priority = f"{names.bridge}/info", Priority.AVAILABILITY
+    return Message(topic, json.dumps(own | more), qos=1, priority=priority, content_type="application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,69 +121,138 @@ class Row:
     absent_since: float | None = field(default=None, compare=False)
 
     def is_gone(self, now: float) -> bool:
-        return self.absent_since is not None and now - self.absent_since >= GONE
+        return self.absent_since is not None and now - self.absent_since >= VALUE_GONE_AFTER_S
 
 
 Key = tuple[str, Axis | None, str]
-ROWS = TypeAdapter(list[Row])
-GATEWAY = "gateway"
-FALLBACK, INTERVAL = attrgetter("measurement.fallback"), attrgetter("measurement.interval")
-GONE = 7 * 86_400.0
+GATEWAY_DEVICE = "gateway"
+FALLBACK_OF_ROW, INTERVAL_OF_ROW = attrgetter("measurement.fallback"), attrgetter("measurement.interval")
+VALUE_GONE_AFTER_S = 7 * DAY_S
 """Seconds for which a value must be absent from every non-empty good answer before it is gone."""
 
 
-class Tree:
-    """The newest readings of one gateway, kept by source, since a device can have several.
+class RowTable:
+    """The rows of one gateway, and which source gives each.
 
-    Where two sources name one value, the one that comes first in `sources` owns it, those last that only fall in.
+    If two sources give one value, the one that comes first in `sources` owns the row. A fallback is used only if no
+    other source gives the value.
     """
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        self._order = {source: place for place, source in enumerate(sources)}
+        self._rows: dict[Key, Row] = {}
+        self._silent: set[Key] = set()
+        """Rows that discovery does not announce."""
+        self._by_source: dict[str, list[Key]] = {}
+        """The rows of each source, until they change."""
+        self.gone: dict[Key, Row] = {}
+        """Rows that were announced and that discovery has to remove."""
+        self.version = 0
+        """A number that grows when the rows change, so that discovery is made anew only then."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return (row for key, row in self._rows.items() if key not in self._silent)
+
+    def restore(self, rows: Iterable[Row]) -> bool:
+        """Add the rows of an earlier run, which stay while their source fails. Returns whether there are any."""
+        known = {(row.device, row.phase, row.measurement.name): row for row in rows if row.source in self._order}
+        self._rows = {**known, **self._rows}
+        self._by_source.clear()
+        return bool(known)
+
+    def take(self, source: str, key: Key, reading: Reading) -> bool:
+        """Note that a source gives a reading. Returns False if another source owns the row."""
+        known, measurement = self._rows.get(key), reading.measurement
+        same = (
+            known is not None
+            and known.source == source
+            and (known.measurement is measurement or known.measurement == measurement)  # comparing is slow
+        )
+        if known and not same and self._rank(known.source, known.measurement) < self._rank(source, measurement):
+            return False
+        if known is None or not same:
+            self.gone.pop(key, None)
+            self._rows[key] = Row(reading.device, reading.phase, measurement, source)
+            self._by_source.clear()
+            self.version += 1
+        elif known.measurement is not measurement or known.absent_since is not None:
+            self._rows[key] = replace(known, measurement=measurement, absent_since=None)
+        self._note_silence(key, reading)
+        return True
+
+    def _rank(self, source: str, measurement: Measurement) -> tuple[bool, int]:
+        return measurement.fallback, self._order[source]
+
+    def _note_silence(self, key: Key, reading: Reading) -> None:
+        """Note whether discovery has to leave the row out: it is no entity, or its text is too long for one."""
+        long = isinstance(reading.value, str) and len(reading.value) > MAX_STATE_LETTERS
+        silent = long or reading.measurement.document_only or not reading.measurement.entity
+        if silent != (key in self._silent):
+            self.version += 1
+            self._silent.symmetric_difference_update({key})
+
+    def note_absent(self, source: str, present: Mapping[Key, Reading], now: float) -> Sequence[Key]:
+        """Note which rows of a source a good answer at `now` (unix time) lacks; returns those that are gone now.
+
+        The absent rows of a device are gone all at once, when each has been absent for long enough: otherwise a
+        device with several sources would disappear in parts. Home Assistant (2026.2) removes a device together with
+        its last enabled entity and then clears the discovery topic itself. Entities that it is told to remove just
+        at that moment are ignored for ever.
+        """
+        if source not in self._by_source:
+            self._by_source[source] = [key for key, row in self._rows.items() if row.source == source]
+        names_devices = any(device != GATEWAY_DEVICE for device, *_ in present)
+        absent = [
+            key
+            for key in self._by_source[source]
+            if key not in present and (names_devices or key[0] == GATEWAY_DEVICE)
+        ]
+        for key in absent:
+            row = self._rows[key]
+            if row.absent_since is None:
+                self._rows[key] = replace(row, absent_since=now)
+        if not any(self._rows[key].is_gone(now) for key in absent):
+            return ()
+        missing: dict[str, list[Key]] = {device: [] for device, *_ in absent}
+        for key, row in self._rows.items():
+            if row.absent_since is not None and row.device in missing:
+                missing[row.device].append(key)
+        due = (keys for keys in missing.values() if all(self._rows[key].is_gone(now) for key in keys))
+        return [key for keys in due for key in keys]
+
+    def remove(self, key: Key) -> bool:
+        """Remove a row that is gone. Returns whether it was the last one of its device."""
+        row = self.gone[key] = self._rows.pop(key)
+        self._by_source.clear()
+        self.version += 1
+        return not any(other.device == row.device for other in self._rows.values())
+
+
+class Tree:
+    """The topics of one gateway: its newest readings as messages. Readings are kept by source and device."""
 
     def __init__(self, names: Names, serial: str, sources: Sequence[str], payload: str = "both") -> None:
         self.names = names
         self.serial = serial
-        self._order = {source: place for place, source in enumerate(sources)}
+        self.rows = RowTable(sources)
         self._values, self._documents = payload != "json", payload != "values"
-        self._rows: dict[Key, Row] = {}
-        self._silent: set[Key] = set()
-        self._gone: dict[Key, Row] = {}
         self._readings: dict[str, Mapping[str, Sequence[Reading]]] = {name: {} for name in reversed(sources)}
-        """By source, the last of them first, and by device."""
-        self._messages: dict[Key, Message] = {}
-        """The newest of each value: most say the same as the last one, and are not made anew."""
-        self._keys: dict[str, list[Key]] = {}
-        """Of each source's rows, until they change."""
-        self.version = 0
-        """Grows when `rows` change, so that discovery is made anew only then."""
-
-    def restore(self, kept: object) -> bool:
-        """Take over the rows of an earlier run, so that none is forgotten while its source fails. False: none."""
-        try:
-            rows = ROWS.validate_python(kept)
-        except ValidationError:
-            return False
-        known = {(row.device, row.phase, row.measurement.name): row for row in rows if row.source in self._order}
-        self._rows = {**known, **self._rows}
-        self._keys.clear()
-        return bool(known)
-
-    def dump(self) -> list[Any]:
-        """The rows for the store. Those of one measurement share what is said of it, which is most of it all."""
-        shared: dict[Measurement, Any] = {}
-        kept: list[Any] = []
-        for row in self.rows():
-            (one,) = ROWS.dump_python([row], mode="json", exclude_defaults=True)
-            kept.append({**one, "measurement": shared.setdefault(row.measurement, one["measurement"])})
-        return kept
+        """Readings by source, the last source first, so that in documents earlier sources overwrite later ones."""
+        self._is_long: dict[str, bool] = {}
+        """Devices whose documents have been too long, and whether the newest one is."""
+        self._events: list[Event] = []
+        self._messages: dict[Key, tuple[Measurement, Message]] = {}
+        """The newest message of each value: most readings equal the one before, and need no new message."""
 
     def update(self, source: str, readings: Sequence[Reading], when: datetime) -> Iterator[Message]:
-        """What a good answer of a source changes: its value topics, what is gone, and its devices' documents."""
+        """The messages of a good answer: value topics, removals, and documents of the devices."""
         yield from self.values(source, readings, when)
         yield from self.documents(source, when)
 
     def values(self, source: str, readings: Sequence[Reading], when: datetime) -> Iterator[Message]:
-        """The first part of it; to be taken whole."""
+        """The value topics and removals of a good answer. The caller must take all of them."""
         given = {(reading.device, reading.phase, reading.measurement.name): reading for reading in readings}
-        mine = {key: reading for key, reading in given.items() if self._owns(source, key, reading)}
+        mine = {key: reading for key, reading in given.items() if self.rows.take(source, key, reading)}
         newest: dict[str, list[Reading]] = {}
         for reading in mine.values():
             newest.setdefault(reading.device, []).append(reading)
@@ -174,125 +260,93 @@ class Tree:
         if self._values:
             yield from (self._value(key, r) for key, r in mine.items() if not r.measurement.document_only)
         if mine:
-            yield from self._vanish(source, mine, when.timestamp())
+            for key in self.rows.note_absent(source, mine, when.timestamp()):
+                yield from self._clear(key)
 
     def documents(self, source: str, when: datetime) -> Iterator[Message]:
-        """The second part, with the newest of all sources."""
-        if self._documents:
-            yield from (self._document(device, when) for device in self._readings[source])
+        """The documents of the source's devices, with the newest readings of all sources.
 
-    def rows(self) -> Iterator[Row]:
-        """All that can be announced, in the order of its first appearance."""
-        return (row for key, row in self._rows.items() if key not in self._silent)
+        A document that is too long is cleared: its values still have topics.
+        """
+        for device in self._readings[source] if self._documents else ():
+            message = self._document(device, when)
+            was_long, is_long = self._is_long.get(device), len(message.payload) > MAX_DOCUMENT_BYTES
+            if was_long is None and is_long:
+                text = f"{device}: its document of {len(message.payload)} bytes is too long, and is not published"
+                self._events.append(Event("long_document", text, warning=True))
+            if is_long or was_long:
+                self._is_long[device] = is_long
+            if not is_long:
+                yield message
+            elif not was_long:
+                yield Message(message.topic, "")
+
+    def take_events(self) -> Sequence[Event]:
+        """What has happened since the last call."""
+        taken, self._events = self._events, []
+        return taken
 
     def readings(self, kinds: tuple[str, ...]) -> Iterator[Reading]:
-        """The newest readings of devices whose names begin so."""
+        """The newest readings of devices whose names begin with one of `kinds`."""
         for by_device in self._readings.values():
             for device, readings in by_device.items():
                 yield from readings if device.startswith(kinds) else ()
 
-    def gone(self) -> Iterator[Row]:
-        """What has been announced, and has to be taken back."""
-        return iter(self._gone.values())
+    def newest(self, source: str) -> Mapping[str, Sequence[Reading]]:
+        """The newest readings of a source by device: another mapping with each answer."""
+        return self._readings[source]
 
-    def _vanish(self, source: str, present: Mapping[Key, Reading], now: float) -> Iterator[Message]:
-        if source not in self._keys:
-            self._keys[source] = [key for key, row in self._rows.items() if row.source == source]
-        absent = [
-            key
-            for key in self._keys[source]
-            if key not in present and (_names_devices(present) or key[0] == GATEWAY)
-        ]
-        for key in absent:
-            row = self._rows[key]
-            if row.absent_since is None:
-                self._rows[key] = replace(row, absent_since=now)
-        if any(self._rows[key].is_gone(now) for key in absent):
-            yield from self._clear_due({device for device, *_ in absent}, now)
-
-    def _clear_due(self, devices: set[str], now: float) -> Iterator[Message]:
-        """What is absent of a device goes at once, when all of it is due.
-
-        A device of several sources would go in parts otherwise. Home Assistant (2026.2) removes a device with its
-        last enabled entity, clears its discovery topic itself, and keeps what it is told to forget just then.
-        """
-        missing: dict[str, list[Key]] = {device: [] for device in devices}
-        for key, row in self._rows.items():
-            if row.absent_since is not None and row.device in missing:
-                missing[row.device].append(key)
-        for keys in missing.values():
-            if all(self._rows[key].is_gone(now) for key in keys):
-                for key in keys:
-                    yield from self._clear(key)
+    def clear(self, rows: Iterable[Row]) -> Iterator[Message]:
+        """The messages that remove these rows at once."""
+        for row in tuple(rows):
+            yield from self._clear((row.device, row.phase, row.measurement.name))
 
     def _clear(self, key: Key) -> Iterator[Message]:
-        row = self._gone[key] = self._rows.pop(key)
+        was_last = self.rows.remove(key)
         self._messages.pop(key, None)
-        self._keys.clear()
-        self.version += 1
         yield Message(self.names.value(self.serial, *key), "")
-        if not any(other.device == row.device for other in self._rows.values()):
-            yield Message(self.names.device(self.serial, row.device), "")
-
-    def _owns(self, source: str, key: Key, reading: Reading) -> bool:
-        known, measurement = self._rows.get(key), reading.measurement
-        same = (
-            known is not None
-            and known.source == source
-            and (known.measurement is measurement or known.measurement == measurement)  # equality takes long
-        )
-        if known and not same and self._rank(known.source, known.measurement) < self._rank(source, measurement):
-            return False
-        if known is None or not same:
-            self._gone.pop(key, None)
-            self._rows[key] = Row(reading.device, reading.phase, measurement, source)
-            self._messages.pop(key, None)
-            self._keys.clear()
-            self.version += 1
-        elif known.measurement is not measurement or known.absent_since is not None:
-            self._rows[key] = replace(known, measurement=measurement, absent_since=None)
-        self._mark(key, reading)
-        return True
-
-    def _rank(self, source: str, measurement: Measurement) -> tuple[bool, int]:
-        return measurement.fallback, self._order[source]
-
-    def _mark(self, key: Key, reading: Reading) -> None:
-        """Keep out of discovery what is no entity, such as a text that is too long for one."""
-        long = isinstance(reading.value, str) and len(reading.value) > MAX_STATE
-        silent = long or reading.measurement.document_only or not reading.measurement.entity
-        if silent != (key in self._silent):
-            self.version += 1
-            self._silent.symmetric_difference_update({key})
+        if was_last:
+            yield Message(self.names.device(self.serial, key[0]), "")
 
     def _value(self, key: Key, reading: Reading) -> Message:
         value, row = reading.value, reading.measurement
         payload = text(None if isinstance(value, Mapping) else value)
-        message = self._messages.get(key)
-        if message is None or message.payload != payload:
+        measurement, message = self._messages.get(key, (None, None))
+        if message is None or measurement is not row or message.payload != payload:
             topic = message.topic if message else self.names.value(self.serial, *key)
-            message = Message(topic, payload, deadband=row.quantity.deadband, interval=row.interval)
-            self._messages[key] = message
+            message = Message(
+                topic,
+                payload,
+                priority=self._priority(key[0]),
+                deadband=row.quantity.deadband,
+                interval=row.interval,
+            )
+            self._messages[key] = row, message
         return message
 
     def _document(self, device: str, when: datetime) -> Message:
-        """What gives way to others comes first, and is overwritten."""
+        """The document of one device. Fallbacks come first, so that others overwrite them."""
         given = [reading for by_device in self._readings.values() for reading in by_device.get(device, ())]
-        readings = sorted(given, key=FALLBACK, reverse=True)
-        body: dict[str, Any] = {"timestamp": text(when)}
+        readings = sorted(given, key=FALLBACK_OF_ROW, reverse=True)
+        body: dict[str, Any] = {TIMESTAMP: text(when)}
         for reading in readings:
             place = body if reading.phase is None else body.setdefault(reading.phase.value, {})
             place[_key(reading.measurement.name)] = _json(reading.value)
-        interval = max(DOCUMENT_INTERVAL, min(map(INTERVAL, readings)))
+        interval = max(DOCUMENT_INTERVAL_S, min(map(INTERVAL_OF_ROW, readings)))
         topic = self.names.device(self.serial, device)
-        return Message(topic, json.dumps(body), interval=interval, content_type="application/json")
+        return Message(
+            topic,
+            json.dumps(body),
+            priority=self._priority(device),
+            interval=interval,
+            content_type="application/json",
+        )
 
-
-def _names_devices(keys: Iterable[Key]) -> bool:
-    """An empty list of inverters (at night, on some gateways) still has its count, on the gateway."""
-    return any(device != GATEWAY for device, *_ in keys)
+    def _priority(self, device: str) -> Priority:
+        is_flow = device.startswith("site/") or self.serial.startswith("home/")
+        return Priority.SITE if is_flow else Priority.VALUE
 
 
 def _key(name: str) -> str:
-    """A document's own time stamp comes first; the gateway's `live/tasks` has a value of that name, too."""
-    return "timestamp_2" if name == "timestamp" else name
+    """The key of a value in a document. `timestamp` is the document's own, so that of `live/tasks` is renamed."""
+    return "timestamp_2" if name == TIMESTAMP else name

@@ -1,7 +1,8 @@
 # ruff: noqa: INP001 (a folder of documents is no package)
-"""The generated parts of the documents: `.venv/bin/python docs/generate.py` writes them anew.
+"""Writes the generated parts of the documents: run `.venv/bin/python docs/generate.py`.
 
 Each stands between `<!-- begin NAME: docs/generate.py -->` and `<!-- end NAME -->`; tests/test_docs.py compares.
+Where a value has no meaning or a kind of device is not described, it writes nothing and says what is missing.
 """
 
 import ast
@@ -13,16 +14,14 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from values import Offer, Row, in_order, offers, rows, sources
+from values import Offer, ValueRow, discrepancies, in_order, kinds, meanings, offers, rows, sources
 
-from bridge.config import CONFIG_VARIABLE, PREFIX, PollSettings, Settings
-from bridge.discovery import METERS, entity_name
-from bridge.endpoints import BY_SOURCE
+from bridge.discovery import METER_NAMES, entity_name
+from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
 from bridge.model import Platform, Quantity
-from bridge.topics import Names
-from bridge.topics import Row as Place
-from bridge.web.metrics import ENDINGS, METRICS
-from bridge.web.metrics import PREFIX as METRIC_PREFIX
+from bridge.settings import CONFIG_VARIABLE, VARIABLE_PREFIX, PollSettings, Settings
+from bridge.topics import Names, Row
+from bridge.web.metrics import METRIC_PREFIX, METRICS, NAME_ENDINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -59,22 +58,19 @@ def topic_tree() -> str:
             names.device(serial, "<device>/<input>/<name>"),
             "one value of one DC input of an inverter: c1, c2, c3, c4",
         ),
+        (names.home_availability("<home>"), "online | offline: the powers of all gateways of a home are fresh"),
+        (f"{names.home('<home>')}/<flow>", "JSON: all values of one flow of a home of several gateways"),
+        (names.home_value("<home>", "<flow>", "<name>"), "one value of this flow"),
     )
     room = max(len(topic) for topic, _ in shapes) + 3
     tree = "\n".join(f"{topic:{room}}{text}" for topic, text in shapes)
-    instance = f"With `{PREFIX}INSTANCE` set, the first two are `{own.bridge}/state` and `/info`."
+    instance = f"With `{VARIABLE_PREFIX}INSTANCE` set, the first two are `{own.bridge}/state` and `/info`."
     return f"```text\n{tree}\n```\n\n{instance}"
 
 
 def device_table() -> str:
-    """Each kind of device, what it is, and which sources tell of it."""
+    """Each kind of device, what it is, and which sources have values of it."""
     return table(("device", "what it is", "sources"), map(_device_line, kinds().items()))
-
-
-def kinds() -> Mapping[str, str]:
-    """What each kind is, by the first level of its devices."""
-    known: Mapping[str, str] = tomllib.loads((ROOT / "docs/devices.toml").read_text())
-    return known
 
 
 def _device_line(kind: tuple[str, str]) -> Sequence[str]:
@@ -96,6 +92,11 @@ def source_table() -> str:
     return table(("source", "endpoint", *(f"`{profile}`" for profile in profiles)), lines)
 
 
+def precedence() -> str:
+    """The sources in the order that decides where two of them report the same value."""
+    return code(endpoint.source for endpoint in ENDPOINTS)
+
+
 def _period(seconds: float) -> str:
     for size, unit in (3600, "h"), (60, "min"):
         if seconds >= size and seconds % size == 0:
@@ -108,13 +109,13 @@ def topic_tables() -> str:
     head = ("device", "name", "unit", "field", "meaning", "entity")
     parts = []
     for source in sources():
-        path = f"`{BY_SOURCE[source].path}`" if source in BY_SOURCE else "what the bridge itself knows"
+        path = f"`{BY_SOURCE[source].path}`" if source in BY_SOURCE else "values of the bridge itself"
         lines = [_topic_line(row) for row in rows() if row.source == source]
         parts.append(f"### {source}\n\n{path}\n\n{table(head, lines)}")
     return "\n\n".join(parts)
 
 
-def _topic_line(row: Row) -> Sequence[str]:
+def _topic_line(row: ValueRow) -> Sequence[str]:
     levels = f" ({'and ' if row.whole else ''}{row.parts})" if row.parts else ""
     name = f"`{row.name}`{levels}"
     return [code(row.devices), name, _unit(row.quantity), code(row.wires), row.meaning, _entity(row)]
@@ -128,7 +129,7 @@ def _unit(quantity: Quantity) -> str:
     return "time" if quantity.device_class == "timestamp" else "text"
 
 
-def _entity(row: Row) -> str:
+def _entity(row: ValueRow) -> str:
     if row.document_only:
         return "none: document only"
     shown = {
@@ -140,7 +141,7 @@ def _entity(row: Row) -> str:
 
 
 def quantity_table() -> str:
-    """What Home Assistant is told of the numbers, and when a new value is worth a message."""
+    """The classes of numbers for Home Assistant, and the smallest change that is published."""
     quantities = _once(row.quantity for row in rows() if row.quantity.numeric and row.quantity.unit)
     return table(
         ("unit", "device class", "state class", "decimals shown", "dead band"),
@@ -152,7 +153,7 @@ def quantity_table() -> str:
 
 
 def entity_tables() -> str:
-    """Home Assistant's own integration, entity by entity, and what we have for each."""
+    """Home Assistant's own integration, entity by entity, and our topic for each."""
     head = ("theirs", "called", "shown", "our topic", "called", "unit", "shown", "remark")
     parts = []
     for platform, group in _once((offer.platform, offer.group) for offer in offers()):
@@ -168,20 +169,23 @@ def _offer_line(offer: Offer) -> Sequence[str]:
         return [*theirs, f"`{offer.topic}`" if offer.topic else "none", "", "", "", offer.why or "not yet"]
     measurement = reading.measurement
     is_phase = "<phase>" in offer.topic
-    name = entity_name(Place(offer.topic.rpartition("/")[0].replace("/<phase>", ""), None, measurement, ""))
+    name = entity_name(Row(offer.topic.rpartition("/")[0].replace("/<phase>", ""), None, measurement, ""))
     shown = measurement.enabled_phases if is_phase else measurement.enabled or measurement.enabled_phases
     return [*theirs, f"`{offer.topic}`", name, _unit(measurement.quantity), "yes" if shown else "", offer.note]
 
 
 def roles() -> str:
-    return table(("role", "device in Home Assistant"), ([f"`{role}`", name] for role, name in METERS.items()))
+    return table(("role", "device in Home Assistant"), ([f"`{role}`", name] for role, name in METER_NAMES.items()))
 
 
 # Settings
 
 
 def settings_table() -> str:
-    lines = [*_settings(Settings, PREFIX), [f"`{CONFIG_VARIABLE}`", "", "path of a TOML file with settings"]]
+    lines = [
+        *_settings(Settings, VARIABLE_PREFIX),
+        [f"`{CONFIG_VARIABLE}`", "", "path of a TOML file with settings"],
+    ]
     return table(("setting", "default", "meaning"), lines)
 
 
@@ -194,18 +198,18 @@ def _settings(model: type[BaseModel], prefix: str) -> Iterator[Sequence[str]]:
             yield [f"`{name}`", "", f"**{text.rstrip('.')}**; this name takes the whole section as JSON"]
             yield from _settings(section, f"{name}__")
         else:
-            yield [f"`{name}`", _default(model, key, info), _meaning(info)]
+            endpoint = BY_SOURCE.get(key) if model is PollSettings else None
+            yield [f"`{name}`", "by profile" if endpoint else _default(info), _meaning(info, endpoint)]
 
 
-def _default(model: type[BaseModel], key: str, info: FieldInfo) -> str:
-    if model is PollSettings and key in BY_SOURCE:
-        return "by profile"
+def _default(info: FieldInfo) -> str:
     value = None if info.default_factory else info.default
     return f"`{value}`" if value not in (None, (), "") else ""
 
 
-def _meaning(info: FieldInfo) -> str:
-    text = info.description or ""
+def _meaning(info: FieldInfo, endpoint: Endpoint | None = None) -> str:
+    """The description of a setting; that of a period begins with the path of its endpoint."""
+    text = "; ".join(filter(None, [f"`{endpoint.path}`" if endpoint else "", info.description]))
     missing = [choice for choice in _choices(info.annotation) if choice not in text and choice != info.default]
     return f"{text}; also {code(missing)}" if missing else text
 
@@ -218,10 +222,10 @@ def _choices(annotation: Any) -> Sequence[str]:
 
 
 def metric_table() -> str:
-    """What /metrics tells, each by the name that a query has."""
+    """The metrics of /metrics, by the names that queries use."""
     lines = (
         [
-            code(metric.full_name.removeprefix(METRIC_PREFIX) + ending for ending in ENDINGS[metric.kind]),
+            code(metric.full_name.removeprefix(METRIC_PREFIX) + ending for ending in NAME_ENDINGS[metric.kind]),
             metric.kind,
             code(metric.labels),
             metric.meaning,
@@ -235,7 +239,7 @@ def metric_table() -> str:
 
 
 def layers() -> Sequence[Sequence[str]]:
-    """Each layer's modules, the highest first, as import-linter is told."""
+    """The modules of each layer, the highest first, from the configuration of import-linter."""
     return [[name.strip() for name in line.split("|")] for line in _contracts()[0]["layers"]]
 
 
@@ -257,7 +261,7 @@ def layer_table() -> str:
 
 
 def _may(name: str, below: Sequence[str]) -> str:
-    """The first contract says what lies below; the others take away from it."""
+    """The modules that may be imported: those below by the first contract, unless another contract forbids them."""
     banned = {
         module.removeprefix("bridge.") for contract in _about(name) for module in contract["forbidden_modules"]
     }
@@ -304,6 +308,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "topic-tree": topic_tree,
     "devices": device_table,
     "sources": source_table,
+    "precedence": precedence,
     "settings": settings_table,
     "topics": topic_tables,
     "quantities": quantity_table,
@@ -326,6 +331,9 @@ def renewed(text: str) -> str:
 
 
 def main() -> None:
+    """Write all documents anew, or none, with exit code 1, while the tables written by hand are not complete."""
+    if missing := list(discrepancies(rows(), meanings(), kinds())):
+        raise SystemExit("\n".join(missing))
     for path in documents():
         path.write_text(renewed(path.read_text()))
 

@@ -1,7 +1,7 @@
 # ruff: noqa: INP001 (a folder of documents is no package)
-"""Every value of the tree, found by reading the simulated homes' answers as the bridge does.
+"""Finds all values of the tree: it reads the answers of the simulated homes as the bridge does.
 
-So nothing is listed twice; only the meanings are written by hand, in meanings.toml.
+So no value is listed twice. Only meanings.toml and devices.toml are written by hand; `discrepancies` checks them.
 """
 
 import tomllib
@@ -13,29 +13,26 @@ from pathlib import Path
 from pydantic import AliasChoices, AliasPath
 from pydantic.fields import FieldInfo
 
+from bridge.discovery import DEVICE_KINDS
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
-from bridge.endpoints.switchgear import MAINS
+from bridge.endpoints.switchgear import RELAY_MAINS
 from bridge.model import Facts, Input, Phase, Quantity, Reading
 from bridge.records import Record
-from bridge.service.diagnostics import ROWS, SOURCE
-from bridge.service.mirror import SITE
+from bridge.service.publisher import DIAGNOSTICS, DIAGNOSTICS_SOURCE, SITE_SOURCE
 from bridge.simulator import HOMES, Simulator
-from bridge.simulator.exchange import Ask
+from bridge.simulator.http import HttpRequest
 from bridge.site import ROWS as FLOWS
 
-NOON = 1_750_500_000.0
+NOW = 1_750_500_000.0
+FOLDER = Path(__file__).parent
 BY_ID = {
+    **{kind: "<serial>" for kind, shown in DEVICE_KINDS.items() if shown.has_serial},
     "meter": "<role>",
-    "inverter": "<serial>",
-    "battery": "<serial>",
-    "controller": "<serial>",
-    "collar": "<serial>",
-    "combiner": "<serial>",
-    "device": "<serial>",
     "relay": "<contact>",
 }
+"""What stands in the tables for the second level of a device's name, by the kind of device."""
 FREE = ("live/connection", "live/tasks", "live/counters")
-"""Devices whose values are the gateway's own affair."""
+"""Devices with whatever values the gateway has for them."""
 UNSEEN = {
     "device_list": b'{"devices": [{"serial_number": "1", "device_type": 14, "com_interface": 3, '
     b'"com_interface_str": "PLC", "status": "connected"}]}',
@@ -45,11 +42,15 @@ UNSEEN = {
     b'"bmu_ibl_fw_version": "1"}]}, {"grid_profile_name": "a", "grid_profile_version": "1"}]',
     "secctrl": b'{"Recovery_threshold_soc": 1, "offgrid_secctrl": {"seq_reset_needed": false}}',
 }
-"""What no simulated home answers, but real gateways do."""
+"""Answers of real gateways that no simulated home gives."""
+
+
+Meanings = Mapping[str, Mapping[str, str]]
+"""The meanings of values by source and name."""
 
 
 @dataclass(slots=True)
-class Row:
+class ValueRow:
     """A value of one source, and the devices that have it: as a `whole`, of several `phases`, of DC `inputs`."""
 
     source: str
@@ -66,7 +67,7 @@ class Row:
     document_only: bool = False
 
     def add(self, reading: Reading, *, several: bool) -> None:
-        """`several` tells whether the reading's device has phases of its own; the whole is that phase if not."""
+        """Add a reading. `several` tells whether its device has phases beside the whole."""
         measurement = reading.measurement
         self.document_only |= measurement.document_only
         for known, new in (self.devices, [place(reading.device)]), (self.wires, wires().get(id(measurement), ())):
@@ -82,18 +83,23 @@ class Row:
 
     @property
     def parts(self) -> str:
-        """What else than the whole has the value."""
+        """The parts of a device that have the value, beside the whole."""
         return "phases" if self.phases else "inputs" if self.inputs else ""
 
     @property
     def meaning(self) -> str:
-        known = meanings()[self.source]
-        return known.get(f"{self.devices[0]}/{self.name}") or known[self.name]
+        """The meaning in the documents. Raises KeyError if there is none, as `discrepancies` reports."""
+        return meanings()[self.source][self.meaning_key(meanings()) or self.name]
+
+    def meaning_key(self, known: Meanings) -> str | None:
+        """The key of the meaning in the table of its source: `device/name`, else `name`; None if it has neither."""
+        own = known.get(self.source, {})
+        return next((key for key in (f"{self.devices[0]}/{self.name}", self.name) if own.get(key)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An entity of Home Assistant's own integration: `topic` is our value, or `why` we have none."""
+    """An entity of Home Assistant's own integration: our `topic` for it, or `why` there is none."""
 
     platform: str
     group: str
@@ -109,7 +115,7 @@ class Offer:
 
     @property
     def ours(self) -> Reading | None:
-        """A reading of our value; `None` where no source of this version has it."""
+        """A reading of our value; `None` if no source has it."""
         if self.topic is None:
             return None
         kind, key, *_, name = self.topic.split("/")
@@ -122,13 +128,13 @@ class Offer:
 @cache
 def offers() -> Sequence[Offer]:
     """The entities of Home Assistant's own integration."""
-    found = tomllib.loads(Path(__file__).with_name("entities.toml").read_text())
+    found = tomllib.loads((FOLDER / "entities.toml").read_text())
     return [Offer(group["platform"], group["name"], **row) for group in found["group"] for row in group["rows"]]
 
 
 @cache
 def examples() -> Mapping[tuple[str, str], Reading]:
-    """A reading of every value, by place and name; one that tells of a whole device where there is one."""
+    """A reading of every value, by place and name: that of the whole device if there is one."""
     found: dict[tuple[str, str], Reading] = {}
     for home in _seen():
         for _, reading in sorted(home, key=lambda pair: pair[1].phase is not None):
@@ -137,8 +143,14 @@ def examples() -> Mapping[tuple[str, str], Reading]:
 
 
 @cache
-def meanings() -> Mapping[str, Mapping[str, str]]:
-    return tomllib.loads(Path(__file__).with_name("meanings.toml").read_text())
+def meanings() -> Meanings:
+    return tomllib.loads((FOLDER / "meanings.toml").read_text())
+
+
+@cache
+def kinds() -> Mapping[str, str]:
+    """What each kind of device is, by the first level of the names of its devices."""
+    return tomllib.loads((FOLDER / "devices.toml").read_text())
 
 
 def records(kind: type[Record] = Record) -> Iterator[type[Record]]:
@@ -165,22 +177,22 @@ def _aliases(info: FieldInfo) -> Sequence[str]:
 
 
 def answers(home: str) -> Iterator[tuple[Endpoint, bytes]]:
-    """What the gateway of a simulated home says, source by source."""
-    simulator = Simulator(home, clock=lambda: NOON)
+    """The answers of a simulated home's gateway, source by source."""
+    simulator = Simulator(home, clock=lambda: NOW)
     headers = {"authorization": f"Bearer {simulator.token()}"}
     for endpoint in ENDPOINTS:
-        reply = simulator.gateway.answer(Ask("GET", endpoint.path, {}, headers))
+        reply = simulator.gateway.answer(HttpRequest("GET", endpoint.path, {}, headers))
         if reply.status == 200:  # noqa: PLR2004 - OK
             yield endpoint, reply.body
 
 
 def readings(given: Iterable[tuple[Endpoint, bytes]]) -> Iterator[tuple[str, Reading]]:
-    """What becomes of the answers, with the source of each reading; of gear that is not there, nothing."""
+    """The readings of these answers, each with its source. Endpoints of gear that is not there are skipped."""
     facts = Facts("")
     for endpoint, body in given:
         if not endpoint.wanted(facts):
             continue
-        parsed = endpoint.split(body, facts, NOON)
+        parsed = endpoint.parse(body, facts, NOW)
         facts = parsed.facts or facts
         yield from ((endpoint.source, reading) for reading in parsed.readings)
 
@@ -189,19 +201,23 @@ def _seen() -> Iterator[list[tuple[str, Reading]]]:
     for home in HOMES:
         yield list(readings(answers(home)))
     yield list(readings((BY_SOURCE[source], body) for source, body in UNSEEN.items()))
-    yield [(SITE, Reading(f"site/{flow}", None, row, None)) for flow, own in FLOWS.items() for row in own.values()]
-    yield [(SOURCE, Reading("gateway", None, row, None)) for row in ROWS]
+    yield [
+        (SITE_SOURCE, Reading(f"site/{flow}", None, row, None))
+        for flow, own in FLOWS.items()
+        for row in own.values()
+    ]
+    yield [(DIAGNOSTICS_SOURCE, Reading("gateway", None, row, None)) for row in DIAGNOSTICS]
 
 
 @cache
-def rows() -> Sequence[Row]:
-    """Every value that there is, source by source in the order of the brief, the bridge's own last."""
-    found: dict[tuple[str, ...], Row] = {}
+def rows() -> Sequence[ValueRow]:
+    """All values, by source in the order of the brief. Those of the bridge itself come last."""
+    found: dict[tuple[str, ...], ValueRow] = {}
     for home in _seen():
         phased = {(source, place(reading.device)) for source, reading in home if isinstance(reading.phase, Phase)}
         for source, reading in home:
             key = _key(source, reading)
-            row = found.setdefault(key, Row(source, key[-1], reading.quantity))
+            row = found.setdefault(key, ValueRow(source, key[-1], reading.quantity))
             row.add(reading, several=(source, place(reading.device)) in phased)
     for row in found.values():
         row.whole |= row.plain and not row.phases
@@ -209,13 +225,13 @@ def rows() -> Sequence[Row]:
 
 
 def _key(source: str, reading: Reading) -> tuple[str, ...]:
-    """Devices of one source share a row where they share a name and are shown alike; one of `FREE` has one row."""
+    """The row of a reading. Values of one source share it if their names are equal and both are shown or hidden."""
     shown = str(reading.measurement.enabled)
     return (source, reading.device, "<key>") if reading.device in FREE else (source, shown, reading.name)
 
 
 def sources() -> Sequence[str]:
-    return [*(endpoint.source for endpoint in in_order()), SITE, SOURCE]
+    return [*(endpoint.source for endpoint in in_order()), SITE_SOURCE, DIAGNOSTICS_SOURCE]
 
 
 def in_order() -> Sequence[Endpoint]:
@@ -225,6 +241,34 @@ def in_order() -> Sequence[Endpoint]:
 
 def place(device: str) -> str:
     kind = device.partition("/")[0]
-    if device == MAINS:
+    if device == RELAY_MAINS:
         return device
     return f"{kind}/{BY_ID[kind]}" if kind in BY_ID else device
+
+
+# What the tables lack
+
+
+def discrepancies(found: Sequence[ValueRow], known: Meanings, described: Mapping[str, str]) -> Iterator[str]:
+    """What is missing in the tables that are written by hand, and what is left over in them: a line for each.
+
+    `found` are all values, `known` is the content of meanings.toml, and `described` that of devices.toml.
+    """
+    unseen = {wire for own in wires().values() for wire in own} - {wire for row in found for wire in row.wires}
+    yield from (f"no simulated home has `{wire}`, nor has UNSEEN in docs/values.py" for wire in sorted(unseen))
+    yield from _discrepancies_of_meanings(found, known)
+    shown = {device.partition("/")[0] for row in found for device in row.devices}
+    yield from (f"docs/devices.toml does not say what `{kind}` is" for kind in sorted(shown - described.keys()))
+    yield from (f"docs/devices.toml has `{kind}`, which no value has" for kind in sorted(described.keys() - shown))
+    yield from (f"DEVICE_KINDS of bridge.discovery lacks `{kind}`" for kind in sorted(shown - DEVICE_KINDS.keys()))
+
+
+def _discrepancies_of_meanings(found: Sequence[ValueRow], known: Meanings) -> Iterator[str]:
+    used = set()
+    for row in found:
+        used.add((row.source, row.meaning_key(known)))
+        if row.meaning_key(known) is None:
+            yield f"docs/meanings.toml: [{row.source}] has no meaning of `{row.name}` ({row.devices[0]})"
+    for source, own in known.items():
+        left_over = (key for key, text in own.items() if text and (source, key) not in used)
+        yield from (f"docs/meanings.toml: [{source}] explains `{key}`, which is no value" for key in left_over)

@@ -1,12 +1,14 @@
-"""Turns the add-on's options into settings of the bridge, and becomes the bridge.
+"""Starts the bridge with the options of the Home Assistant add-on as its settings (environment variables).
 
-    start.py /data/options.json http://supervisor
+    start.py /data/options.json http://supervisor iqgateway2mqtt
 
-The broker is the one that the supervisor knows, unless the options name another.
+The bridge uses the supervisor's MQTT broker unless the options name another. It runs as the user that the third
+argument names, and without the supervisor's token: only this script needs to be root, to read the options.
 """
 
 import json
 import os
+import pwd
 import sys
 import urllib.error
 import urllib.request
@@ -15,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 BRIDGE = "iqgateway2mqtt"
-WRONG_SETTING = 78
-TIMEOUT = 10
+EXIT_CONFIG = 78
+SUPERVISORS_VARIABLES = {"SUPERVISOR_TOKEN", "HASSIO_TOKEN"}
+"""Variables that give access to the supervisor; the bridge does not get them."""
+TIMEOUT_S = 10
 
 
 def settings(options: Mapping[str, Any], path: str = "BRIDGE") -> Iterator[tuple[str, str]]:
-    """`gateway`, `host` is BRIDGE_GATEWAY__HOST; `more` has names and values of its own."""
+    """Yield settings: `host` in `gateway` becomes BRIDGE_GATEWAY__HOST; `more` lists further settings."""
     separator = "_" if path == "BRIDGE" else "__"
     for name, value in options.items():
         if name == "more":
@@ -32,11 +36,11 @@ def settings(options: Mapping[str, Any], path: str = "BRIDGE") -> Iterator[tuple
 
 
 def broker(supervisor: str) -> dict[str, str]:
-    """Settings of the broker that the supervisor knows, such as the Mosquitto add-on; none where it knows none."""
+    """Return the settings of the supervisor's broker, such as the Mosquitto add-on, or none if it has no broker."""
     headers = {"Authorization": f"Bearer {os.environ.get('SUPERVISOR_TOKEN', '')}"}
-    request = urllib.request.Request(f"{supervisor}/services/mqtt", headers=headers)  # noqa: S310 - http, as told
+    request = urllib.request.Request(f"{supervisor}/services/mqtt", headers=headers)  # noqa: S310 - the supervisor's address is http
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
             found = json.load(answer)["data"]
             scheme = "mqtts" if found.get("ssl") else "mqtt"
             given = {"URL": f"{scheme}://{found['host']}:{found['port']}"}
@@ -46,7 +50,18 @@ def broker(supervisor: str) -> dict[str, str]:
     return {f"BRIDGE_MQTT__{name}": str(value) for name, value in given.items()}
 
 
-def main(options: Path, supervisor: str) -> None:
+def become(user: str, state: Path) -> None:
+    """Go on as this user, who gets the image's state folder: an earlier version of the add-on wrote it as root."""
+    account = pwd.getpwnam(user)
+    state.mkdir(mode=0o700, exist_ok=True)
+    for path in (state, *state.iterdir()):
+        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+    os.setgroups([])
+    os.setgid(account.pw_gid)
+    os.setuid(account.pw_uid)
+
+
+def main(options: Path, supervisor: str, user: str | None = None) -> None:
     chosen = dict(settings(json.loads(options.read_text())))
     if "BRIDGE_MQTT__URL" not in chosen:
         known = broker(supervisor)
@@ -55,10 +70,13 @@ def main(options: Path, supervisor: str) -> None:
                 "There is no MQTT broker: install the Mosquitto broker add-on, or name one in this add-on's "
                 "configuration (mqtt, url: mqtt://host:1883), then start this again.\n"
             )
-            sys.exit(WRONG_SETTING)
+            sys.exit(EXIT_CONFIG)
         chosen = known | chosen
-    os.execvpe(BRIDGE, [BRIDGE, "run"], os.environ | chosen)  # noqa: S606 - no shell
+    environment = {name: value for name, value in os.environ.items() if name not in SUPERVISORS_VARIABLES} | chosen
+    if user is not None:
+        become(user, Path(os.environ["BRIDGE_STATE_DIR"]))
+    os.execvpe(BRIDGE, [BRIDGE, "run"], environment)  # noqa: S606 - no shell
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,4 +1,4 @@
-"""Certificates for tests."""
+"""Makes certificates for tests."""
 
 import datetime as dt
 import ipaddress
@@ -10,12 +10,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-LOOPBACK = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+LOOPBACK_NAME = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
 
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority as people make it at home: without the extensions that purists ask for."""
+    """A certificate authority like a home-made one: without the extensions that newer standards require."""
 
     folder: Path
     key: ec.EllipticCurvePrivateKey
@@ -34,7 +34,7 @@ class Authority:
         return self.folder / "ca.pem"
 
     def issue(self, name: str, *hosts: x509.GeneralName, days_ago: float = 0) -> tuple[Path, Path]:
-        """Files of a certificate and its key. It is valid from a day before that day to a day after it."""
+        """Write a certificate and its key. It is valid from a day before to a day after the time `days_ago`."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = self.certificate(common_name(name), key, days_ago)
         if hosts:

@@ -1,4 +1,4 @@
-"""Real brokers for tests, on loopback ports of their own, and a subscriber that tells what it sees."""
+"""Real brokers for tests, on loopback ports of their own, and a subscriber that records messages."""
 
 import asyncio
 import getpass
@@ -19,12 +19,13 @@ from typing import Any, Self
 import pytest
 from enclave import pump
 
-PATIENCE = 20
-"""Seconds until a test gives up; nothing here takes so long."""
+TIMEOUT_S = 60.0
+"""Real seconds after which a test that waits for something fails."""
+"""A test gives up after this time (seconds). Normally everything is much faster."""
 
 
 def program(name: str, package: str = "mosquitto mosquitto-clients") -> str:
-    """Its path. A test that needs it fails without it: skipped, nobody would see that nothing was tested."""
+    """Return the path of a program. Tests fail without it, because a skipped test would go unnoticed."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if found is None:
         raise FileNotFoundError(f"{name} is not installed: apt-get install {package}")
@@ -32,14 +33,14 @@ def program(name: str, package: str = "mosquitto mosquitto-clients") -> str:
 
 
 def send(process: asyncio.subprocess.Process, number: int) -> None:
-    """A signal, straight: asyncio's own way asks for the exit code first, and takes it from its own watcher."""
+    """Send a signal directly, because asyncio's method first polls the exit code and takes it from its watcher."""
     if process.returncode is None:
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 
 def needed(name: str, package: str) -> str:
-    """The path of a program that not everybody has: where CI has not installed it, that is a failure."""
+    """Return the path of an optional program, or skip the test. In CI a missing program is a failure."""
     try:
         return program(name, package)
     except FileNotFoundError as missing:
@@ -55,13 +56,13 @@ def free_port() -> int:
 
 
 class Served:
-    """One broker on a loopback port of its own. It may be stopped and started again, on the same port.
+    """A broker on a loopback port of its own. It can be stopped and started again at the same port.
 
-    A context manager starts and stops it.
+    As a context manager it starts and stops itself.
     """
 
     name = "broker"
-    starts_within = PATIENCE
+    start_timeout_s = TIMEOUT_S
 
     def __init__(self, folder: Path, scheme: str = "mqtt") -> None:
         self.folder = folder
@@ -92,7 +93,7 @@ class Served:
             self._process = subprocess.Popen(
                 self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment()
             )
-        deadline = time.monotonic() + self.starts_within
+        deadline = time.monotonic() + self.start_timeout_s
         while not self.listens():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
@@ -100,10 +101,10 @@ class Served:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """As a service manager does: the broker takes leave of its clients."""
+        """Stop the broker as a service manager does: it disconnects its clients properly."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT_S)
             self._process = None
 
     def signal(self, number: int) -> None:
@@ -111,7 +112,7 @@ class Served:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """As a power cut does."""
+        """Stop the broker as a power cut does."""
         if self._process is not None:
             self._process.kill()
         self.stop()
@@ -127,9 +128,9 @@ def answers(port: int) -> bool:
 
 
 class Mosquitto(Served):
-    """It forgets everything when it is stopped.
+    """A mosquitto without persistence: it loses everything when it is stopped.
 
-    `lines` are added to the configuration of its one listener; `first` stands before it.
+    `lines` are added to the configuration of its listener; `first` precedes it.
     """
 
     name = "mosquitto"
@@ -138,7 +139,7 @@ class Mosquitto(Served):
         super().__init__(folder, scheme)
         self._config = folder / f"mosquitto-{self.port}.conf"
         anonymous = [] if any(line.startswith("allow_anonymous") for line in lines) else ["allow_anonymous true"]
-        # as root it would become a user who may not read the test's files
+        # if started as root, it changes to a user who may not read the test's files
         fixed = [f"listener {self.port} 127.0.0.1", "persistence false", f"user {getpass.getuser()}"]
         self._config.write_text("\n".join([*first, *fixed, *anonymous, *lines, ""]))
         self._runs = 0
@@ -151,7 +152,7 @@ class Mosquitto(Served):
         super().start()
 
     def listens(self) -> bool:
-        """At all of its listeners."""
+        """Return whether it accepts connections at all of its listeners."""
         return self.log.count(" running\n") == self._runs and super().listens()
 
 
@@ -159,7 +160,7 @@ OWN_NETWORK = ("unshare", "--map-root-user", "--net")
 
 
 class EnclosedMosquitto(Served):
-    """One with a WebSocket listener, which would listen to everybody: it has a network of its own.
+    """A mosquitto with a WebSocket listener, in a network of its own, because it would listen on all interfaces.
 
     `port` is a loopback port that leads to it; its plain listener is a Unix socket.
     """
@@ -189,7 +190,7 @@ class EnclosedMosquitto(Served):
 
     @classmethod
     def check(cls) -> None:
-        """Skip where this machine lets nobody make a network."""
+        """Skip the test if this machine does not allow network namespaces."""
         if subprocess.run([*OWN_NETWORK, "true"], check=False, capture_output=True).returncode:
             pytest.skip("no network namespaces here")
 
@@ -198,7 +199,7 @@ class EnclosedMosquitto(Served):
 
     @asynccontextmanager
     async def reachable(self) -> AsyncIterator[None]:
-        """At its port, for the time being."""
+        """Forward connections from its port while this context is open."""
 
         async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             inner_reader, inner_writer = await asyncio.open_unix_connection(str(self._door))
@@ -209,9 +210,9 @@ class EnclosedMosquitto(Served):
 
 
 class Configured(Served):
-    """A broker with a configuration that somebody else has written, such as the documents.
+    """A broker with a given configuration, such as one from the documents.
 
-    `port` has to stand in it.
+    The configuration must contain `port`.
     """
 
     def __init__(self, folder: Path, name: str, configuration: str, port: int, *options: str) -> None:
@@ -226,7 +227,7 @@ class Configured(Served):
 
 
 class Nats(Served):
-    """With its MQTT and WebSocket listeners. `users` and the like are added to its configuration."""
+    """A NATS server with MQTT and WebSocket listeners. Arguments such as `users` are added to its configuration."""
 
     name = "nats-server"
 
@@ -235,7 +236,7 @@ class Nats(Served):
         self._program = needed("nats-server", "nats-server")
         self.websocket_url = f"ws://127.0.0.1:{(websocket := free_port())}/mqtt"
         self._config = folder / "nats.conf"
-        # MQTT needs its persistence (JetStream), and that a name
+        # MQTT needs its persistence (JetStream), which needs a server name
         fixed = (
             f"listen: 127.0.0.1:{free_port()}",
             f'server_name: test, jetstream: {{ store_dir: "{folder}/jetstream" }}',
@@ -249,15 +250,15 @@ class Nats(Served):
 
 
 class RabbitMq(Served):
-    """With its MQTT plugins, and users as its definitions say. It takes seconds to start: one for all tests."""
+    """A RabbitMQ with MQTT plugins and the users of its definitions. It starts slowly, so all tests share one."""
 
     name = "rabbitmq"
-    starts_within = 120
+    start_timeout_s = 120.0
 
     def __init__(self, folder: Path, definitions: Mapping[str, Any], *lines: str) -> None:
         super().__init__(folder)
         needed("rabbitmq-server", "rabbitmq-server")
-        # what is found first insists on root, or on a user of its own
+        # the scripts that are found first need root, or a user of their own
         self._program = next(Path("/usr/lib/rabbitmq/lib").glob("*/sbin/rabbitmq-server"))
         self._epmd: subprocess.Popen[bytes] | None = None
         self._epmd_port, self._node_port, web = free_port(), free_port(), free_port()
@@ -294,25 +295,25 @@ class RabbitMq(Served):
         }
 
     def start(self) -> None:
-        """Erlang's name server would outlive the tests, and listen to everybody: it gets one of its own."""
+        """Start with an own Erlang name server. The usual one outlives the tests and listens on all interfaces."""
         epmd = [program("epmd", "rabbitmq-server"), "-port", str(self._epmd_port), "-address", "127.0.0.1"]
         self._epmd = subprocess.Popen(epmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         super().start()
 
     def listens(self) -> bool:
-        """It does so before it knows its users."""
+        """Return whether it is ready. It already listens before it knows its users."""
         return "startup complete" in self.log
 
     def stop(self) -> None:
         super().stop()
         if self._epmd is not None:
             self._epmd.kill()
-            self._epmd.wait(PATIENCE)
+            self._epmd.wait(TIMEOUT_S)
             self._epmd = None
 
 
 def password_lines(folder: Path, user: str, password: str) -> tuple[str, ...]:
-    """Configuration of a broker that lets only this user in."""
+    """Return the configuration of a mosquitto that only accepts this user."""
     file = folder / "passwords"
     command = [program("mosquitto_passwd"), "-b", "-c", str(file), user, password]
     subprocess.run(command, check=True, capture_output=True)
@@ -321,7 +322,7 @@ def password_lines(folder: Path, user: str, password: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One message as a subscriber gets it. `retained` is whether the broker had it before we subscribed."""
+    """A message as a subscriber receives it. It is `retained` if the broker had it before the subscription."""
 
     topic: str
     payload: str
@@ -332,7 +333,7 @@ class Seen:
 
 @dataclass
 class Watcher:
-    """What a subscriber has seen so far, oldest first."""
+    """The messages that a subscriber has received so far, oldest first."""
 
     seen: list[Seen] = field(default_factory=list)
     subscribed: bool = False
@@ -343,7 +344,7 @@ class Watcher:
         return {message.topic: message.payload for message in self.seen}
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE  # of real seconds, whatever the loop's are
+        deadline = time.monotonic() + TIMEOUT_S  # real seconds, which may differ from those of the loop
         while not condition():
             if time.monotonic() > deadline:
                 raise AssertionError(f"it never came; seen: {self.seen[-20:]}")
@@ -372,7 +373,7 @@ class Watcher:
 async def watching(
     where: int | Path, *topics: str, qos: int = 1, options: Sequence[str] = ("-V", "5")
 ) -> AsyncIterator[Watcher]:
-    """A subscriber, of all topics unless named. With QoS 1 mosquitto drops what it can't deliver soon enough.
+    """Run a subscriber of these or all topics. With QoS 1 mosquitto drops what it can't deliver soon enough.
 
     `where` is a port or a Unix socket, `options` are more options of `mosquitto_sub`.
     """
@@ -380,7 +381,7 @@ async def watching(
     filters = [part for topic in topics or ("#",) for part in ("-t", topic)]
     road = ["-h", "127.0.0.1", "-p", str(where)] if isinstance(where, int) else ["--unix", str(where)]
     fixed = ["-d", *road, "-q", str(qos), "-F", output]
-    line_by_line = [program("stdbuf"), "-oL"]  # into a pipe it would write by the block
+    line_by_line = [program("stdbuf"), "-oL"]  # to a pipe it would write whole blocks
     process = await asyncio.create_subprocess_exec(
         *line_by_line, program("mosquitto_sub"), *fixed, *options, *filters, stdout=subprocess.PIPE, limit=2**24
     )

@@ -1,4 +1,4 @@
-"""The command line as a person uses it, against a simulated home on real sockets, with settings of its own."""
+"""Runs commands as a person does, against a simulated home on real sockets, with settings of the test."""
 
 import io
 import re
@@ -11,16 +11,19 @@ from typing import NamedTuple, Self
 import pytest
 
 from bridge import commands
+from bridge.commands.session import CommandTiming
 from bridge.simulator import PASSWORD, USER, Simulator
-from bridge.simulator.serve import App, serve_in_thread
+from bridge.simulator.serve import ServedGateway, serve_in_thread
 
-LINE = re.compile(r"  (ok|note|problem|) {0,9}(?<=.{11})(.{13}) (.*)")
+REPORT_LINE = re.compile(r"  (ok|note|problem|) {0,9}(?<=.{11})(.{13}) (.*)")
+EXIT_UNAVAILABLE, EXIT_REFUSED, EXIT_CONFIGURATION = 69, 77, 78
+"""Exit codes of the commands, as in sysexits.h."""
 NOWHERE = "127.0.0.1:9"
-TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+")
+TOKEN_IN_OUTPUT = re.compile(r"eyJ[\w-]+\.[\w-]+")
 
 
-class Line(NamedTuple):
-    """`ok`, `note`, `problem` or nothing; what it is about; what it says."""
+class ReportLine(NamedTuple):
+    """A line of output: a word (`ok`, `note`, `problem` or none), the step, and the text."""
 
     word: str
     step: str
@@ -29,22 +32,22 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Told:
-    """What a command said, and its exit code."""
+    """The output of a command, and its exit code."""
 
     code: int
     text: str
     errors: str
 
     @property
-    def lines(self) -> list[Line]:
-        found = (LINE.fullmatch(line) for line in self.text.splitlines())
-        return [Line(match[1], match[2].strip(), match[3].strip()) for match in found if match]
+    def lines(self) -> list[ReportLine]:
+        found = (REPORT_LINE.fullmatch(line) for line in self.text.splitlines())
+        return [ReportLine(match[1], match[2].strip(), match[3].strip()) for match in found if match]
 
-    def of(self, word: str) -> list[Line]:
+    def of(self, word: str) -> list[ReportLine]:
         return [line for line in self.lines if line.word == word]
 
-    def about(self, step: str) -> Line:
-        """The one line about a step."""
+    def about(self, step: str) -> ReportLine:
+        """Return the only line about a step."""
         (line,) = [line for line in self.lines if line.step == step]
         return line
 
@@ -56,14 +59,14 @@ class _Typing(io.StringIO):
 
 @dataclass
 class Shell:
-    """Runs commands. Whatever they are and however they fail, no secret may show."""
+    """Runs commands, and checks that none of them prints a secret."""
 
     patch: pytest.MonkeyPatch
     capture: pytest.CaptureFixture[str]
     secrets: set[str] = field(default_factory=lambda: {PASSWORD})
 
     def set(self, **settings: str) -> Self:
-        """`gateway__host=` for `BRIDGE_GATEWAY__HOST`."""
+        """Set environment variables: `gateway__host=` sets BRIDGE_GATEWAY__HOST."""
         for name, value in settings.items():
             self.patch.setenv(f"BRIDGE_{name.upper()}", value)
             if name.endswith(("token", "password")):
@@ -74,13 +77,15 @@ class Shell:
         for name in names:
             self.patch.delenv(f"BRIDGE_{name.upper()}", raising=False)
 
-    def run(self, *arguments: str, stdin: str = "", typing: bool = False) -> Told:
+    def run(
+        self, *arguments: str, stdin: str = "", typing: bool = False, timing: CommandTiming | None = None
+    ) -> Told:
         self.patch.setattr(sys, "stdin", _Typing(stdin) if typing else io.StringIO(stdin))
         self.capture.readouterr()
-        code = commands.main(arguments)
+        code = commands.main(arguments, timing)
         said = self.capture.readouterr()
         for text in said:
-            assert not TOKEN.search(text)
+            assert not TOKEN_IN_OUTPUT.search(text)
             assert not [secret for secret in self.secrets if secret in text]
             assert "Traceback" not in text
         return Told(code, said.out, said.err)
@@ -94,13 +99,13 @@ def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 @contextmanager
 def served(
     shell: Shell,
-    app: App,
+    app: ServedGateway,
     *,
     tls: bool = True,
     port: int = 0,
     with_cloud: bool = False,
 ) -> Iterator[str]:
-    """A gateway, and the cloud behind it where somebody may ask it; the settings name both."""
+    """Serve a gateway, and its cloud if asked for, and set the settings for both."""
     with ExitStack() as stack:
         address = stack.enter_context(serve_in_thread(app, tls=tls, port=port))
         cloud = stack.enter_context(serve_in_thread(app, tls=False)) if with_cloud else NOWHERE
@@ -117,7 +122,7 @@ def served(
 def home(
     shell: Shell, name: str = "three-phase", *, token: bool = True, account: bool = False
 ) -> Iterator[Simulator]:
-    """A simulated home, with a token or an account that is good for it."""
+    """Serve a simulated home, and set a valid token or account for it."""
     simulator = Simulator(name)
     with served(shell, simulator, tls=simulator.home.secure, with_cloud=account):
         if token and simulator.home.secure:

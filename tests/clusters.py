@@ -1,4 +1,4 @@
-"""Three NATS servers that keep one another's retained messages, and any of which may die."""
+"""A cluster of three NATS servers that replicate retained messages and tolerate the loss of any server."""
 
 import subprocess
 import time
@@ -7,17 +7,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
-from brokers import PATIENCE, Served, free_port, needed, program
+from brokers import TIMEOUT_S, Served, free_port, needed, program
 
-SERVERS = 3
-"""JetStream keeps three copies of each message; two of them are a majority."""
+SERVER_COUNT = 3
+"""JetStream keeps three copies of each message, of which two are a majority."""
 
 
 class Member(Served):
-    """One server of the cluster."""
+    """A server of the cluster."""
 
     name = "nats-cluster"
-    starts_within = 60
 
     def __init__(self, folder: Path, number: int, own: int, routes: Sequence[int]) -> None:
         folder.mkdir()
@@ -43,10 +42,10 @@ class Member(Served):
 
 
 class Cluster:
-    """All of it. `url` is what a bridge is given."""
+    """The whole cluster. `url` is the setting for a bridge."""
 
     def __init__(self, folder: Path) -> None:
-        ports = [free_port() for _ in range(SERVERS)]
+        ports = [free_port() for _ in range(SERVER_COUNT)]
         self.members = [Member(folder / f"n{number}", number, own, ports) for number, own in enumerate(ports)]
 
     @property
@@ -54,18 +53,18 @@ class Cluster:
         return ",".join(member.url for member in self.members)
 
     def at(self, address: str) -> Member:
-        """The server that a client is connected to."""
+        """Return the server that a client is connected to."""
         return next(member for member in self.members if member.url == address)
 
     @classmethod
     @contextmanager
     def running(cls, folder: Path) -> Iterator[Self]:
-        """Ready for clients: its servers have found one another and agreed on a leader."""
+        """Run a cluster whose servers have found each other and elected a leader."""
         cluster = cls(folder)
         with ExitStack() as stack:
             for member in cluster.members:
                 stack.enter_context(member)
-            deadline = time.monotonic() + 3 * PATIENCE
+            deadline = time.monotonic() + TIMEOUT_S
             while not any(member.leads for member in cluster.members):
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"no leader:\n{cluster.members[0].log}")
@@ -74,8 +73,8 @@ class Cluster:
             yield cluster
 
     def prepare(self) -> None:
-        """Have them make the place where they keep messages, as they do for the first client: it takes a while."""
-        deadline = time.monotonic() + 3 * PATIENCE
+        """Publish a first message, so that the servers create their message store. This takes a while."""
+        deadline = time.monotonic() + TIMEOUT_S
         where = ("-h", "127.0.0.1", "-p", str(self.members[0].port))
         command = [program("mosquitto_pub"), *where, "-t", "prepare", "-m", "1", "-q", "1"]
         while subprocess.run(command, capture_output=True, check=False).returncode:

@@ -1,4 +1,4 @@
-"""What holds for every test: nothing of this machine gets in, and no warning goes unnoticed."""
+"""Holds for every test: no setting of this machine has an effect, and no warning goes unnoticed."""
 
 import asyncio
 import logging
@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 from authority import Authority
 from brokers import Mosquitto
+from hypothesis import HealthCheck, settings
 from running import HastyLoop
 
-OURS = ("BRIDGE_", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "XDG_STATE_HOME")
-LARGE = {
+OWN_VARIABLES = ("BRIDGE_", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "XDG_STATE_HOME")
+GROUPED_FILES = {
     **dict.fromkeys(("test_systemd.py", "test_image.py", "test_package.py"), "machines"),
     **dict.fromkeys(("acceptance", "test_page.py"), "people"),
 }
-"""Files and folders of tests, and what kind of weight they are."""
+"""Files and folders of tests that need much of the machine, and the kind of program that they need."""
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")  # a busy machine must not make a test fail
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
@@ -40,10 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts machines and large programs comes first, one of a kind at a time: two cores bear no more."""
+    """Put the tests that start machines and large programs first, one of a kind at a time, for two cores."""
     for item in items:
         names = (item.path.name, item.path.parent.name)
-        for group in {LARGE[name] for name in names if name in LARGE}:
+        for group in {GROUPED_FILES[name] for name in names if name in GROUPED_FILES}:
             item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
@@ -54,9 +57,9 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
 
 @pytest.fixture(autouse=True)
 def _untouched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Settings, secrets, proxies and a stray .env of this machine must not matter."""
+    """Remove settings, secrets, proxies and a stray .env of this machine."""
     for name in os.environ:
-        if name.upper().startswith(OURS) or name.lower() in PROXIES:
+        if name.upper().startswith(OWN_VARIABLES) or name.lower() in PROXIES:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -64,7 +67,7 @@ def _untouched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Whoever signs the brokers' certificates."""
+    """The certificate authority of the brokers."""
     return Authority.make(tmp_path_factory.mktemp("ca"))
 
 
@@ -75,7 +78,7 @@ def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
 
 
 class Recorder(logging.Handler):
-    """Keeps what is worth a person's attention."""
+    """Keeps the log lines that a person should read."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -93,7 +96,8 @@ def warned(request: pytest.FixtureRequest) -> Iterator[Sequence[str]]:
     root.addHandler(recorder)
     yield recorder.lines
     root.removeHandler(recorder)
-    root.handlers[:], _ = handlers, root.setLevel(level)
+    root.handlers[:] = handlers
+    root.setLevel(level)
     expected, tolerated = _patterns(request, "expects_log"), _patterns(request, "may_log")
     surprises = [line for line in recorder.lines if not any(re.search(text, line) for text in expected + tolerated)]
     missed = [text for text in expected if not any(re.search(text, line) for line in recorder.lines)]

@@ -1,4 +1,4 @@
-"""The broker's side from both ends: our client as tests use it, and brokers that misbehave to order."""
+"""Both ends of an MQTT connection for tests: the bridge's client, and brokers that misbehave."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -6,21 +6,21 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from brokers import PATIENCE
+from brokers import TIMEOUT_S
 
-from bridge.config import MqttSettings
-from bridge.model import Message, Rank
+from bridge.model import Message, Priority
 from bridge.mqtt import Broker
+from bridge.settings import MqttSettings
 
 PASSWORD = "hunter2-Ä/€"
-WILL = Message("enphase/bridge/state", "gone", qos=1, rank=Rank.AVAILABILITY)
-OFFLINE = Message("enphase/bridge/state", "offline", qos=1, rank=Rank.AVAILABILITY)
+WILL = Message("enphase/bridge/state", "gone", qos=1, priority=Priority.AVAILABILITY)
+OFFLINE = Message("enphase/bridge/state", "offline", qos=1, priority=Priority.AVAILABILITY)
 VALUE = Message("enphase/1/site/solar/power", "4321.5")
 DOCUMENT = Message("enphase/1/site/solar", '{"power": 4321.5}', content_type="application/json")
-CONFIG = Message("homeassistant/device/x/config", '{"a": "ü"}', qos=1, rank=Rank.DISCOVERY)
+CONFIG = Message("homeassistant/device/x/config", '{"a": "ü"}', qos=1, priority=Priority.DISCOVERY)
 CONNACK_3, CONNACK_5 = b"\x20\x02\x00\x00", b"\x20\x03\x00\x00\x00"
 PUBLISH, DISCONNECT = 0x30, 0xE0
-OF_THE_BROKER = ("client_id", "will", "keepalive", "connect_timeout")
+OF_THE_BROKER = ("client_id", "will", "keepalive", "timing")
 
 Received = tuple[str, bytes, bool]
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -32,7 +32,7 @@ unclosed = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 @asynccontextmanager
 async def using(url: str, *, received: list[Received] | None = None, **options: Any) -> AsyncIterator[Broker]:
-    """A `Broker` that is dropped at the end. Options that are not the broker's are settings."""
+    """Run a `Broker` and close it at the end. Options that are not the broker's are MQTT settings."""
     own = {name: options.pop(name) for name in OF_THE_BROKER if name in options}
     broker = Broker(
         MqttSettings(url=url, **options),
@@ -48,7 +48,7 @@ async def using(url: str, *, received: list[Received] | None = None, **options: 
 
 @asynccontextmanager
 async def fake_broker(talk: Talk) -> AsyncIterator[str]:
-    """Its URL. `talk` serves one connection."""
+    """Run a server and yield its URL. `talk` serves one connection."""
     tasks: set[asyncio.Task[None]] = set()
     writers = []
 
@@ -76,7 +76,7 @@ async def fake_broker(talk: Talk) -> AsyncIterator[str]:
 
 
 async def packet(reader: asyncio.StreamReader) -> bytes:
-    """One MQTT packet, without its length."""
+    """Read an MQTT packet, and return it without its length."""
     kind, length, shift = await reader.readexactly(1), 0, 0
     while True:
         (byte,) = await reader.readexactly(1)
@@ -87,7 +87,7 @@ async def packet(reader: asyncio.StreamReader) -> bytes:
 
 
 async def closes(*_: Any) -> None:
-    """What brokers do that do not know MQTT 5 and were written in a hurry."""
+    """Behaviours of simple brokers that do not know MQTT 5."""
 
 
 async def resets(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -107,12 +107,12 @@ def answers(connack: bytes) -> Talk:
 
 
 async def within(awaitable: Awaitable[Any]) -> Any:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         return await awaitable
 
 
 async def soon(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():  # noqa: ASYNC110 - a log or a counter has no event
             await asyncio.sleep(0.01)
 

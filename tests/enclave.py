@@ -1,7 +1,9 @@
-"""`unshare -rn python enclave.py SOCKET PORT PROGRAM ...`: a server that would listen to everybody, shut in.
+"""Runs a server in a network namespace, so that it is not reachable from other machines.
 
-In a network of its own, with nothing but a loopback interface, PROGRAM listens at PORT. From outside it is reached
-at the Unix socket SOCKET, for files are no part of a network.
+    unshare -rn python enclave.py SOCKET PORT PROGRAM ...
+
+PROGRAM listens at PORT in the namespace, which only has a loopback interface. The tests reach it through the Unix
+socket SOCKET, because Unix sockets do not belong to a network namespace.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A simulated home, its cloud, a real broker and somebody who watches: what the service's tests live in."""
+"""A simulated home with its cloud, a real broker and a subscriber, for the tests of the service."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from brokers import Mosquitto, Served, Watcher, program, watching
-from running import Clock, settings, settled, tree, until
+from running import Clock, confirmed, settings, settled, tree, until
 
-from bridge.config import Settings
-from bridge.simulator import PASSWORD, USER, Simulator
+from bridge.settings import Settings
+from bridge.simulator import PASSWORD, USER, Home, Simulator
 from bridge.simulator.serve import Certificate, self_signed, serve
 
-SUN_UP = 12.0
+NOON_HOUR = 12.0
 
 
 class House:
-    """A gateway that can be unplugged, at an address that stays. Its clock stands still until it is moved."""
+    """A simulated gateway that can be unplugged and keeps its address. Tests move its clock."""
 
-    def __init__(self, folder: Path, broker: Served, home: str, kind: type[Simulator] = Simulator) -> None:
+    def __init__(self, folder: Path, broker: Served, home: Home | str, kind: type[Simulator] = Simulator) -> None:
         self.folder, self.broker, self.clock = folder, broker, Clock()
-        self.simulator = kind(home, clock=self.clock, start_hour=SUN_UP)
+        self.simulator = kind(home, clock=self.clock, start_hour=NOON_HOUR)
         self.secure = self.simulator.home.secure
         self.watcher = Watcher()
         self.cloud = ""
@@ -30,7 +30,7 @@ class House:
         self._power = AsyncExitStack()
 
     async def plug(self, certificate: Certificate | None = None) -> None:
-        """It comes up at the address where it was, unless told otherwise with the key that it had."""
+        """Start the gateway at its previous address, with the same certificate unless another is given."""
         self.certificate = certificate or self.certificate
         port = int(self._address.rpartition(":")[2])
         up = serve(self.simulator, tls=self.secure, port=port, certificate=self.certificate)
@@ -49,29 +49,39 @@ class House:
 
     @property
     def at_cloud(self) -> dict[str, str]:
-        """The cloud's settings."""
+        """The settings of the simulated cloud."""
         paths = {"login_url": "login/login.json", "token_url": "tokens", "entrez_url": "entrez-auth-token"}
         return {name: f"http://{self.cloud}/{path}" for name, path in paths.items()}
 
     def settings(self, **sections: Any) -> Settings:
-        """Settings with a good token, unless `gateway` says how else to get in."""
+        """Return settings with a valid token, unless `gateway` has other credentials."""
         own = {"token": self.simulator.token()} if self.secure else {}
         gateway = {"host": self.url, **sections.pop("gateway", own)}
         cloud = self.at_cloud if self.cloud else {}
         return settings(self.folder, self.broker.url, gateway=gateway, cloud=cloud, **sections)
 
     @property
+    def environment(self) -> dict[str, str]:
+        """The settings of a bridge of its own process that reads this house, as environment variables."""
+        return {
+            "BRIDGE_GATEWAY__HOST": self.url,
+            "BRIDGE_GATEWAY__TOKEN": self.simulator.token(),
+            "BRIDGE_MQTT__URL": self.broker.url,
+            "BRIDGE_STATE_DIR": str(self.folder / "state"),
+        }
+
+    @property
     def account(self) -> dict[str, str]:
-        """In place of a token."""
+        """Credentials for the cloud, in place of a token."""
         return {"username": USER, "password": PASSWORD}
 
     @property
     def seen(self) -> Mapping[str, str]:
-        """What the broker holds."""
+        """The topics and payloads that the broker holds."""
         return tree(self.watcher)
 
     def topic(self, name: str) -> str | None:
-        """What the broker holds of this gateway."""
+        """Return the payload of a topic of this gateway, or None."""
         return self.seen.get(f"enphase/{self.serial}/{name}")
 
     @property
@@ -81,13 +91,13 @@ class House:
         return {topic.removeprefix(prefix): text for topic, text in self.seen.items() if topic.startswith(prefix)}
 
     async def settled(self) -> None:
-        """Until all has been asked once and published."""
-        await until(lambda: settled(self.watcher, self.serial))
+        """Wait until every source has been polled and published once, and the counters are confirmed."""
+        await until(lambda: settled(self.watcher, self.serial) and confirmed(self.watcher, self.serial))
 
 
 @asynccontextmanager
 async def house(folder: Path, home: str = "three-phase") -> AsyncIterator[House]:
-    """A home with everything on."""
+    """A running home with its broker and a subscriber."""
     with Mosquitto(folder) as broker:
         async with housed(folder, broker, home) as built, watching(broker.port) as built.watcher:
             yield built
@@ -95,9 +105,9 @@ async def house(folder: Path, home: str = "three-phase") -> AsyncIterator[House]
 
 @asynccontextmanager
 async def housed(
-    folder: Path, broker: Served, home: str, kind: type[Simulator] = Simulator
+    folder: Path, broker: Served, home: Home | str, kind: type[Simulator] = Simulator
 ) -> AsyncIterator[House]:
-    """A home at a broker that is there already; nobody watches yet."""
+    """A running home at an existing broker, without a subscriber."""
     built = House(folder, broker, home, kind)
     async with serve(built.simulator, tls=False) as built.cloud:
         await built.plug()
@@ -108,7 +118,7 @@ async def housed(
 
 
 async def publish(broker: Served, topic: str, payload: str, *options: str) -> None:
-    """As another program at the broker."""
+    """Publish a message as another program would."""
     where = ("-h", "127.0.0.1", "-p", str(broker.port))
     command = (program("mosquitto_pub"), *where, "-t", topic, "-m", payload, *options)
     process = await asyncio.create_subprocess_exec(*command)

@@ -1,4 +1,4 @@
-"""Images built and run without an engine and without a registry: the base is made of Debian's own packages.
+"""Builds and runs images without an engine and without a registry. The base is made of Debian's own packages.
 
 Needs root, and Debian's mmdebstrap, buildah, podman and crun.
 """
@@ -10,19 +10,19 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from machines import alone, debian
 
 TOOLS = ("mmdebstrap", "buildah", "podman", "crun")
 BASES = {"docker.io/library/debian:trixie-slim": ("trixie", ("netbase", "tzdata"))}
 SLIM = ("doc", "man", "locale", "info")
-"""What the slim images lack, below /usr/share."""
+"""Folders below /usr/share that the slim images do not have."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
-class Store:
-    """Images and layers, kept between test runs. Nothing of the machine's own is touched."""
+class ImageStore:
+    """Images and layers that are kept between test runs, apart from those of the machine."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ class Store:
         }
 
     def command(self, *command: str) -> list[str]:
-        """crun takes no mixed tree of control groups: it sees one of the newer kind alone."""
+        """A command with control groups of the newer kind only, because crun does not accept a mixed tree."""
         script = f"mount -t cgroup2 none /sys/fs/cgroup && exec {shlex.join(command)}"
         return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
 
@@ -55,7 +55,7 @@ class Store:
         return image in self.ask("buildah", "images", "--format", "{{.Name}}:{{.Tag}}").splitlines()
 
     def base(self, image: str) -> None:
-        """The same as the official image: a minimal Debian without documents."""
+        """An image like the official one: a minimal Debian without documents."""
         if self.has(image):
             return
         suite, packages = BASES[image]
@@ -67,17 +67,25 @@ class Store:
         self.ask("buildah", "config", "--cmd", "bash", container)
         self.ask("buildah", "commit", "-q", "--rm", "--squash", container, image)
 
-    def build(self, context: Path, image: str) -> None:
-        """Build an unmodified Dockerfile. This machine's certificates are lent to pip alone."""
+    def build(self, context: Path, image: str, *arguments: str) -> None:
+        """Build an unmodified Dockerfile. Only pip gets this machine's certificates."""
         pip = self._folder / "pip.conf"
         pip.write_text("[global]\ncert = /etc/lent.pem\n")
         lent = [f"--volume={CERTIFICATES}:/etc/lent.pem:ro", f"--volume={pip}:/etc/pip.conf:ro"]
-        options = ("--isolation=chroot", "--format=docker", "--pull-never", "--layers", "--network=host", *lent)
+        options = (
+            "--isolation=chroot",
+            "--format=docker",
+            "--pull-never",
+            "--layers",
+            "--network=host",
+            *lent,
+            *arguments,
+        )
         self.ask("buildah", "bud", *options, "-t", image, str(context))
 
     def config(self, image: str) -> Mapping[str, Any]:
         found: Mapping[str, Any] = json.loads(self.ask("buildah", "inspect", "--type", "image", image))
-        return found["Docker"]["config"]
+        return cast("Mapping[str, Any]", found["Docker"]["config"])
 
     def size(self, image: str) -> int:
         return int(json.loads(self.ask("podman", "image", "inspect", image))[0]["Size"])
@@ -91,6 +99,6 @@ class Store:
 
 
 @contextmanager
-def store() -> Iterator[Store]:
+def store() -> Iterator[ImageStore]:
     with alone("images") as folder:
-        yield Store(folder)
+        yield ImageStore(folder)

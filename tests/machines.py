@@ -1,6 +1,6 @@
-"""A Debian of its own with systemd as its first process: units, installation and disks as they are in real life.
+"""Runs a Debian with systemd as its first process, for realistic tests of units, installation and disks.
 
-It has a network of its own with nothing but `lo` in it. Needs root, and Debian's mmdebstrap and systemd-container.
+It has a network of its own with only `lo` in it. Needs root, and Debian's mmdebstrap and systemd-container.
 """
 
 import fcntl
@@ -14,15 +14,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from brokers import TIMEOUT_S
 
 SUITE = "bookworm"
-PACKAGES = ("systemd", "systemd-sysv", "ca-certificates", "dbus", "procps", "sudo")
-"""What every Debian has that a person has installed, and a minimal one lacks."""
+SYSTEM_PACKAGES = ("systemd", "systemd-sysv", "ca-certificates", "dbus", "procps", "sudo")
+"""Packages that a usual Debian has and a minimal one does not."""
 CACHE = Path(os.environ.get("IQGATEWAY2MQTT_CACHE", "/var/cache/iqgateway2mqtt-tests"))
-"""Where what takes long to make is kept between two runs on the same machine."""
+"""A folder for what takes long to make. It is kept between two runs on the same machine."""
 CGROUPS = ("systemd", "unified", "")
 TOOLS = ("mmdebstrap", "systemd-nspawn", "nsenter")
-PATIENCE = 60.0
 INSIDE = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -31,7 +31,7 @@ INSIDE = {
 
 
 def required(*tools: str) -> None:
-    """Skip where a machine can't be made, but never in CI: it installs what is needed."""
+    """Skip the test if no machine can be made; in CI, which installs what is needed, fail instead."""
     missing = [tool for tool in tools if shutil.which(tool, path=INSIDE["PATH"]) is None]
     reason = "needs root" if os.geteuid() else f"needs {', '.join(missing)}" if missing else ""
     if reason and os.environ.get("CI"):
@@ -42,15 +42,15 @@ def required(*tools: str) -> None:
 
 @contextmanager
 def alone(name: str) -> Iterator[Path]:
-    """A place in the cache, for one test run at a time."""
+    """A folder in the cache that one test run has for itself."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield CACHE / name
 
 
-def debian(suite: str = SUITE, packages: Sequence[str] = PACKAGES) -> Path:
-    """A fresh Debian's files, made once (a minute) and never written to."""
+def debian(suite: str = SUITE, packages: Sequence[str] = SYSTEM_PACKAGES) -> Path:
+    """The files of a fresh Debian. They are made once, which takes a minute, and are never changed."""
     key = hashlib.sha256(" ".join((suite, *packages)).encode()).hexdigest()[:8]
     with alone(f"{suite}-{key}") as place:
         if not place.exists():
@@ -64,7 +64,7 @@ def debian(suite: str = SUITE, packages: Sequence[str] = PACKAGES) -> Path:
 
 @contextmanager
 def layered(base: Path, folder: Path) -> Iterator[Path]:
-    """A copy of the files that costs nothing; what is written to it stays in memory, and is gone afterwards."""
+    """A cheap copy of the files. Changes stay in memory, and are gone afterwards."""
     upper, work, root = (folder / name for name in ("upper", "work", "root"))
     with mounted("tmpfs", folder):
         for path in (upper, work, root):
@@ -83,27 +83,32 @@ def mounted(kind: str, place: Path, options: str = "rw") -> Iterator[Path]:
 
 
 def install(root: Path, script: str, *binds: str) -> None:
-    """Run a script in there as root, with this machine's network: what a person types who installs something."""
+    """Run a script in these files as root, with this machine's network, as a person who installs something."""
     own = [name for name in os.environ if name.startswith("PIP_") and name != "PIP_FIND_LINKS"]
     certificates = "/etc/ssl/certs/ca-certificates.crt"
     options = [f"--bind-ro={bind}" for bind in (*binds, certificates) if Path(bind.partition(":")[0]).exists()]
     options += [f"--setenv={name}={os.environ[name]}" for name in own]
     command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "--resolv-conf=bind-host"]
     shell = ["/bin/bash", "-euo", "pipefail", "-s"]
-    done = _in_cgroup([*command, *options, "-D", str(root), *shell], input=script)
+    done = _in_cgroup([*command, *options, "-D", str(root), *shell], script)
     assert done.returncode == 0, f"{script}\n{done.stdout}"
 
 
-def _in_cgroup(command: Sequence[str], **options: str) -> "subprocess.CompletedProcess[str]":
+def _in_cgroup(command: Sequence[str], script: str) -> "subprocess.CompletedProcess[str]":
     with cgroup() as enter:
         return subprocess.run(
-            [*enter, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options
+            [*enter, *command],
+            input=script,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
 
 
 @contextmanager
 def cgroup() -> Iterator[Sequence[str]]:
-    """Groups of our own, lest two machines share one; what to put before a command that is to run in them."""
+    """Make control groups for one machine, so that two do not share them. Returns a prefix for commands."""
     name = f"iqgateway2mqtt-{os.getpid()}-{time.monotonic_ns()}"
     trees = [Path("/sys/fs/cgroup") / tree for tree in CGROUPS]
     groups = [tree / name for tree in trees if (tree / "cgroup.procs").exists()]
@@ -125,19 +130,19 @@ class Machine:
         self.root, self._leader = root, leader
 
     def enter(self, *command: str) -> list[str]:
-        """The command that runs a command in there, as root."""
+        """A command that runs another command in the machine, as root."""
         environment = [f"{name}={value}" for name, value in INSIDE.items()]
         return ["nsenter", "-t", str(self._leader), "-a", "-r", "-w", "--", "env", "-i", *environment, *command]
 
     def in_network(self, *command: str) -> list[str]:
-        """The command that runs a command of ours, with only the network in there."""
+        """A command that runs a program of this system in the network of the machine."""
         return ["nsenter", "-t", str(self._leader), "-n", "--", *command]
 
     def run(self, *command: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         return subprocess.run(self.enter(*command), input=stdin, capture_output=True, text=True, check=False)
 
     def ask(self, *command: str) -> str:
-        """What a command says that must succeed."""
+        """The output of a command that must succeed."""
         done = self.run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
@@ -150,7 +155,7 @@ class Machine:
 
 @contextmanager
 def booted(root: Path) -> Iterator[Machine]:
-    """Boot, and power off at the end."""
+    """Boot a machine, and power it off at the end."""
     command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "--console=pipe"]
     command += ["--link-journal=no", "--notify-ready=no", f"--machine=iq{os.getpid()}", "-D", str(root), "--boot"]
     with cgroup() as enter, (root.parent / "console").open("wb") as console:
@@ -158,7 +163,7 @@ def booted(root: Path) -> Iterator[Machine]:
         try:
             yield _up(root, nspawn)
         finally:
-            nspawn.terminate()  # powers the machine off
+            nspawn.terminate()  # this signal powers the machine off
             with suppress(subprocess.TimeoutExpired):
                 nspawn.wait(15)
             nspawn.kill()
@@ -166,7 +171,7 @@ def booted(root: Path) -> Iterator[Machine]:
 
 
 def _up(root: Path, nspawn: "subprocess.Popen[bytes]") -> Machine:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_S
     while nspawn.poll() is None and time.monotonic() < deadline:
         leaders = subprocess.run(
             ["pgrep", "-P", str(nspawn.pid), "-x", "systemd"], capture_output=True, text=True, check=False
@@ -180,6 +185,6 @@ def _up(root: Path, nspawn: "subprocess.Popen[bytes]") -> Machine:
 
 
 def properties(machine: Machine, unit: str, *names: str) -> Mapping[str, str]:
-    """What systemd says of a unit, all at the same instant."""
+    """The properties of a unit, all from the same instant."""
     told = machine.ask("systemctl", "show", "-p", ",".join(names), unit)
     return dict(line.partition("=")[::2] for line in told.splitlines())

@@ -1,4 +1,4 @@
-"""Gateways that announce themselves over mDNS, on the loopback interface alone."""
+"""Announces gateways over mDNS on the loopback interface only."""
 
 import asyncio
 import os
@@ -9,26 +9,26 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 from zeroconf import ServiceInfo, Zeroconf
 
-from bridge.gateway import neighbours
+from bridge.gateway import mdns
 
 LOOPBACK = "127.0.0.1"
 
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All programs of a machine hear each other: a service of our own, lest tests that run side by side meet."""
-    monkeypatch.setattr(neighbours, "SERVICE", f"_enphase-{os.getpid()}._tcp.local.")
+    """Use a service name of our own: programs of one machine hear each other, and so would parallel tests."""
+    monkeypatch.setattr(mdns, "SERVICE_TYPE", f"_enphase-{os.getpid()}._tcp.local.")
 
 
 @contextmanager
 def announced(
     serial: str, port: int, *, firmware: str = "8.3.5167", address: str = LOOPBACK, **properties: str
 ) -> Iterator[None]:
-    """As a gateway does it; more or other properties may be said."""
+    """Announce a gateway as a real one does. The properties may be changed or extended."""
     said: Mapping[str, str] = {"serialnum": serial, "protovers": firmware, **properties}
     info = ServiceInfo(
-        neighbours.SERVICE,
-        f"envoy-{serial or 'nobody'}.{neighbours.SERVICE}",
+        mdns.SERVICE_TYPE,
+        f"envoy-{serial or 'nobody'}.{mdns.SERVICE_TYPE}",
         addresses=[socket.inet_aton(address)],
         port=port,
         properties=dict(said),
@@ -36,7 +36,7 @@ def announced(
     )
     network = Zeroconf(interfaces=[LOOPBACK])
     try:
-        network.register_service(info, cooperating_responders=True)  # no probes: they take a second
+        network.register_service(info, cooperating_responders=True)  # without probes, which take a second
         yield
     finally:
         network.close()
@@ -44,7 +44,7 @@ def announced(
 
 @asynccontextmanager
 async def announcing(serial: str, port: int) -> AsyncIterator[None]:
-    """As `announced`, beside a running loop."""
+    """Like `announced`, for tests that have an event loop."""
     one = announced(serial, port)
     await asyncio.to_thread(one.__enter__)
     try:

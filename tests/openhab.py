@@ -1,7 +1,8 @@
-"""What openHAB takes, as strict as it is: Home Assistant's discovery, and things, items and sitemaps as text.
+"""Checks as strictly as openHAB: Home Assistant's discovery, and things, items and sitemaps as text.
 
-openHAB itself can't run here. Written from its own code (openhab-addons: mqtt.homeassistant, mqtt.generic;
-openhab-core: Units, DateTimeType) and not from what we send. Each check gives its complaints.
+openHAB itself cannot run in the tests. The checks are written from its source code (openhab-addons:
+mqtt.homeassistant, mqtt.generic; openhab-core: Units, DateTimeType), not from what the bridge sends. Each check
+returns its complaints.
 """
 
 import json
@@ -13,9 +14,9 @@ from typing import Any, NamedTuple
 
 # Discovery
 
-PREFIX = "homeassistant/"
+DISCOVERY_PREFIX = "homeassistant/"
 TOPIC = re.compile(r"homeassistant/(\w+)/(?:[a-zA-Z0-9_-]+/)?([a-zA-Z0-9_-]+)/config")
-"""openHAB knows no other prefix."""
+"""openHAB has no setting for another prefix."""
 PLATFORMS = {
     *("alarm_control_panel", "binary_sensor", "button", "camera", "climate", "cover", "device_tracker"),
     *("device_automation", "event", "fan", "humidifier", "light", "lock", "number", "scene", "select", "sensor"),
@@ -31,7 +32,7 @@ TEXTUAL_CLASSES = {None, "timestamp", "date", "enum"}
 
 
 def discovery(topic: str, payload: str, version: tuple[int, int] = (5, 2)) -> list[str]:
-    """Why openHAB of this version would refuse or misread a message. One bad component costs the whole device."""
+    """Return why this version of openHAB refuses or misreads a message. A bad component costs the whole device."""
     match = TOPIC.fullmatch(topic)
     if not match:
         return [f"no topic of discovery: {topic}"]
@@ -60,7 +61,7 @@ def _components(components: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     channels = [key.replace("-", "_") for key in components]
     yield from (f"{channel}: twice" for channel in {c for c in channels if channels.count(c) > 1})
     for key, component in components.items():
-        if len(component) > 1:  # else it is taken back
+        if len(component) > 1:  # an empty payload removes it
             yield from _component(key, str(component.get("platform")), component)
             if "availability" in component or "availability_topic" in component:
                 yield f"{key}: its availability would become that of the whole thing"
@@ -90,7 +91,7 @@ def _sensor(key: str, component: Mapping[str, Any]) -> Iterator[str]:
 
 
 def one_thing_each(messages: Mapping[str, str]) -> list[str]:
-    """In component form, all components of a device must agree on availability: the last one decides for all."""
+    """Return devices in component form with differing availability: openHAB uses the last one for all."""
     found: dict[str, set[str]] = {}
     for payload in messages.values():
         body = json.loads(payload)
@@ -111,14 +112,14 @@ DIMENSIONS = {
     "s": "Time",
     "°C": "Temperature",
 }
-"""The units that it knows, of those that may come here."""
+"""The units that openHAB knows, of those that may occur here."""
 PARAMETERS = {
     "number": {"stateTopic", "unit", "transformationPattern"},
     "switch": {"stateTopic", "on", "off", "transformationPattern"},
     "datetime": {"stateTopic", "transformationPattern"},
     "string": {"stateTopic", "nullValue"},
 }
-"""Those of a channel that only reads."""
+"""The parameters of read-only channels."""
 ITEM_OF = {"switch": "Switch", "datetime": "DateTime", "string": "String"}
 STRING = r'"(?:[^"\\]|\\.)*"'
 SETTING = rf"\w+=(?:{STRING}|true|false|[\d.]+)"
@@ -128,7 +129,7 @@ THING = re.compile(rf"Thing (mqtt:topic(?::[\w-]+)+) ({STRING}) \((mqtt:broker:[
 CHANNEL = re.compile(rf"Type (\w+) : ([\w-]+) +({STRING}) +({SETTINGS})")
 
 
-class Channel(NamedTuple):
+class ThingChannel(NamedTuple):
     uid: str
     kind: str
     parameters: Mapping[str, str]
@@ -136,9 +137,9 @@ class Channel(NamedTuple):
 
 @dataclass
 class Things:
-    """What a file of things says. `topics` are those of availability."""
+    """The content of a things file. `topics` are the availability topics."""
 
-    channels: dict[str, Channel]
+    channels: dict[str, ThingChannel]
     topics: set[str]
     complaints: list[str]
 
@@ -149,7 +150,7 @@ def _settings(text: str | None) -> dict[str, str]:
 
 
 def things(text: str) -> Things:
-    """Every line has to be understood."""
+    """Parse a file. Every line must be valid."""
     found, thing = Things({}, set(), []), ""
     for line in _lines(text):
         if not thing and (match := THING.fullmatch(line)):
@@ -157,7 +158,7 @@ def things(text: str) -> Things:
             found.complaints += [f"{thing}: {text}" for text in _available(options)]
             found.topics |= {options["availabilityTopic"]} if "availabilityTopic" in options else set()
         elif thing and (match := CHANNEL.fullmatch(line)):
-            channel = Channel(f"{thing}:{match[2]}", match[1], _settings(match[4]))
+            channel = ThingChannel(f"{thing}:{match[2]}", match[1], _settings(match[4]))
             found.complaints += [f"{channel.uid}: twice"] if channel.uid in found.channels else []
             found.complaints += [f"{channel.uid}: {text}" for text in _channel(channel)]
             found.channels[channel.uid] = channel
@@ -180,7 +181,7 @@ def _available(options: Mapping[str, str]) -> Iterator[str]:
         yield "by default it looks for ON and OFF"
 
 
-def _channel(channel: Channel) -> Iterator[str]:
+def _channel(channel: ThingChannel) -> Iterator[str]:
     if channel.kind not in PARAMETERS:
         yield f"unknown kind {channel.kind}"
         return
@@ -193,8 +194,8 @@ def _channel(channel: Channel) -> Iterator[str]:
         yield "on without off"
 
 
-def shows(channel: Channel, payload: str) -> bool:
-    """Whether openHAB can make a state of this payload. Of `None` only a text can tell that it is none."""
+def shows(channel: ThingChannel, payload: str) -> bool:
+    """Return whether openHAB can convert a payload to a state. Only texts can treat `None` as no value."""
     match channel.kind:
         case "number":
             return re.fullmatch(r"-?\d+(\.\d+)?", payload) is not None
@@ -229,7 +230,7 @@ class Item(NamedTuple):
 
 @dataclass
 class Items:
-    """What a file of items says, by name; `groups` are no items that show a value."""
+    """The content of an items file by name. `groups` are the items without a value."""
 
     items: dict[str, Item]
     groups: set[str]
@@ -237,7 +238,7 @@ class Items:
 
 
 def items(text: str) -> Items:
-    """Every line has to be understood."""
+    """Parse a file. Every line must be valid."""
     found = Items({}, set(), [])
     for line in _lines(text):
         tags = re.findall(r'"(\w+)"', " ".join(re.findall(TAGS, line)))
@@ -259,7 +260,7 @@ def items(text: str) -> Items:
 
 
 def linked(found: Items, known: Things) -> list[str]:
-    """How items and channels do not fit each other: each channel has one item, of its kind and unit."""
+    """Return mismatches of items and channels: each channel must have one item of its kind and unit."""
     targets = [item.channel for item in found.items.values()]
     odd = {uid for uid in {*targets, *known.channels} if targets.count(uid) != 1 or uid not in known.channels}
     fits = (
@@ -273,7 +274,7 @@ def linked(found: Items, known: Things) -> list[str]:
     ]
 
 
-def _fit(item: Item, channel: Channel) -> Iterator[str]:
+def _fit(item: Item, channel: ThingChannel) -> Iterator[str]:
     unit = channel.parameters.get("unit")
     number = f"Number:{DIMENSIONS.get(unit)}" if unit else "Number"
     if item.kind != (number if channel.kind == "number" else ITEM_OF.get(channel.kind)):
@@ -296,7 +297,7 @@ PAGE = re.compile(rf"sitemap \w+ label={STRING} \{{|Frame label={STRING} \{{|{TE
 
 
 def sitemap(text: str, known: Iterable[str]) -> list[str]:
-    """Every line has to be understood, every item to exist; frames stand among frames only."""
+    """Check a sitemap: every line must be valid, every item must exist, and frames only have frames beside them."""
     complaints: list[str] = []
     levels: list[set[str]] = [set()]
     for line in _lines(text):

@@ -1,4 +1,4 @@
-"""The real program as a process of its own, and what it says."""
+"""Runs the real program as a process, and reads its output."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from brokers import send
 from running import until
 
-BRIDGE = (sys.executable, "-m", "bridge")
+BRIDGE_COMMAND = (sys.executable, "-m", "bridge")
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Program:
     err: list[str] = field(default_factory=list)
 
     async def stop(self, number: int = signal.SIGINT) -> int:
-        """As Ctrl-C or a service manager does; its exit code."""
+        """Stop it as Ctrl-C or a service manager does. Returns its exit code."""
         send(self.process, number)
         return await self.ended()
 
@@ -34,7 +34,7 @@ class Program:
 
 @asynccontextmanager
 async def started(*command: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Program]:
-    """It is killed at the end, if it still runs."""
+    """Run the program. It is killed at the end if it still runs."""
     pipe = asyncio.subprocess.PIPE
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
     process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""A bridge that runs for a test, a loop whose idle time runs faster, and how tests wait."""
+"""Runs a bridge for a test; provides an event loop that shortens idle waits, and functions to wait with."""
 
 import asyncio
 import json
@@ -10,53 +10,59 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from brokers import Watcher
+from brokers import TIMEOUT_S, Watcher
 
-from bridge.config import Settings
-from bridge.service import Bridge
+from bridge.service.bridge import Bridge
+from bridge.settings import Settings
 
-SPEED = 20.0
-"""How much sooner an idle wait is over: half a minute of patience takes one and a half seconds."""
-PATIENCE = 60.0
-LOOK = 0.03
-PHASES = ("l1", "l2", "l3", "c1", "c2", "c3", "c4")
-SLOW = re.compile(r"/gateway/(last_answer|answer_time|failures)$")
-"""Value topics that follow their document at most once a minute."""
-STATE = re.compile(r"^[^/]+/\w+/(state$|availability/)")
-DISCOVERY = "homeassistant/device/"
-TOGETHER = ("site", "energy", "live", "report", "storage")
-"""Kinds of which Home Assistant sees one device."""
+SPEED_FACTOR = 20.0
+"""Factor by which idle waits are shorter: half a minute takes one and a half seconds."""
+POLL_INTERVAL_S = 0.03
+"""Real seconds between two looks at a condition."""
+AXES = ("l1", "l2", "l3", "c1", "c2", "c3", "c4")
+SLOW_TOPIC = re.compile(r"/gateway/(last_answer|answer_time|failures)$")
+"""Value topics that are published at most once a minute, unlike their document."""
+STATE_TOPIC = re.compile(r"^[^/]+/\w+/(state$|availability/)")
+COUNTER_TOPIC = re.compile(r"/(energy_(lifetime|delivered|received|charged|discharged)|apparent_energy)$")
+ZERO_COUNTERS = tuple(
+    f"energy/{name}/energy_lifetime"
+    for name in ("production", "production-eim", "production-rgm", "consumption-eim")
+)
+"""Counters that are 0 where a home lacks the equipment: a zero is published after a quarter of an hour only."""
+DISCOVERY_PREFIX = "homeassistant/device/"
+GROUPED_KINDS = ("site", "energy", "live", "report", "storage")
+"""The kinds of devices that Home Assistant shows as one device."""
 
 
-async def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Wait until something has come true. The deadline, in real seconds, is there for failures only."""
+async def until(condition: Callable[[], bool], seconds: float = TIMEOUT_S) -> None:
+    """Wait until a condition is true, and fail after this many real seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"did not come true within {seconds} s")
-        await asyncio.sleep(LOOK * SPEED)
+        await asyncio.sleep(POLL_INTERVAL_S * SPEED_FACTOR)
 
 
 class _Impatient(selectors.DefaultSelector):
-    """Waits for sockets as ever, for timers only a part of the time."""
+    """A selector that waits for sockets as usual, but for timers only a part of their time."""
 
     skipped = 0.0
-    """seconds that were not waited for"""
+    """The seconds that were skipped."""
 
     def select(self, timeout: float | None = None) -> Any:
         started = time.monotonic()
-        found = super().select(timeout / SPEED if timeout else timeout)
+        found = super().select(timeout / SPEED_FACTOR if timeout else timeout)
         waited = time.monotonic() - started
-        rest = waited * (SPEED - 1)
+        rest = waited * (SPEED_FACTOR - 1)
         self.skipped += rest if timeout is None else min(rest, max(0.0, timeout - waited))
         return found
 
 
 class HastyLoop(asyncio.SelectorEventLoop):
-    """A loop whose time runs faster while nothing happens.
+    """An event loop whose time runs faster while it is idle.
 
-    Work takes as long as it takes, so that a slow machine trips no timeout. Whatever waits for something that is
-    not in this loop (a broker, another program) has the less time.
+    Its time does not run faster while it works, so that a slow machine causes no timeouts. Code that waits for
+    something outside of the loop (a broker, another program) has less time.
     """
 
     def __init__(self) -> None:
@@ -68,10 +74,10 @@ class HastyLoop(asyncio.SelectorEventLoop):
 
 
 class Clock:
-    """A simulator's time: it stands still until it is moved. It begins now, since tokens must be valid now."""
+    """A simulator's clock, which only tests move. It begins now by default, because tokens must be valid now."""
 
-    def __init__(self) -> None:
-        self.now = float(int(time.time()))
+    def __init__(self, now: float | None = None) -> None:
+        self.now = float(int(time.time())) if now is None else now
 
     def __call__(self) -> float:
         return self.now
@@ -82,13 +88,13 @@ class Clock:
 
 @asynccontextmanager
 async def running(settings: Settings, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
-    """The service, stopped as a signal does."""
+    """Run the service, and stop it as a signal does."""
     task = asyncio.create_task(Bridge(settings, **options).run())
     try:
         yield task
     finally:
         task.cancel()
-        done, _ = await asyncio.wait({task}, timeout=PATIENCE * SPEED)
+        done, _ = await asyncio.wait({task}, timeout=TIMEOUT_S * SPEED_FACTOR)
         if not done:
             stuck = [f"{other.get_name()}: {other.get_stack()}" for other in asyncio.all_tasks()]
             raise AssertionError("the service does not stop:\n" + "\n".join(stuck))
@@ -97,51 +103,63 @@ async def running(settings: Settings, **options: Any) -> AsyncIterator[asyncio.T
 
 
 def settings(folder: Path, broker: str, **sections: Any) -> Settings:
-    """Settings of a test: what is not named has its default."""
+    """Return settings with defaults except for the given ones."""
     return Settings(mqtt={"url": broker} | sections.pop("mqtt", {}), state_dir=folder / "state", **sections)
 
 
 def tree(watcher: Watcher) -> dict[str, str]:
-    """What the broker holds, as far as a subscriber can know."""
+    """Return the topics and payloads that the broker holds, as a subscriber has seen them."""
     return {topic: payload for topic, payload in watcher.newest.items() if payload}
 
 
 def flat(document: dict[str, Any]) -> dict[str, str]:
-    """The value topics that say the same as a document, below its device."""
-    phases = {name: document[name] for name in PHASES if isinstance(document.get(name), dict)}
+    """Return the values of a document as payloads of the value topics below its device."""
+    phases = {name: document[name] for name in AXES if isinstance(document.get(name), dict)}
     plain = {name: value for name, value in document.items() if not isinstance(value, dict) and name != "timestamp"}
-    found = {name.replace("timestamp_2", "timestamp"): spelt(value) for name, value in plain.items()}
-    return found | {f"{phase}/{name}": spelt(value) for phase, own in phases.items() for name, value in own.items()}
+    found = {name.replace("timestamp_2", "timestamp"): to_text(value) for name, value in plain.items()}
+    return found | {
+        f"{phase}/{name}": to_text(value) for phase, own in phases.items() for name, value in own.items()
+    }
 
 
-def spelt(value: object) -> str:
-    """A JSON value as MQTT.md spells it in a value topic."""
+def to_text(value: object) -> str:
+    """Return a JSON value as the payload of a value topic, as MQTT.md specifies it."""
     if value is None or isinstance(value, bool):
         return {None: "None", True: "ON", False: "OFF"}[value]
     return str(value)
 
 
 def disagreements(seen: Mapping[str, str], serial: str) -> list[str]:
-    """Value topics that say something else than their device's document, and what discovery misses."""
+    """Return the value topics that differ from their device's document, and the topics missing in discovery."""
     own = {topic: text for topic, text in seen.items() if topic.startswith(f"enphase/{serial}/")}
-    own = {topic: text for topic, text in own.items() if not STATE.search(topic)}
+    own = {topic: text for topic, text in own.items() if not STATE_TOPIC.search(topic)}
     documents = {topic: json.loads(text) for topic, text in own.items() if text[0] == "{"}
     told = {f"{device}/{name}": text for device, body in documents.items() for name, text in flat(body).items()}
     values = {topic: text for topic, text in own.items() if topic not in documents}
-    odd = {topic for topic, _ in told.items() ^ values.items() if not SLOW.search(topic)}
-    announced = {topic: json.loads(text) for topic, text in seen.items() if topic.startswith(DISCOVERY)}
+    odd = {topic for topic, _ in told.items() ^ values.items() if not SLOW_TOPIC.search(topic)}
+    announced = {topic: json.loads(text) for topic, text in seen.items() if topic.startswith(DISCOVERY_PREFIX)}
     wanted = {entity["state_topic"] for body in announced.values() for entity in body["components"].values()}
     wanted |= {_config(serial, device) for device, body in documents.items() if body.get("enabled") is not False}
     return sorted(odd | (wanted - seen.keys()))
 
 
 def _config(serial: str, topic: str) -> str:
-    """Where a device of the tree is announced; some are one device together."""
+    """Return the discovery topic of a device. Some devices share one."""
     _, _, kind, *name = topic.split("/")
-    return f"{DISCOVERY}iqgateway_{serial}_{'_'.join([kind] if kind in TOGETHER else [kind, *name])}/config"
+    device = "_".join([kind] if kind in GROUPED_KINDS else [kind, *name])
+    return f"{DISCOVERY_PREFIX}iqgateway_{serial}_{device}/config"
+
+
+def confirmed(watcher: Watcher, serial: str) -> bool:
+    """Return whether all counters have a value: each first reading was confirmed by a second one."""
+    prefix = f"enphase/{serial}/"
+    own = {topic.removeprefix(prefix): text for topic, text in tree(watcher).items() if topic.startswith(prefix)}
+    return not any(
+        COUNTER_TOPIC.search(topic) and text == "None" for topic, text in own.items() if topic not in ZERO_COUNTERS
+    )
 
 
 def settled(watcher: Watcher, serial: str) -> bool:
-    """Whether the first round is over: everything is announced, and every topic is there."""
+    """Return whether the first round is over: all devices are announced and all topics have a value."""
     seen = tree(watcher)
-    return f"{DISCOVERY}iqgateway_{serial}_gateway/config" in seen and not disagreements(seen, serial)
+    return f"{DISCOVERY_PREFIX}iqgateway_{serial}_gateway/config" in seen and not disagreements(seen, serial)

@@ -1,4 +1,4 @@
-"""What several tests build on: homes, answers, and what they become as topics."""
+"""Sample homes and answers for several tests, and functions that turn answers into topics."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,11 +8,12 @@ from typing import Any
 
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Parsed
 from bridge.model import Facts, Message, MeterFacts, Reading
-from bridge.quirks import repaired
+from bridge.pipeline import repaired
+from bridge.state import StateT, decode, encode
 from bridge.topics import Names, Tree
 
 SERIAL = "122125067699"
-PREFIX = f"enphase/{SERIAL}/"
+BASE_TOPIC = f"enphase/{SERIAL}/"
 NOW = 1_763_800_000.0
 ORDER = (*(endpoint.source for endpoint in ENDPOINTS), "bridge")
 EIDS = {
@@ -26,7 +27,7 @@ EIDS = {
     "pv3p": 704645120,
 }
 MODES = {1: "three", 2: "split", 3: "three"}
-"""`phaseMode` of usual homes by `phaseCount`: one phase of a three-phase grid is the normal European home."""
+"""The usual `phaseMode` by `phaseCount`. A European home often has one phase of a three-phase grid."""
 
 
 def meter(role: str, count: int = 3, *, enabled: bool = True, mode: str | None = None) -> MeterFacts:
@@ -36,16 +37,16 @@ def meter(role: str, count: int = 3, *, enabled: bool = True, mode: str | None =
 def home(
     count: int = 3, roles: Sequence[str] = ("production", "net-consumption"), mode: str | None = None
 ) -> Facts:
-    """A gateway whose meters are known."""
+    """Return the facts of a gateway whose meters are known."""
     return Facts(SERIAL, "D8.3.5169", "800-00654-r06", 0.0, tuple(meter(role, count, mode=mode) for role in roles))
 
 
 THREE, SPLIT, SINGLE = home(3), home(2), home(1)
 NO_METERS = Facts(SERIAL, "D8.3.5169", meters=())
 STRUCTURES = {"packages", "modules", "seasons", "seasons_sell"}
-"""What only documents hold."""
+"""Fields of documents that have no value topic."""
 UNKNOWN = Facts(SERIAL, "D8.3.5169")
-"""A gateway of whose meters nothing is known yet."""
+"""The facts of a gateway whose meters are not known yet."""
 
 
 def body(value: object) -> bytes:
@@ -53,7 +54,7 @@ def body(value: object) -> bytes:
 
 
 def parse(source: str, answer: object, facts: Facts = THREE, now: float = NOW) -> Parsed:
-    """One answer, given as bytes or as what its JSON holds."""
+    """Parse an answer, which is given as bytes or as a JSON value."""
     return BY_SOURCE[source].split(answer if isinstance(answer, bytes) else body(answer), facts, now)
 
 
@@ -66,45 +67,45 @@ def publish(source: str, readings: Sequence[Reading], into: Tree | None = None) 
 
 
 def values_of(messages: Iterable[Message]) -> dict[str, str]:
-    """Payloads of the value topics, below `enphase/<serial>/`. No topic may come twice."""
+    """Return the payloads of value topics by the name below `enphase/<serial>/`. No topic may occur twice."""
     found: dict[str, str] = {}
     for message in messages:
         if message.content_type is None:
             assert message.topic not in found
-            found[message.topic.removeprefix(PREFIX)] = message.payload
+            found[message.topic.removeprefix(BASE_TOPIC)] = message.payload
     return found
 
 
 def documents_of(messages: Iterable[Message]) -> dict[str, dict[str, Any]]:
-    """The JSON documents, below `enphase/<serial>/`."""
+    """Return the JSON documents by the name below `enphase/<serial>/`."""
     found = [message for message in messages if message.content_type == "application/json"]
     assert len({message.topic for message in found}) == len(found)
-    return {message.topic.removeprefix(PREFIX): json.loads(message.payload) for message in found}
+    return {message.topic.removeprefix(BASE_TOPIC): json.loads(message.payload) for message in found}
 
 
-def spoken(value: object) -> str:
-    """A value of a document as a value topic would have it, said anew and without the code under test."""
+def as_topic_text(value: object) -> str:
+    """Return a value of a document as the text of a value topic, independently of the code under test."""
     if isinstance(value, bool):
         return "ON" if value else "OFF"
     return value if isinstance(value, str) else str(value)
 
 
 def flat(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What the documents hold, as topics. Their own time stamp and what has no topic are left out."""
-    found = {}
+    """Return the values in documents by topic, without their time stamp and the fields that have no topic."""
+    found: dict[str, str] = {}
     for device, document in documents.items():
         for key, value in document.items():
             if key in {"l1", "l2", "l3", "c1", "c2", "c3", "c4"}:
-                found |= {f"{device}/{key}/{name}": spoken(item) for name, item in value.items()}
+                found |= {f"{device}/{key}/{name}": as_topic_text(item) for name, item in value.items()}
             elif key == "timestamp_2":
-                found[f"{device}/timestamp"] = spoken(value)
+                found[f"{device}/timestamp"] = as_topic_text(value)
             elif key != "timestamp" and key not in STRUCTURES:
-                found[f"{device}/{key}"] = spoken(value)
+                found[f"{device}/{key}"] = as_topic_text(value)
     return found
 
 
 def values(source: str, answer: object, facts: Facts = THREE, now: float = NOW) -> dict[str, str]:
-    """What an answer becomes. The documents must say the same."""
+    """Return the values that an answer is published as. Documents must have the same values."""
     messages = publish(source, parse(source, answer, facts, now).readings)
     found = values_of(messages)
     assert flat(documents_of(messages)) == found
@@ -112,14 +113,14 @@ def values(source: str, answer: object, facts: Facts = THREE, now: float = NOW) 
 
 
 def at(value: object, path: str) -> Any:
-    """The part of an answer that a dotted path leads to."""
+    """Return the part of an answer at a dotted path."""
     for step in path.split("."):
         value = value[int(step)] if isinstance(value, list) else value[step]  # type: ignore[index]
     return value
 
 
 def changed(answer: object, path: str, change: Callable[[Any], object]) -> Any:
-    """A copy of an answer, with the part that a dotted path leads to changed."""
+    """Return a copy of an answer with the part at a dotted path changed."""
     copy = json.loads(json.dumps(answer))
     parent, _, last = path.rpartition(".")
     place = at(copy, parent) if parent else copy
@@ -129,7 +130,7 @@ def changed(answer: object, path: str, change: Callable[[Any], object]) -> Any:
 
 
 def without(answer: object, path: str) -> Any:
-    """A copy of an answer that lacks a part."""
+    """Return a copy of an answer without the part at a dotted path."""
     copy = json.loads(json.dumps(answer))
     parent, _, last = path.rpartition(".")
     place = at(copy, parent) if parent else copy
@@ -141,7 +142,7 @@ def known(facts: Facts, **options: Any) -> Facts:
     return replace(facts, **options)
 
 
-# Answers in which every number is another one
+# Answers in which no number occurs twice
 
 QUANTITIES = {
     "actEnergyDlvd": 100_000.125,
@@ -161,12 +162,12 @@ QUANTITIES = {
 
 
 def numbers(step: float) -> dict[str, float]:
-    """Every quantity of a channel, all different from those of another step."""
+    """Return all quantities of a channel. Each step has other values."""
     return {name: value + step for name, value in QUANTITIES.items()}
 
 
 def reading(role: str, step: float = 0, **changes: object) -> dict[str, Any]:
-    """One meter's entry of `/ivp/meters/readings`: always three channels, used or not."""
+    """Return a meter's entry of `/ivp/meters/readings`. It always has three channels."""
     eid = EIDS[role]
     channels = [
         {"eid": eid + 1073741841 + place, "timestamp": int(NOW) - 10 - place, **numbers(step + (place + 1) / 8)}
@@ -176,7 +177,7 @@ def reading(role: str, step: float = 0, **changes: object) -> dict[str, Any]:
 
 
 def entry(role: str, count: int = 3, **changes: object) -> dict[str, Any]:
-    """One meter's entry of `/ivp/meters`."""
+    """Return a meter's entry of `/ivp/meters`."""
     return {
         "eid": EIDS[role],
         "state": "enabled",
@@ -190,7 +191,7 @@ def entry(role: str, count: int = 3, **changes: object) -> dict[str, Any]:
 
 
 def flow(step: int) -> dict[str, int]:
-    """One flow of `/ivp/livedata/status`, all of its phases included."""
+    """Return a flow of `/ivp/livedata/status` with all of its phases."""
     return {
         "agg_p_mw": 1_000_001 + step,
         "agg_s_mva": 2_000_002 + step,
@@ -208,7 +209,7 @@ def live(stream: object = "enabled", **meters: object) -> dict[str, Any]:
 
 
 def channel(step: int = 0, **changes: object) -> dict[str, Any]:
-    """One channel of `/ivp/pdm/device_data`; each `step` has other numbers."""
+    """Return a channel of `/ivp/pdm/device_data`. Each step has other values."""
     return {
         "chanEid": 1627390225 + step,
         "created": int(NOW) - 60 - step,
@@ -235,13 +236,13 @@ def channel(step: int = 0, **changes: object) -> dict[str, Any]:
 
 
 def details(serial: object, step: int = 0, *, inputs: int = 1, **changes: object) -> dict[str, Any]:
-    """One microinverter of `/ivp/pdm/device_data`."""
+    """Return a microinverter of `/ivp/pdm/device_data`."""
     channels = [channel(step + 100 * place) for place in range(inputs)]
     return {"devName": "pcu", "sn": serial, "active": True, "modGone": False, "channels": channels, **changes}
 
 
 def answers(count: int = 3, inverters: int = 20, batteries: int = 2) -> dict[str, Any]:
-    """What all endpoints of a home answer."""
+    """Return the answers of all endpoints of a home, by source."""
     roles = ("production", "net-consumption")
     device = f"<sn>{SERIAL}</sn><pn>800-00654-r06</pn><software>D8.3.5169</software>"
     info = f"<time>{int(NOW)}</time><device>{device}</device>"
@@ -303,7 +304,7 @@ def answers(count: int = 3, inverters: int = 20, batteries: int = 2) -> dict[str
 
 
 def unit(serial: str, step: int, **more: object) -> dict[str, Any]:
-    """What `/ivp/ensemble/inventory` says of every unit."""
+    """Return the common fields of a device in `/ivp/ensemble/inventory`."""
     return {
         "serial_num": serial,
         "part_num": f"836-{step:05d}-r32",
@@ -322,7 +323,7 @@ def unit(serial: str, step: int, **more: object) -> dict[str, Any]:
 
 
 def storage(batteries: int) -> dict[str, Any]:
-    """What the endpoints beside the brief answer in a home with batteries and a controller."""
+    """Return the answers of the endpoints beside the brief, with batteries and a controller."""
     serials = [f"4923{unit:08d}" for unit in range(1, batteries + 1)]
     encharge = [
         unit(serial, step, percentFull=50 + step, encharge_capacity=4960, phase="ph-a", dc_switch_off=False)
@@ -378,7 +379,7 @@ def storage(batteries: int) -> dict[str, Any]:
 
 
 def feed(into: Tree, given: Mapping[str, Any], facts: Facts = UNKNOWN) -> tuple[Facts, list[Message]]:
-    """All answers of a gateway, in the order of the table. What they taught, and all that was published."""
+    """Publish all answers of a gateway in the order of the table; return the facts and all messages."""
     messages: list[Message] = []
     for source in (source for source in ORDER if source in given):
         if not BY_SOURCE[source].wanted(facts):
@@ -387,3 +388,10 @@ def feed(into: Tree, given: Mapping[str, Any], facts: Facts = UNKNOWN) -> tuple[
         facts = parsed.facts or facts
         messages += publish(source, parsed.readings, into)
     return facts, messages
+
+
+def restored(state: StateT) -> StateT:
+    """Return a state as the next run reads it from its file."""
+    found, damaged = decode(type(state), encode(state))
+    assert damaged == ()
+    return found

@@ -1,7 +1,7 @@
-"""What Home Assistant (2024.11 to 2026.11) and openHAB both take as discovery, as strict as the stricter of them.
+"""Checks discovery messages as strictly as the stricter of Home Assistant (2024.11 to 2026.11) and openHAB.
 
-Home Assistant refuses a whole device for one unknown key at the root, in `device` or in `origin`; openHAB for one
-bad component. Written from what they accept, not from what we send.
+Home Assistant refuses a whole device because of one unknown key at the root, in `device` or in `origin`; openHAB
+because of one bad component. The tables are written from what both accept, not from what the bridge sends.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bridge.model import Message, Rank
+from bridge.model import Message, Priority
 
 ROOT = {"device", "origin", "components", "availability", "availability_mode", "qos"}
 DEVICE = {
@@ -18,10 +18,10 @@ DEVICE = {
 }
 SHARED = {
     "unique_id",
-    "default_entity_id",
     "name",
     "state_topic",
     "device_class",
+    "icon",
     "entity_category",
     "enabled_by_default",
 }
@@ -29,8 +29,8 @@ ENTITY = {
     "sensor": SHARED | {"unit_of_measurement", "state_class", "suggested_display_precision"},
     "binary_sensor": SHARED | {"payload_on", "payload_off"},
 }
-REQUIRED = {"unique_id", "default_entity_id", "name", "state_topic"}
-NUMERIC = {
+REQUIRED = {"unique_id", "name", "state_topic"}
+NUMERIC: dict[str | None, tuple[str | None, set[str | None]]] = {
     "power": ("W", {"measurement"}),
     "apparent_power": ("VA", {"measurement"}),
     "reactive_power": ("var", {"measurement"}),
@@ -45,9 +45,9 @@ NUMERIC = {
     "temperature": ("°C", {"measurement"}),
     None: (None, {"measurement", "total_increasing", None}),
 }
-"""Device classes of sensors with their unit and the state classes that may go with it."""
+"""The device classes of sensors with their unit and the state classes that they allow."""
 UNCLASSED = {"VAh", "varh", "%"}
-"""Units for which Home Assistant has no device class that all supported versions know, or none that is meant."""
+"""Units without a fitting device class in all supported versions of Home Assistant."""
 ABSENT = object()
 
 
@@ -57,9 +57,10 @@ def check_entity(platform: str, entity: Mapping[str, Any]) -> None:
     assert set(entity) >= REQUIRED
     assert all(value is not None for value in entity.values())
     assert re.fullmatch(r"[a-zA-Z0-9_-]+", entity["unique_id"])
-    assert re.fullmatch(rf"{platform}\.[a-z0-9]+(_[a-z0-9]+)*", entity["default_entity_id"])
     assert entity["name"].strip() == entity["name"] != ""
     assert not re.search(r"[+#\s]", entity["state_topic"])
+    assert ("device_class" in entity) != ("icon" in entity), "Home Assistant has an icon for each device class"
+    assert re.fullmatch("mdi:[a-z-]+", entity.get("icon", "mdi:none"))
     assert entity.get("entity_category", "diagnostic") == "diagnostic"
     assert entity.get("enabled_by_default", False) is False, "true is the default and is not sent"
     if platform == "sensor":
@@ -96,11 +97,17 @@ def check_shared(body: Mapping[str, Any]) -> None:
         assert (item["payload_available"], item["payload_not_available"]) == ("online", "offline")
 
 
+def entity_id(entity: Mapping[str, Any]) -> str:
+    """Return the id that Home Assistant makes of the names of an entity and of its device, if these are ASCII."""
+    words = re.findall("[a-z0-9]+", f"{entity['device']['name']} {entity['name']}".lower())
+    return f"{entity['platform']}.{'_'.join(words)}"
+
+
 def check(messages: Iterable[Message], prefix: str = "homeassistant") -> dict[str, dict[str, Any]]:
-    """Every entity that is announced, by its unique id, each with its device. Both forms of discovery."""
+    """Check discovery messages of both forms, and return each announced entity with its device by unique id."""
     found: dict[str, dict[str, Any]] = {}
     for message in messages:
-        assert (message.qos, message.rank) == (1, Rank.DISCOVERY)
+        assert (message.qos, message.priority) == (1, Priority.DISCOVERY)
         match = re.fullmatch(rf"{re.escape(prefix)}/([a-z_]+)/([a-zA-Z0-9_-]+)/config", message.topic)
         assert match, message.topic
         body = json.loads(message.payload)
@@ -118,10 +125,10 @@ def check(messages: Iterable[Message], prefix: str = "homeassistant") -> dict[st
             platform = entity.pop("platform")
             assert platform in ENTITY
             if not entity and match[1] == "device":
-                continue  # what is taken back
+                continue  # an empty component removes an entity
             check_entity(platform, entity)
             assert entity["unique_id"] not in found
             found[entity["unique_id"]] = {**entity, "platform": platform, "device": body["device"]}
-    ids = [entity["default_entity_id"] for entity in found.values()]
+    ids = [entity_id(entity) for entity in found.values()]
     assert len(set(ids)) == len(ids)
     return found

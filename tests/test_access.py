@@ -1,4 +1,4 @@
-"""How the service gets in: tokens pasted, by account, by the other road, kept; and what a refusal costs."""
+"""How the service gets a token (pasted, by account, or from the other address), keeps it, and handles refusals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,24 +7,22 @@ import pytest
 from houses import House, house
 from running import running, until
 
-from bridge.simulator.cloud import ENTREZ, LOGIN, TOKENS
-from bridge.simulator.gateway import CHECK, INFO
+from bridge.simulator.cloud import CLOUD_PATHS
+from bridge.simulator.gateway import CHECK_PATH, INFO_PATH
 
 pytestmark = pytest.mark.hasty
 
-CLOUD = (LOGIN, TOKENS, ENTREZ)
-
 
 async def up(home: House) -> None:
-    """Until the gateway is read and its values are there."""
+    """Wait until the gateway is read and its values are published."""
     await home.settled()
     await until(lambda: home.topic("state") == "online" and set(home.availability.values()) == {"online"})
     assert home.topic("gateway/problem") == "none"
 
 
 def asked(home: House) -> list[int]:
-    """How often the cloud was asked for a login, for a token, and on the other road."""
-    return [home.simulator.count(path) for path in CLOUD]
+    """The number of requests to the cloud: for a login, for a token, and at the second address."""
+    return [home.simulator.count(path) for path in CLOUD_PATHS]
 
 
 async def test_an_account_is_enough(tmp_path: Path) -> None:
@@ -44,7 +42,7 @@ async def test_the_other_road_is_taken_where_the_first_is_closed(tmp_path: Path)
 
 
 async def test_a_token_outlives_the_process(tmp_path: Path) -> None:
-    """In a file that nobody else may read; the next run does not ask the cloud."""
+    """The token is in a file that only its owner may read. The next run does not ask the cloud."""
     async with house(tmp_path) as home:
         async with running(home.settings(gateway=home.account)):
             await up(home)
@@ -58,12 +56,12 @@ async def test_a_token_outlives_the_process(tmp_path: Path) -> None:
 
 
 async def test_a_gateway_that_wants_its_token_checked_first(tmp_path: Path) -> None:
-    """It takes no Bearer header before `/auth/check_jwt`, which sets a session."""
+    """The gateway refuses the Bearer header until `/auth/check_jwt` has set a session."""
     async with house(tmp_path) as home:
         home.simulator.gateway.guard.needs_check = True
         async with running(home.settings()):
             await up(home)
-            assert home.simulator.count(CHECK) == 1
+            assert home.simulator.count(CHECK_PATH) == 1
 
 
 async def test_a_refused_token_is_renewed_once(tmp_path: Path) -> None:
@@ -90,7 +88,7 @@ async def test_a_wrong_token_is_told_once_and_asked_for_seldom(tmp_path: Path, w
             assert home.simulator.count() < 3 * held
             assert held < 8
             assert len(warned) == 1
-            assert {seen.path for seen in home.simulator.requests if seen.status == 200} == {INFO}
+            assert {seen.path for seen in home.simulator.requests if seen.status == 200} == {INFO_PATH}
 
 
 @pytest.mark.expects_log("WARNING .*the token is for gateway 122399999999, this one is 122301003111")
@@ -100,18 +98,18 @@ async def test_another_gateways_token_is_not_even_tried(tmp_path: Path, warned: 
         async with running(home.settings(gateway={"token": token})):
             await until(lambda: "122399999999" in (home.topic("gateway/problem") or ""))
             assert len(warned) == 1
-            assert {seen.path for seen in home.simulator.requests} == {INFO}
+            assert {seen.path for seen in home.simulator.requests} == {INFO_PATH}
 
 
 @pytest.mark.expects_log("WARNING .*refuses the password: correct BRIDGE_GATEWAY__USERNAME")
 async def test_a_wrong_password_is_tried_once(tmp_path: Path, warned: Sequence[str]) -> None:
-    """Trying again would lock the account."""
+    """More attempts would lock the account."""
     async with house(tmp_path) as home:
         account = home.account | {"password": "wrong"}
         async with running(home.settings(gateway=account)):
             await until(lambda: "refuses the password" in (home.topic("gateway/problem") or ""))
-            looks = home.simulator.count(INFO)
-            await until(lambda: home.simulator.count(INFO) > looks)
+            looks = home.simulator.count(INFO_PATH)
+            await until(lambda: home.simulator.count(INFO_PATH) > looks)
             assert asked(home) == [1, 0, 0]
             assert len(warned) == 1
 
@@ -129,7 +127,7 @@ async def test_a_second_factor_needs_a_person(tmp_path: Path, warned: Sequence[s
 
 @pytest.mark.expects_log("cloud is down")
 async def test_the_old_token_serves_while_the_cloud_is_down(tmp_path: Path) -> None:
-    """A tenth of its life is left, so that it is due; nobody needs to know before it ends."""
+    """A tenth of the token's life is left, so it should be renewed. There is no problem until it expires."""
     async with house(tmp_path) as home:
         home.simulator.faults.add("cloud", "503")
         now = int(home.clock())

@@ -1,16 +1,19 @@
-"""The add-on for Home Assistant OS: what the supervisor accepts, and that its options are the bridge's settings.
+"""The add-on for Home Assistant OS: the supervisor accepts it, and its options are the bridge's settings.
 
-The supervisor's rules are those of its `addons/validate.py` and `addons/options.py`: it shows nothing of an add-on
+The supervisor's rules are those of its `addons/validate.py` and `addons/options.py`: it does not show an add-on
 whose configuration breaks one.
 """
 
 import json
+import os
+import pwd
 import re
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import pytest
@@ -21,7 +24,7 @@ from pydantic import BaseModel
 from running import until
 
 from bridge import __version__
-from bridge.config import Settings
+from bridge.settings import Settings
 from bridge.simulator.serve import serve
 
 ROOT = Path(__file__).parents[1]
@@ -29,9 +32,9 @@ ADDON = ROOT / "homeassistant-addon"
 CONFIG: dict[str, Any] = yaml.safe_load((ADDON / "config.yaml").read_text())
 REQUIRED = {"name", "version", "slug", "description", "arch"}
 USED = REQUIRED | {"url", "homeassistant", "startup", "init", "services", "options", "schema"}
-"""Keys of the configuration. The supervisor drops one that it does not know without a word."""
+"""Keys of the configuration. The supervisor silently drops unknown ones."""
 ARCHITECTURES = {"aarch64", "amd64"}
-"""What Home Assistant OS runs on since 2025.12."""
+"""The architectures that Home Assistant OS supports since 2025.12."""
 ELEMENT = re.compile(
     r"(bool|email|url|port|(str|password|int)(\(\d*,\d*\))?|float(\([\d.]*,[\d.]*\))?|match\(.*\)|list\(.+\))\??"
 )
@@ -39,7 +42,7 @@ LANGUAGES = sorted(ADDON.glob("translations/*.yaml"))
 
 
 def options(schema: Mapping[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each option by its path, and its type; those of `more` are names of settings themselves."""
+    """Each option by its path, with its type. The keys of `more` are names of settings."""
     for name, kind in schema.items():
         inner = kind[0] if isinstance(kind, list) else kind
         if isinstance(inner, Mapping):
@@ -62,7 +65,7 @@ def test_the_supervisor_takes_the_configuration() -> None:
 
 
 def test_the_defaults_are_complete_and_right() -> None:
-    """A section cannot be optional: without it the supervisor would not start the add-on."""
+    """No section is optional: if one were missing, the supervisor would not start the add-on."""
     assert CONFIG["options"].keys() == CONFIG["schema"].keys()
     for section, given in CONFIG["options"].items():
         schema = CONFIG["schema"][section]
@@ -124,7 +127,7 @@ def test_the_dockerfile_is_clean() -> None:
 
 
 def test_the_repository_is_one_of_add_ons_with_one_of_them() -> None:
-    """The supervisor takes every file of that name for an add-on's configuration."""
+    """The supervisor reads every file of that name as the configuration of an add-on."""
     about = yaml.safe_load((ROOT / "repository.yaml").read_text())
     assert about.keys() == {"name", "url", "maintainer"}
     found = [file for kind in ("yaml", "yml", "json") for file in ROOT.glob(f"**/config.{kind}")]
@@ -144,26 +147,28 @@ def test_the_manual_shows_options_that_are_accepted() -> None:
     assert all(re.match(pattern[1], one["name"]) and isinstance(one["value"], str) for one in shown["more"])
 
 
-class Supervisor:
-    """Its services, as far as the add-on asks for them. `service` `None`: there is no broker."""
+class SupervisorApi:
+    """Stands in for the supervisor's services that the add-on uses. If `service` is `None`, there is no broker."""
+
+    serial = ""  # an address without a gateway
 
     def __init__(self, service: Mapping[str, Any] | None) -> None:
         self.service = service
         self.asked: list[tuple[str, str]] = []
 
-    async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002 - its name in ASGI
         if scope["type"] != "http":
             return
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
         self.asked.append((scope["path"], headers["authorization"]))
         body = {"result": "ok", "data": self.service} if self.service else {"result": "error", "message": "none"}
-        start = {"type": "http.response.start", "status": 200 if self.service else 400, "headers": []}
-        await send(start)
+        status = 200 if self.service else 400
+        await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
 
 def written(folder: Path, home: House, **changes: Any) -> Path:
-    """Options as the supervisor writes them: defaults, and what somebody has filled in."""
+    """Options as the supervisor writes them: the defaults, and the options that a person has set."""
     own = {"host": home.url, "token": home.simulator.token()}
     more = [{"name": "BRIDGE_INSTANCE", "value": "addon"}, {"name": "BRIDGE_POLL__INVERTERS", "value": "60"}]
     chosen = {**CONFIG["options"], "gateway": own, "more": more, **changes}
@@ -173,7 +178,7 @@ def written(folder: Path, home: House, **changes: Any) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The container's, and where the tests' `iqgateway2mqtt` is."""
+    """The environment of the container, with the tests' `iqgateway2mqtt` in its path."""
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     return {"PATH": path, "SUPERVISOR_TOKEN": "sesame", "BRIDGE_STATE_DIR": str(folder / "data")}
 
@@ -194,7 +199,7 @@ async def test_it_starts_the_bridge_with_its_options(named: bool, tmp_path: Path
             "password": "",
             "protocol": "3.1.1",
         }
-        supervisor = Supervisor(nowhere if named else {**nowhere, "port": home.broker.port})
+        supervisor = SupervisorApi(nowhere if named else {**nowhere, "port": home.broker.port})
         async with serve(supervisor, tls=False) as address:
             file = written(tmp_path, home, **({"mqtt": {"url": home.broker.url}} if named else {}))
             command = (sys.executable, str(ADDON / "start.py"), str(file), f"http://{address}")
@@ -210,7 +215,7 @@ async def test_it_starts_the_bridge_with_its_options(named: bool, tmp_path: Path
 async def test_without_a_broker_it_says_what_to_do(answers: bool, tmp_path: Path) -> None:
     file = tmp_path / "options.json"
     file.write_text(json.dumps(CONFIG["options"]))
-    async with serve(Supervisor(None), tls=False) as address:
+    async with serve(SupervisorApi(None), tls=False) as address:
         where = f"http://{address if answers else '127.0.0.1:9'}"
         async with started(sys.executable, str(ADDON / "start.py"), str(file), where) as program:
             assert await program.ended() == 78
@@ -219,16 +224,57 @@ async def test_without_a_broker_it_says_what_to_do(answers: bool, tmp_path: Path
 
 
 async def test_a_broker_with_tls_and_a_password(tmp_path: Path) -> None:
-    """What the bridge would be told, printed by a stand-in for it."""
+    """A program that stands in for the bridge prints the settings that it gets."""
     stand_in = tmp_path / "iqgateway2mqtt"
     stand_in.write_text("#!/bin/sh\nenv | grep ^BRIDGE_MQTT\n")
     stand_in.chmod(0o700)
     file = tmp_path / "options.json"
     file.write_text(json.dumps({**CONFIG["options"], "mqtt": {"username": "", "password": None}}))
     service = {"host": "core-mosquitto", "port": 8883, "ssl": True, "username": "addons", "password": "p w"}
-    async with serve(Supervisor(service), tls=False) as address:
+    async with serve(SupervisorApi(service), tls=False) as address:
         command = (sys.executable, str(ADDON / "start.py"), str(file), f"http://{address}")
         async with started(*command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}) as program:
             assert await program.ended() == 0
     url = "BRIDGE_MQTT__URL=mqtts://core-mosquitto:8883"
     assert sorted(program.out) == ["BRIDGE_MQTT__PASSWORD=p w", url, "BRIDGE_MQTT__USERNAME=addons"]
+
+
+def test_the_image_locks_what_it_installs() -> None:
+    """The supervisor builds with this folder alone, so that it has a copy of the container's requirements."""
+    assert (ADDON / "requirements.txt").read_bytes() == (ROOT / "requirements.txt").read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_bridge_runs_as_a_user_of_its_own_without_the_supervisors_token(tmp_path: Path) -> None:
+    """The options are readable for root alone. What an earlier version has left as root becomes the user's."""
+    with TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)  # unlike those of pytest, so that the user can reach its program
+        stand_in = place / "iqgateway2mqtt"
+        stand_in.write_text(
+            "#!/bin/sh\nid -u; id -G; env | grep -c sesame; cat data/state/kept; touch data/state/new\n"
+        )
+        stand_in.chmod(0o755)
+        state = place / "data" / "state"
+        state.mkdir(parents=True, mode=0o700)
+        (state.parent).chmod(0o755)
+        (state / "kept").write_text("kept\n")
+        (state / "kept").chmod(0o600)
+        file = tmp_path / "options.json"
+        file.write_text(json.dumps({**CONFIG["options"], "mqtt": {"url": "mqtt://192.0.2.1"}}))
+        file.chmod(0o600)
+        given = {"PATH": f"{place}:/usr/bin:/bin", "SUPERVISOR_TOKEN": "sesame", "HASSIO_TOKEN": "sesame"}
+        command = (
+            "env",
+            f"--chdir={place}",
+            sys.executable,
+            str(ADDON / "start.py"),
+            str(file),
+            "http://192.0.2.2",
+        )
+        env = {**given, "BRIDGE_STATE_DIR": str(state)}
+        done = subprocess.run([*command, "nobody"], env=env, capture_output=True, text=True, check=True)
+        nobody = pwd.getpwnam("nobody")
+        assert done.stdout.split() == [str(nobody.pw_uid), str(nobody.pw_gid), "0", "kept"]
+        assert {path.stat().st_uid for path in (state, *state.iterdir())} == {nobody.pw_uid}
+        assert (state / "new").exists()

@@ -42,7 +42,7 @@ from bridge.model import Facts
 
 BRIEF = Path(__file__).parents[1].parent / "shared" / "reference" / "TEB-00060-2.0.txt"
 
-# Appendix A, in XML. Packages stand in the document only.
+# Appendix A, in XML. Packages are only in the document.
 
 INFO = f"""
 time                        gateway/time             epoch
@@ -262,7 +262,7 @@ GRID = """
 
 @dataclass(frozen=True)
 class Field:
-    """One field of an answer: where it stands, what it becomes, and a sample of it that no other field has."""
+    """One field of an answer: its place, the topic that it becomes, and a sample that no other field has."""
 
     path: str
     topic: str
@@ -276,7 +276,7 @@ def decimal(value: Decimal) -> str:
 
 
 def sample(kind: str, number: int) -> tuple[Any, str]:
-    """A wire value and the payload it must become; each number makes another one."""
+    """A wire value and the payload that it must become; each number makes a different one."""
     exact = Decimal(f"{1000 + number}.{number % 1000:03d}")
     moment = 1_654_000_000 + 61 * number
     if kind in {"number", "milli"}:
@@ -304,7 +304,7 @@ def fields(*tables: str, start: int = 1) -> list[Field]:
 
 
 def answer(given: list[Field]) -> Any:
-    """The answer that holds these fields: a step that is a number is a place in a list."""
+    """The answer that contains these fields. A step of a path that is a number is an index of a list."""
     found: dict[str, Any] = {}
     for item in given:
         place = found
@@ -323,7 +323,7 @@ def lists(value: Any) -> Any:
 
 
 def payloads(given: list[Field], *, several: bool = False) -> dict[str, str]:
-    """What the fields must become; what means nothing for several phases has no topic there."""
+    """The expected payloads. Fields that mean nothing for several phases have no topic there."""
     return {item.topic: item.payload for item in given if item.topic != "-" and not (several and item.single)}
 
 
@@ -332,7 +332,7 @@ def wires(given: list[Field], ending: str) -> list[float]:
 
 
 def mean(numbers: list[float]) -> str:
-    exact = sum(map(Decimal, map(str, numbers)))
+    exact = sum(map(Decimal, map(str, numbers)), Decimal())
     return decimal((exact / len(numbers)).quantize(Decimal("0.001")))
 
 
@@ -433,7 +433,9 @@ def test_b_the_status_may_be_left_out() -> None:
 
 
 def test_b_a_real_list() -> None:
-    """Firmware 8.2.62, with a comms kit (type 22), and devices without `dev_info` or a name of the interface."""
+    """An answer of firmware 8.2.62, with a comms kit (type 22), and devices without `dev_info` or an interface
+    name.
+    """
     kit = {"serial_number": "122302001234", "device_type": 22, "com_interface": 1, "com_interface_str": "USB"}
     battery = {"serial_number": 122302005678, "device_type": 13, "com_interface": 2, "status": "connected"}
     found = values(
@@ -471,7 +473,7 @@ def test_c_meters() -> None:
 
 
 def test_c_a_single_meter_that_is_no_list() -> None:
-    """The brief shows objects without the brackets around them."""
+    """The brief shows objects without the brackets of a list."""
     given = fields(METER.format(place=0, role="production"))
     assert values("meters", answer(given)[0], UNKNOWN) == payloads(given)
 
@@ -490,7 +492,7 @@ def test_d_readings_of_three_phases() -> None:
 
 
 def test_d_readings_of_a_split_phase_home() -> None:
-    """As in the sample, where the third channel is not used."""
+    """The sample's home, whose third channel is not used."""
     given = readings(3)
     expected = {topic: payload for topic, payload in payloads(given, several=True).items() if "/l3/" not in topic}
     for place, role in enumerate(ROLES):
@@ -501,7 +503,7 @@ def test_d_readings_of_a_split_phase_home() -> None:
 
 
 def test_d_readings_of_a_single_phase() -> None:
-    """The device itself is the phase."""
+    """A home with one phase, whose values are those of the whole device."""
     given = readings(3)
     expected = {topic: payload for topic, payload in payloads(given).items() if topic.count("/") == 2}
 
@@ -560,7 +562,7 @@ def test_h_live_data_of_other_homes() -> None:
 
 
 def test_h_the_phases_of_the_sample() -> None:
-    """The sample has split phase and a phase count of 0; without meters it alone tells the phases."""
+    """The sample has split phase and a phase count of 0. Without meters, only its fields tell the phases."""
     given = [item for item in live() if item.path != "meters.phase_count"]
     given += fields("meters.phase_count live/system/phase_count 0->0")
     expected = without_phases(payloads(given) | {"live/system/stream": "enabled"}, "l3")
@@ -569,7 +571,7 @@ def test_h_the_phases_of_the_sample() -> None:
 
 
 def test_h_old_firmware() -> None:
-    """A real answer of firmware 7: no phases, no sums of the batteries, no kind of grid."""
+    """A real answer of firmware 7, without phases, sums of the batteries and kind of grid."""
     found = values(
         "livedata",
         {
@@ -621,7 +623,7 @@ def test_h_old_firmware() -> None:
 
 
 def consumption(role: str, phases: int, start: int = 1) -> tuple[Any, dict[str, str]]:
-    """One report and what it must become."""
+    """One report, and the values that it must become."""
     given = report(role, phases, start)
     expected = payloads(given, several=phases > 1)
     voltages = wires([item for item in given if item.path.startswith("lines.")], ".rmsVoltage")
@@ -675,7 +677,7 @@ def test_j_grid_of_a_split_phase_home() -> None:
 
 
 def test_j_grid_of_a_single_phase() -> None:
-    """The first channel is the device; the two others are noise."""
+    """The first channel is the device. The other two contain noise."""
     expected = {
         topic.replace("/l1/", "/"): payload for topic, payload in payloads(grid()).items() if "/l1/" in topic
     }
@@ -707,7 +709,7 @@ STRUCTURE = {
     "I": {"cumulative", "lines"},
     "J": {"channels"},
 }
-"""What only holds fields."""
+"""Names that only contain other fields."""
 
 
 def test_every_endpoint_of_the_brief_is_in_the_table() -> None:
@@ -727,7 +729,7 @@ def test_every_endpoint_of_the_brief_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("appendix", TABLES)
 def test_a_swap_would_show(appendix: str) -> None:
-    """No two fields of an answer have the same sample, the few with a fixed one aside."""
+    """All fields of an answer have different samples, except the few with a fixed one."""
     given = [
         item for item in TABLES[appendix] if len(item.payload) > 3 and item.payload not in {"split", "enabled"}
     ]
@@ -746,7 +748,7 @@ def sections(text: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.skipif(not BRIEF.is_file(), reason="Enphase's brief is not here (it is not part of the project)")
 @pytest.mark.parametrize("appendix", TABLES)
 def test_nothing_of_the_brief_is_left_out(appendix: str) -> None:
-    """Every name in the brief's own text stands in our transcription, and nothing else."""
+    """Our tables have all names of the brief's text, and no others."""
     text = dict(sections(BRIEF.read_text(encoding="utf-8", errors="replace")))[appendix]
     names = set(re.findall(r'(?<![\w-])([A-Za-z]\w*)"?: ?[-\d"\[{]', text)) | set(
         re.findall(r"<([a-z][\w-]*)", text)

@@ -1,4 +1,4 @@
-"""The broker edge at the brokers that people have, over every road. docs/brokers.md tells what is seen here."""
+"""Tests the connection to several kinds of brokers, over all transports. docs/brokers.md describes the results."""
 
 import asyncio
 import getpass
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from authority import LOOPBACK, Authority
+from authority import LOOPBACK_NAME, Authority
 from brokers import (
-    PATIENCE,
+    TIMEOUT_S,
     Configured,
     EnclosedMosquitto,
     Mosquitto,
@@ -33,34 +33,36 @@ from edge import CONFIG, DOCUMENT, OFFLINE, PASSWORD, VALUE, WILL, Received, soo
 from houses import House, housed, publish
 from running import disagreements, running, until
 
-from bridge.config import MqttSettings
 from bridge.model import Message, Rejected, Unavailable
-from bridge.mqtt.dial import Address
-from bridge.service.memory import retained
+from bridge.mqtt.connect import BrokerAddress
+from bridge.service.retained import read_retained
+from bridge.settings import MqttSettings
 
-USER, LIMITED = "bridge", "limited"
+BROKER_USER, LIMITED = "bridge", "limited"
 DOCUMENT_OF_BROKERS = Path(__file__).parents[1] / "docs/brokers.md"
 BIRTH = ("homeassistant/status", b"online", False)
-LARGE = Message("homeassistant/device/large/config", "x" * 60_000, qos=1)
-"""As long as our longest announcement."""
-AS_USER = ("-V", "mqttv311", "-u", USER, "-P", PASSWORD)
-ALL = {"configure": ".*", "write": ".*", "read": ".*", "vhost": "/"}
-OURS = {"vhost": "/", "exchange": "amq.topic", "write": r"^enphase\..*", "read": r"^enphase\..*"}
+LARGE_MESSAGE = Message("homeassistant/device/large/config", "x" * 60_000, qos=1)
+"""A message as long as our longest discovery message."""
+AS_USER = ("-V", "mqttv311", "-u", BROKER_USER, "-P", PASSWORD)
+ALL_RIGHTS = {"configure": ".*", "write": ".*", "read": ".*", "vhost": "/"}
+OWN_RIGHTS = {"vhost": "/", "exchange": "amq.topic", "write": r"^enphase\..*", "read": r"^enphase\..*"}
 
 
 @pytest.fixture
 def nats(tmp_path: Path) -> Iterator[Nats]:
-    with Nats(tmp_path, f'authorization {{ users: [ {{ user: {USER}, password: "{PASSWORD}" }} ] }}') as broker:
+    with Nats(
+        tmp_path, f'authorization {{ users: [ {{ user: {BROKER_USER}, password: "{PASSWORD}" }} ] }}'
+    ) as broker:
         yield broker
 
 
 @pytest.fixture(scope="module")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
     definitions = {
-        "users": [{"name": name, "password": PASSWORD, "tags": ""} for name in (USER, LIMITED)],
+        "users": [{"name": name, "password": PASSWORD, "tags": ""} for name in (BROKER_USER, LIMITED)],
         "vhosts": [{"name": "/"}],
-        "permissions": [{"user": name, **ALL} for name in (USER, LIMITED)],
-        "topic_permissions": [{"user": LIMITED, **OURS}],
+        "permissions": [{"user": name, **ALL_RIGHTS} for name in (BROKER_USER, LIMITED)],
+        "topic_permissions": [{"user": LIMITED, **OWN_RIGHTS}],
     }
     shown = [line for line in blocks("RabbitMQ")[0].splitlines() if "port" not in line and "tcp" not in line]
     with RabbitMq(tmp_path_factory.mktemp("rabbitmq"), definitions, *shown) as broker:
@@ -68,14 +70,14 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
 
 
 def blocks(heading: str, language: str = "conf") -> list[str]:
-    """What docs/brokers.md shows under a heading."""
+    """The code blocks of docs/brokers.md under a heading."""
     section = re.split(rf"^## {heading}$", DOCUMENT_OF_BROKERS.read_text(), flags=re.MULTILINE)[1]
     section = re.split(r"^## ", section, flags=re.MULTILINE)[0]
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 one_rabbitmq = pytest.mark.xdist_group("rabbitmq")
-"""Tests that share the one that is started."""
+"""Marks tests that share the only RabbitMQ."""
 
 
 @pytest.fixture(params=["nats", pytest.param("rabbitmq", marks=one_rabbitmq)])
@@ -87,22 +89,22 @@ def other(request: pytest.FixtureRequest) -> Served:
 
 @dataclass
 class Road:
-    """How we get to a broker, and how somebody who watches does."""
+    """How the bridge reaches a broker, and how a subscriber that watches it does."""
 
     settings: dict[str, Any]
     watch: int | Path
     options: tuple[str, ...] = ("-V", "5")
     protocol: str = "5"
     wills_always: bool = False
-    """RabbitMQ's WebSocket listener does: our last will says the same as our farewell."""
+    """Whether the broker publishes the will after a DISCONNECT too, as RabbitMQ's WebSocket listener does."""
 
     @property
     def content_type(self) -> str:
         return "application/json" if self.protocol == "5" else ""
 
     async def keeps(self, expected: dict[str, str], nothing_at: str = "no/thing") -> list[Seen]:
-        """Look until a new subscriber gets this. RabbitMQ keeps a message a moment after it has passed it on."""
-        deadline = time.monotonic() + PATIENCE
+        """Wait until a new subscriber gets this. RabbitMQ retains a message a moment after it has delivered it."""
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
             async with watching(self.watch, *expected, nothing_at, options=self.options) as late:
                 await asyncio.sleep(0.2)
@@ -130,13 +132,13 @@ async def road(request: pytest.FixtureRequest, tmp_path: Path, authority: Author
     else:
         broker = request.getfixturevalue(kind)
         url = broker.websocket_url if by == "ws" else broker.url
-        user = {"username": USER, "password": PASSWORD}
+        user = {"username": BROKER_USER, "password": PASSWORD}
         yield Road({"url": url, **user}, broker.port, AS_USER, "3.1.1", wills_always=request.param == "rabbitmq ws")
 
 
 @asynccontextmanager
 async def to_mosquitto(by: str, folder: Path, authority: Authority) -> AsyncIterator[Road]:
-    certificate, key = authority.issue("broker", LOOPBACK)
+    certificate, key = authority.issue("broker", LOOPBACK_NAME)
     tls = (f"certfile {certificate}", f"keyfile {key}")
     trust = {"ca_file": authority.file}
     if by in {"ws", "wss"}:
@@ -154,8 +156,8 @@ async def to_mosquitto(by: str, folder: Path, authority: Authority) -> AsyncIter
         lines = (*lines, f"cafile {authority.file}", "require_certificate true")
         settings |= dict(zip(("cert_file", "key_file"), authority.issue("bridge"), strict=True))
     if by == "password":
-        lines = password_lines(folder, USER, PASSWORD)
-        settings = {"username": USER, "password": PASSWORD}
+        lines = password_lines(folder, BROKER_USER, PASSWORD)
+        settings = {"username": BROKER_USER, "password": PASSWORD}
     own = ("per_listener_settings true",)
     scheme = "mqtts" if by in {"mqtts", "certificate"} else "mqtt"
     with Mosquitto(
@@ -165,7 +167,7 @@ async def to_mosquitto(by: str, folder: Path, authority: Authority) -> AsyncIter
 
 
 async def test_every_road_takes_and_gives_everything(road: Road) -> None:
-    sent = (CONFIG, LARGE, VALUE, DOCUMENT)
+    sent = (CONFIG, LARGE_MESSAGE, VALUE, DOCUMENT)
     expected = {message.topic: message.payload for message in sent}
     topics = list(expected)
     received: list[Received] = []
@@ -201,18 +203,18 @@ async def test_every_road_knows_a_farewell_and_clears_what_is_gone(road: Road) -
 
 
 async def test_a_wrong_password_is_for_the_owner(other: Served) -> None:
-    async with using(other.url, username=USER, password="wrong") as broker:
+    async with using(other.url, username=BROKER_USER, password="wrong") as broker:
         with pytest.raises(Rejected, match="BRIDGE_MQTT__PASSWORD"):
             await broker.connect()
 
 
 @pytest.mark.expects_log("does another client use the same client id")
 async def test_a_second_client_of_the_same_id(other: Served, warned: Sequence[str]) -> None:
-    """These brokers do not say who has taken over."""
-    user = {"username": USER, "password": PASSWORD, "client_id": "twin"}
+    """These brokers do not tell that another client has taken over."""
+    user: dict[str, Any] = {"username": BROKER_USER, "password": PASSWORD, "client_id": "twin"}
     async with using(other.url, **user) as one, using(other.url, **user) as two:
         await one.connect()
-        await asyncio.sleep(1.1)  # NATS lets nobody take over sooner
+        await asyncio.sleep(1.1)  # with NATS, another client can't take over earlier
         await two.connect()
         await within(one.lost())
         trying = asyncio.create_task(one.reconnect())
@@ -223,17 +225,17 @@ async def test_a_second_client_of_the_same_id(other: Served, warned: Sequence[st
 
 async def test_nats_takes_no_dots(nats: Nats) -> None:
     will = Message("home.solar/bridge/state", "gone", qos=1)
-    async with using(nats.url, username=USER, password=PASSWORD, will=will) as broker:
-        with pytest.raises(Unavailable, match=r"does it take a \. in topics \(BRIDGE_MQTT__BASE_TOPIC\)"):
+    async with using(nats.url, username=BROKER_USER, password=PASSWORD, will=will) as broker:
+        with pytest.raises(Unavailable, match=r"does it accept a \. in topics \(BRIDGE_MQTT__BASE_TOPIC\)"):
             await broker.connect()
 
 
 @one_rabbitmq
 async def test_rabbitmq_shows_dots_as_slashes(rabbitmq: RabbitMq) -> None:
-    """So a base topic must have none: who reads a topic by its name would get it by another one."""
+    """So a base topic must have no dots: a subscriber to the exact topic would get it under another name."""
     dotted = Message("home.solar/value", "1")
     async with (
-        using(rabbitmq.url, username=USER, password=PASSWORD) as broker,
+        using(rabbitmq.url, username=BROKER_USER, password=PASSWORD) as broker,
         watching(rabbitmq.port, dotted.topic, options=AS_USER) as watcher,
     ):
         await broker.connect()
@@ -243,9 +245,11 @@ async def test_rabbitmq_shows_dots_as_slashes(rabbitmq: RabbitMq) -> None:
 
 @pytest.mark.parametrize("kind", ["mosquitto", "nats", pytest.param("rabbitmq", marks=one_rabbitmq)])
 async def test_what_the_broker_remembers(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """RabbitMQ gives nothing that it keeps to a subscription with wildcards: then our own store has to do."""
-    user = {"username": USER, "password": PASSWORD}
-    mosquitto = Mosquitto(tmp_path, *password_lines(tmp_path, USER, PASSWORD)) if kind == "mosquitto" else None
+    """RabbitMQ does not send retained messages to a subscription with wildcards, so the store is needed there."""
+    user: dict[str, Any] = {"username": BROKER_USER, "password": PASSWORD}
+    mosquitto = (
+        Mosquitto(tmp_path, *password_lines(tmp_path, BROKER_USER, PASSWORD)) if kind == "mosquitto" else None
+    )
     broker = mosquitto or request.getfixturevalue(kind)
     broker.start() if mosquitto else None
     try:
@@ -254,7 +258,7 @@ async def test_what_the_broker_remembers(kind: str, request: pytest.FixtureReque
             await writer.connect()
             await writer.send(Message("enphase/7/energy/production/energy_lifetime", "4321.5", qos=1))
             await writer.close()
-        found = await retained(settings, "reader", "enphase/7")
+        found = await read_retained(settings, "reader", "enphase/7")
     finally:
         mosquitto.stop() if mosquitto else None
     assert found == ({} if kind == "rabbitmq" else {"energy/production/energy_lifetime": 4321.5})
@@ -279,7 +283,7 @@ def announcements(home: House) -> int:
 
 @pytest.mark.hasty
 async def test_the_whole_bridge(other: Served, tmp_path: Path) -> None:
-    user = {"username": USER, "password": PASSWORD}
+    user = {"username": BROKER_USER, "password": PASSWORD}
     async with home_at(other, tmp_path) as home:
         async with running(home.settings(mqtt=user)):
             await home.settled()
@@ -291,27 +295,30 @@ async def test_the_whole_bridge(other: Served, tmp_path: Path) -> None:
         lifetime = home.topic("site/solar/energy_lifetime")
 
         home.watcher.seen.clear()
-        home.folder = tmp_path / "anew"  # whoever loses the state folder has only what the broker keeps
+        home.folder = tmp_path / "anew"  # after the loss of the state folder, only the broker has the values
         async with running(home.settings(mqtt=user)):
             await home.settled()
             assert home.topic("state") == "online"
             assert home.topic("site/solar/energy_lifetime") == lifetime
 
 
-LEFT_OUT = r"homeassistant/device/\S+ is left out: the broker closes the connection over it; check its access rules"
-NO_BIRTH = "when we subscribe to homeassistant/status, so we do not; check its access rules"
+LEFT_OUT = (
+    r"homeassistant/device/\S+ is left out: the broker closes the connection because of it; check its access rules"
+)
+NO_BIRTH = "homeassistant/status is not subscribed: the broker closes the connection then; check its access rules"
 
 
 @one_rabbitmq
 @pytest.mark.hasty
 @pytest.mark.may_log("the broker closed the connection after a moment")
 @pytest.mark.expects_log(
-    LEFT_OUT, "when we subscribe to homeassistant/status, so we do not; check its access rules"
+    LEFT_OUT,
+    "homeassistant/status is not subscribed: the broker closes the connection then; check its access rules",
 )
 async def test_rabbitmq_hangs_up_over_what_is_not_allowed(
     rabbitmq: RabbitMq, tmp_path: Path, warned: Sequence[str]
 ) -> None:
-    """What is allowed arrives all the same."""
+    """All allowed messages arrive nevertheless."""
     user = {"username": LIMITED, "password": PASSWORD}
     async with home_at(rabbitmq, tmp_path) as home, running(home.settings(mqtt=user)):
         await until(lambda: (home.topic("live/tasks"), home.topic("state")) != (None, None))
@@ -321,8 +328,8 @@ async def test_rabbitmq_hangs_up_over_what_is_not_allowed(
     assert len([line for line in warned if "left out" in line]) == 1
 
 
-LONG = ("report", "live")
-"""Devices that take more than 30,000 bytes to announce."""
+LONG = ("report",)
+"""Devices whose discovery messages are larger than 30,000 bytes."""
 
 
 @pytest.mark.hasty
@@ -330,7 +337,7 @@ LONG = ("report", "live")
 @pytest.mark.expects_log("homeassistant/device/.*__DISCOVERY to component")
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 async def test_a_broker_that_takes_no_long_messages(protocol: str, tmp_path: Path, warned: Sequence[str]) -> None:
-    """In MQTT 3.1.1 it can't tell its limit, and hangs up."""
+    """With MQTT 3.1.1 the broker can't announce its limit, and disconnects."""
     with Mosquitto(tmp_path, "max_packet_size 30000") as mosquitto:
         async with (
             housed(tmp_path, mosquitto, "three-phase") as home,
@@ -346,15 +353,15 @@ async def test_a_broker_that_takes_no_long_messages(protocol: str, tmp_path: Pat
 # What docs/brokers.md shows
 
 RULES = blocks("mosquitto", "text")[0].splitlines()
-SECRET = "secret"
+BROKER_SECRET = "secret"
 
 
 def ruled(folder: Path, *rules: str) -> Mosquitto:
-    """mosquitto with the first configuration that is shown, these rules, and a user who may do everything."""
-    file, passwords = folder / "rules", password_lines(folder, "enphase", SECRET)[1].split()[1]
-    command = [program("mosquitto_passwd"), "-b", passwords, USER, PASSWORD]
+    """A mosquitto with the first configuration of the document, these rules, and a user who may do everything."""
+    file, passwords = folder / "rules", password_lines(folder, "enphase", BROKER_SECRET)[1].split()[1]
+    command = [program("mosquitto_passwd"), "-b", passwords, BROKER_USER, PASSWORD]
     subprocess.run(command, check=True, capture_output=True)
-    file.write_text("\n".join([*rules, f"user {USER}", "topic readwrite #", ""]))
+    file.write_text("\n".join([*rules, f"user {BROKER_USER}", "topic readwrite #", ""]))
     listener, *shown = blocks("mosquitto")[0].splitlines()
     assert listener.startswith("listener ")
     places = {"/etc/mosquitto/passwords": passwords, "/etc/mosquitto/rules": str(file)}
@@ -366,7 +373,7 @@ def ruled(folder: Path, *rules: str) -> Mosquitto:
 async def test_the_rules_that_are_shown_are_enough(tmp_path: Path) -> None:
     with ruled(tmp_path, *RULES) as mosquitto:
         async with home_at(mosquitto, tmp_path) as home:
-            async with running(home.settings(mqtt={"username": "enphase", "password": SECRET})):
+            async with running(home.settings(mqtt={"username": "enphase", "password": BROKER_SECRET})):
                 await home.settled()
                 before = announcements(home)
                 await publish(mosquitto, "homeassistant/status", "online", *AS_USER)
@@ -383,25 +390,27 @@ async def test_each_rule_that_is_shown_is_needed(left_out: int, tmp_path: Path) 
     with ruled(tmp_path, *rules) as mosquitto:
         async with (
             watching(mosquitto.port, "#", options=AS_USER) as watcher,
-            using(mosquitto.url, received=received, username="enphase", password=SECRET) as broker,
-            using(mosquitto.url, client_id="other", username=USER, password=PASSWORD) as other,
+            using(mosquitto.url, received=received, username="enphase", password=BROKER_SECRET) as broker,
+            using(mosquitto.url, client_id="other", username=BROKER_USER, password=PASSWORD) as other,
         ):
             await broker.connect()
             await other.connect()
-            for message in (VALUE, CONFIG):  # of which the last one is acknowledged
+            for message in (VALUE, CONFIG):  # the last of them is acknowledged
                 await broker.send(message)
-            await soon(lambda: not broker._link._unacked)
+            link = broker._connection
+            assert link is not None
+            await soon(lambda: not link._unacked)
             await other.send(Message("homeassistant/status", "online", qos=1))
             await other.close()
             await watcher.until_seen("homeassistant/status", "online")
             await broker.send(OFFLINE)
-            await broker.close()  # what was there for us has come before the acknowledgement
+            await broker.close()  # the retained messages have come before the acknowledgement
     seen = [VALUE.topic in watcher.newest, CONFIG.topic in watcher.newest, BIRTH in received]
     assert seen == [number != left_out for number in (1, 2, 3)]
 
 
 async def test_the_tls_that_is_shown(tmp_path: Path, authority: Authority) -> None:
-    certificate, key = authority.issue("broker", LOOPBACK)
+    certificate, key = authority.issue("broker", LOOPBACK_NAME)
     places = {"ca.pem": authority.file, "broker.pem": certificate, "broker.key": key}
     text = blocks("mosquitto")[1]
     for name, file in places.items():
@@ -432,7 +441,7 @@ async def test_the_nats_that_is_shown(tmp_path: Path) -> None:
         assert text.count(old) == 1
         text = text.replace(old, new)
     with Configured(tmp_path, "nats-server", text, port, "-a", "127.0.0.1", "-p", str(free_port())) as broker:
-        async with using(broker.url, username="enphase", password=SECRET) as ours:
+        async with using(broker.url, username="enphase", password=BROKER_SECRET) as ours:
             await ours.connect()
             assert ours.connected
 
@@ -442,11 +451,11 @@ URLS = re.findall(r"^\| `(\w+://\S+)` \| .* \| (.*) \|$", DOCUMENT_OF_BROKERS.re
 
 @pytest.mark.parametrize(("url", "address"), URLS)
 def test_the_urls_that_are_shown(url: str, address: str) -> None:
-    found = Address.of(MqttSettings(url=url).url)
+    found = BrokerAddress.of(MqttSettings(url=url).url)
     if found.scheme == "unix":
         assert address == ""
     else:
-        bare = Address.of(f"{found.scheme}://host")
+        bare = BrokerAddress.of(f"{found.scheme}://host")
         assert address == (f"{bare.port}, `{bare.path}`" if found.scheme.startswith("ws") else str(bare.port))
 
 

@@ -1,4 +1,4 @@
-"""Captured gateways, through the whole middle: nothing is left out, and every phase is where it belongs.
+"""Captured gateways, through the pure middle of the bridge: all values are there, and each phase is in its place.
 
 The captures are no part of the project: where they are absent, these tests are skipped.
 """
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import ORDER, STRUCTURES, UNKNOWN, parse, publish, spoken
+from samples import ORDER, STRUCTURES, UNKNOWN, as_topic_text, parse, publish
 from strict import check
 
-from bridge.discovery import Gateway, Settings, announce
+from bridge.discovery import AnnouncedGateway, DiscoveryOptions, announce
 from bridge.endpoints import BY_SOURCE, ENDPOINTS
 from bridge.model import BadAnswer, Facts, Message
 from bridge.topics import Names, Tree
 
-GATEWAYS = Path(__file__).parents[1].parent / "shared" / "gateways"
-SETS = sorted(folder.name for folder in GATEWAYS.glob("*/")) if GATEWAYS.is_dir() else []
+CAPTURED = Path(__file__).parents[1].parent / "shared" / "gateways"
+SETS = sorted(folder.name for folder in CAPTURED.glob("*/")) if CAPTURED.is_dir() else []
 TOPIC = re.compile(r"enphase(/[a-z0-9_-]+){2,6}")
 PHASES = ("l1", "l2", "l3")
 INPUTS = ("c1", "c2", "c3", "c4")
@@ -28,23 +28,23 @@ pytestmark = pytest.mark.skipif(not SETS, reason="no captured gateways here (the
 
 
 def captured(name: str) -> dict[str, bytes]:
-    """What a gateway answered with 200, by source."""
-    found = {}
+    """The answers with status 200, by source."""
+    found: dict[str, bytes] = {}
     for endpoint in ENDPOINTS:
-        file = GATEWAYS / name / re.sub(r"[/?=& ]", "_", endpoint.path[1:])
+        file = CAPTURED / name / re.sub(r"[/?=& ]", "_", endpoint.path[1:])
         log = file.with_name(f"{file.name}_log.json")
         status = json.loads(log.read_text())["code"] if log.is_file() else 200
         if file.is_file() and status == 200:
             found[endpoint.source] = file.read_bytes()
-    reports = GATEWAYS / name / "ivp_meters_reports"
+    reports = CAPTURED / name / "ivp_meters_reports"
     if reports.is_file():
         given = [item for item in json.loads(reports.read_text()) if item["reportType"] != "production"]
         found["consumption"] = json.dumps(given).encode()
     return found
 
 
-class Home:
-    """One set, understood: its facts, its newest messages by topic, and what could not be used."""
+class CapturedHome:
+    """A parsed capture: its facts, its newest messages by topic, and the values that could not be used."""
 
     def __init__(self, name: str, payload: str = "both") -> None:
         self.facts: Facts = UNKNOWN
@@ -80,11 +80,11 @@ class Home:
 
 
 @pytest.fixture(scope="module", params=SETS)
-def home(request: pytest.FixtureRequest) -> Home:
-    return Home(request.param)
+def home(request: pytest.FixtureRequest) -> CapturedHome:
+    return CapturedHome(request.param)
 
 
-def test_everything_is_understood(home: Home) -> None:
+def test_everything_is_understood(home: CapturedHome) -> None:
     assert home.problems == []
     assert home.refused == set()
     assert "info" in home.sources
@@ -92,21 +92,21 @@ def test_everything_is_understood(home: Home) -> None:
 
 
 def flat(device: str, document: Mapping[str, Any]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for key, value in document.items():
         if key in (*PHASES, *INPUTS):
-            found |= {f"{device}/{key}/{name}": spoken(item) for name, item in value.items()}
+            found |= {f"{device}/{key}/{name}": as_topic_text(item) for name, item in value.items()}
         elif key != "timestamp" and key not in STRUCTURES:
-            found[f"{device}/{key}"] = spoken(value)
+            found[f"{device}/{key}"] = as_topic_text(value)
     return found
 
 
-def test_documents_equal_the_value_topics(home: Home) -> None:
+def test_documents_equal_the_value_topics(home: CapturedHome) -> None:
     parts = [flat(device, document) for device, document in home.documents().items()]
     assert {topic: payload for part in parts for topic, payload in part.items()} == home.values()
 
 
-def test_topics_and_payloads(home: Home) -> None:
+def test_topics_and_payloads(home: CapturedHome) -> None:
     for topic, message in home.messages.items():
         assert TOPIC.fullmatch(topic)
         assert topic.count("/") <= 6
@@ -116,7 +116,7 @@ def test_topics_and_payloads(home: Home) -> None:
             assert not re.fullmatch(r"-?[\d.]+[eE][-+]?\d+|-?\d+\.\d*0|-0", message.payload)
 
 
-def test_only_real_phases_of_enabled_meters(home: Home) -> None:
+def test_only_real_phases_of_enabled_meters(home: CapturedHome) -> None:
     values = home.values()
     for meter in home.facts.meters or ():
         lines = {topic.split("/")[2] for topic in values if re.match(rf"meter/{meter.role}/l\d/", topic)}
@@ -131,8 +131,10 @@ def test_only_real_phases_of_enabled_meters(home: Home) -> None:
             assert float(values[f"meter/{meter.role}/voltage"]) == pytest.approx(whole, abs=0.0006)
 
 
-def test_phases_add_up(home: Home) -> None:
-    """Also where the channels' activePower does not (D8.3.1598). The one CT of a backfeed does not count twice."""
+def test_phases_add_up(home: CapturedHome) -> None:
+    """This holds even where the channels' activePower do not add up (D8.3.1598). The single CT of a backfeed is not
+    counted twice.
+    """
     values = home.values()
     for meter in home.facts.meters or ():
         if not meter.enabled or meter.phase_count == 1 or meter.role in {"storage", "backfeed"}:
@@ -143,9 +145,9 @@ def test_phases_add_up(home: Home) -> None:
 
 
 @pytest.mark.parametrize("form", ["device", "component"])
-def test_discovery(home: Home, form: str) -> None:
-    about = Gateway(home.facts, f"https://{home.serial}")
-    entities = check(announce(Settings(Names(), form=form), about, home.tree.rows()))
+def test_discovery(home: CapturedHome, form: str) -> None:
+    about = AnnouncedGateway(home.facts, f"https://{home.serial}")
+    entities = check(announce(DiscoveryOptions(Names(), form=form), about, home.tree.rows))
     announced = {item["state_topic"].removeprefix(f"enphase/{home.serial}/") for item in entities.values()}
     disabled = {f"meter/{meter.role}" for meter in home.facts.meters or () if not meter.enabled}
 
@@ -157,13 +159,13 @@ def test_discovery(home: Home, form: str) -> None:
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize(("payload", "values", "documents"), [("values", True, False), ("json", False, True)])
 def test_payload_modes(name: str, payload: str, values: bool, documents: bool) -> None:
-    home, both = Home(name, payload), Home(name)
+    home, both = CapturedHome(name, payload), CapturedHome(name)
     assert home.values() == (both.values() if values else {})
     assert home.documents().keys() == (both.documents().keys() if documents else set())
 
 
 def test_what_the_captures_hold() -> None:
-    """So that these tests do not pass for want of captures."""
+    """These tests must not pass just because captures are missing."""
     seen = {source for name in SETS for source in captured(name)}
     assert len(SETS) >= 20
     assert seen >= {*BY_SOURCE} - {"livedata", "device_list", "relay"}

@@ -1,4 +1,4 @@
-"""Ten minutes in which gateway, cloud and broker fail at random: nothing false gets out, all is well after."""
+"""Ten minutes in which gateway, cloud and broker fail at random: no false value is published, and all recovers."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ from bridge.model import Message
 
 pytestmark = pytest.mark.hasty
 
-TEN_MINUTES = 600.0
+DURATION_S = 600.0
 COUNTERS = ("energy_delivered", "energy_received", "energy_lifetime", "energy_imported", "energy_exported")
 GATEWAY_FAULTS = (
     "503",
@@ -34,7 +34,7 @@ CLOUD_FAULTS = ("down", "html", "blocked", "timeout")
 
 
 class Chaos:
-    """One thing that goes wrong, chosen by a seed, and put right again."""
+    """One fault, chosen by a seed, and its end."""
 
     def __init__(self, home: House, seed: int) -> None:
         self._home, self._random = home, random.Random(seed)  # noqa: S311 - no secret
@@ -83,7 +83,7 @@ class Chaos:
 
 @asynccontextmanager
 async def passing(home: House) -> AsyncIterator[None]:
-    """The house's time passes with ours."""
+    """Move the house's clock with real time."""
 
     async def tick() -> None:
         while True:
@@ -98,7 +98,7 @@ async def passing(home: House) -> AsyncIterator[None]:
 
 
 def fallen(sent: list[tuple[str, str]]) -> list[tuple[str, float, float]]:
-    """Counters whose published value went down."""
+    """The counters whose published value has decreased."""
     newest: dict[str, float] = {}
     falls = []
     for topic, payload in sent:
@@ -123,12 +123,12 @@ async def test_ten_minutes_of_everything(seed: int, tmp_path: Path) -> None:
             settings = home.settings(gateway=home.account)
             async with passing(home), running(settings, on_sent=note, now=home.clock):
                 loop, chaos = asyncio.get_running_loop(), Chaos(home, seed)
-                end = loop.time() + TEN_MINUTES
+                end = loop.time() + DURATION_S
                 while loop.time() < end:
                     await chaos.wreak()
                 home.simulator.faults.clear()
                 async with watching(broker.port) as home.watcher:
-                    # Of a cloud that failed while the tokens were revoked a quarter of an hour is asked nothing.
+                    # After a failure of the cloud, the bridge does not ask it for a quarter of an hour.
                     await until(lambda: home.topic("state") == "online", seconds=200)
                     await until(lambda: set(home.availability.values()) == {"online"}, seconds=120)
                     await until(lambda: as_is_true(home), seconds=120)
@@ -140,7 +140,7 @@ async def test_ten_minutes_of_everything(seed: int, tmp_path: Path) -> None:
 
 
 def as_is_true(home: House) -> bool:
-    """Whether the tree says of every meter, phase and flow what is so, as of a moment ago."""
+    """Whether the published values of all meters, phases and flows are true, as of a moment ago."""
     true = home.simulator.truth()
     wanted = {
         f"meter/{role}/energy_{way}": getattr(meter.total, way)

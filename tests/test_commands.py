@@ -1,4 +1,4 @@
-"""Exit codes, and the one line that says what is wrong."""
+"""Exit codes, and the one line that names the mistake."""
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from brokers import free_port
-from programs import BRIDGE, started
+from programs import BRIDGE_COMMAND, started
 from running import until
 
 from bridge.commands import main
@@ -47,7 +47,8 @@ def test_once_prints_what_would_be_published(simulator: Simulator, capsys: pytes
     truth = simulator.truth().meters["production"].total.delivered
     assert abs(float(found[f"enphase/{simulator.serial}/meter/production/energy_delivered"]) - truth) < 10
     assert complaints == ["iqgateway2mqtt: /ivp/ensemble/device_list: the gateway does not have this (404)"]
-    assert simulator.count("/ivp/meters/readings") == 1
+    assert simulator.count("/ivp/meters/readings") == 2, "counters are confirmed by a second reading"
+    assert simulator.count("/ivp/ensemble/device_list") == 1, "what is missing is not asked again"
 
 
 @pytest.mark.usefixtures("at_home")
@@ -109,7 +110,7 @@ def test_a_wrong_setting_is_one_line(
 
 
 async def test_run_as_a_process_with_a_wrong_setting() -> None:
-    async with started(*BRIDGE, "run", env={"BRIDGE_MQTT__PASSWORD": "hunter2"}) as program:
+    async with started(*BRIDGE_COMMAND, "run", env={"BRIDGE_MQTT__PASSWORD": "hunter2"}) as program:
         assert await program.ended() == 78
     assert program.out == []
     assert len(program.err) == 1
@@ -118,13 +119,13 @@ async def test_run_as_a_process_with_a_wrong_setting() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_run_without_anything_there_goes_on_until_it_is_stopped(number: int, tmp_path: Path) -> None:
-    """A gateway and a broker that are gone are states, not ends."""
+    """An unreachable gateway or broker does not end the service."""
     nowhere = {
         "BRIDGE_GATEWAY__HOST": f"127.0.0.1:{free_port()}",
         "BRIDGE_MQTT__URL": f"mqtt://127.0.0.1:{free_port()}",
         "BRIDGE_STATE_DIR": str(tmp_path / "state"),
     }
-    async with started(*BRIDGE, "run", env=nowhere) as program:
+    async with started(*BRIDGE_COMMAND, "run", env=nowhere) as program:
         await until(lambda: any("no broker listens there" in line for line in program.err))
         await until(lambda: any("no connection to the gateway" in line for line in program.err))
         assert await program.stop(number) == 0
@@ -135,12 +136,12 @@ async def test_run_without_anything_there_goes_on_until_it_is_stopped(number: in
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (["simulate", "--port", "65536"], "65536 is no port"),
-        (["simulate", "--port", "-1"], "-1 is no port"),
-        (["discover", "--seconds", "nan"], "nan is no number of seconds up to 3600"),
-        (["discover", "--seconds", "0"], "0 is no number of seconds"),
-        (["discover", "--interface", "eth0"], "eth0 is no address of this machine"),
-        (["setup", "--interface", "eth0"], "eth0 is no address of this machine"),
+        (["simulate", "--port", "65536"], "65536 is not a port"),
+        (["simulate", "--port", "-1"], "-1 is not a port"),
+        (["discover", "--seconds", "nan"], "nan is not a number of seconds up to 3600"),
+        (["discover", "--seconds", "0"], "0 is not a number of seconds"),
+        (["discover", "--interface", "eth0"], "eth0 is not an IP address"),
+        (["setup", "--interface", "eth0"], "eth0 is not an IP address"),
     ],
 )
 def test_a_wrong_option_is_a_wrong_call(call: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:

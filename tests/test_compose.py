@@ -1,4 +1,4 @@
-"""compose.yaml against what it is made of: the settings, the image, and a real broker that reads its lines."""
+"""compose.yaml compared with the settings, the image, and a real broker that uses its configuration."""
 
 import getpass
 import re
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from brokers import Mosquitto, program
 
-from bridge.config import Settings, names
+from bridge.settings import Settings, names
 
 ROOT = Path(__file__).parents[1]
 FILE, DOCKERFILE, GUIDE = ROOT / "compose.yaml", ROOT / "Dockerfile", ROOT / "docs" / "install.md"
@@ -19,9 +19,10 @@ pytestmark = pytest.mark.skipif(not FILE.exists(), reason="this is no checkout o
 INTERPOLATED = re.compile(r"\$\{(\w+)(:\?|:-)?([^}]*)\}")
 KNOWN = {
     *("build", "image", "restart", "read_only", "cap_drop", "security_opt", "env_file", "environment"),
+    "mem_limit",
     *("ports", "volumes", "configs"),
 }
-"""Keys of a service that are used here, as the Compose specification spells them: it refuses others."""
+"""The keys of a service that are used here, from the Compose specification: other keys are refused."""
 
 
 @pytest.fixture
@@ -37,13 +38,13 @@ def bridge(project: dict[str, Any]) -> dict[str, Any]:
 
 
 def image(instruction: str) -> str:
-    """What the last instruction of this kind says in the Dockerfile, its continued lines joined."""
+    """The last instruction of this kind in the Dockerfile, with its continued lines joined."""
     text = DOCKERFILE.read_text().replace("\\\n", " ")
-    return re.findall(rf"^{instruction} +(.*)", text, re.MULTILINE)[-1]
+    return str(re.findall(rf"^{instruction} +(.*)", text, re.MULTILINE)[-1])
 
 
 def defaults() -> dict[str, str]:
-    """The environment that the image has by itself."""
+    """The environment of the image itself."""
     return dict(pair.split("=", 1) for pair in image("ENV").split())
 
 
@@ -114,7 +115,7 @@ def test_the_guide_uses_its_names(bridge: dict[str, Any]) -> None:
 
 
 class Composed(Mosquitto):
-    """A real mosquitto with the lines of compose.yaml; only address, folder and user are this machine's."""
+    """A real mosquitto with the lines of compose.yaml. Only address, folder and user differ."""
 
     def __init__(self, folder: Path, text: str) -> None:
         super().__init__(folder)

@@ -1,4 +1,4 @@
-"""The demo and the simulated gateway as somebody meets them who has just cloned the project."""
+"""Tests of the demo and the simulated gateway, as used by a person who has just cloned the project."""
 
 import asyncio
 import os
@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 from brokers import Mosquitto, send, watching
-from programs import BRIDGE, Program, started
+from programs import BRIDGE_COMMAND, Program, started
 from running import tree, until
 
 from bridge.simulator import HOMES
 
 SERIAL = HOMES["three-phase"].serial
-LOOK_ON = re.compile(r"mosquitto_sub -h \S+ -p \d+ -t 'enphase/#' -v")
+WATCH_COMMAND = re.compile(r"mosquitto_sub -h \S+ -p \d+ -t 'enphase/#' -v")
 PV = f"enphase/{SERIAL}/live/pv/power"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a program that leaves something behind would leave it."""
+    """The folder for temporary files, which programs must leave empty."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -40,21 +40,21 @@ def names(folder: Path) -> list[str]:
 
 @asynccontextmanager
 async def demo(*options: str) -> AsyncIterator[tuple[Program, str]]:
-    """With the line that it says to look on with."""
-    async with started(*BRIDGE, "demo", *options) as program:
-        await until(lambda: any(LOOK_ON.search(line) for line in program.out))
-        yield program, next(found[0] for line in program.out if (found := LOOK_ON.search(line)))
+    """Run the demo, and yield it with the command line that it prints for watching."""
+    async with started(*BRIDGE_COMMAND, "demo", *options) as program:
+        await until(lambda: any(WATCH_COMMAND.search(line) for line in program.out))
+        yield program, next(found[0] for line in program.out if (found := WATCH_COMMAND.search(line)))
 
 
 async def test_the_demo_needs_nothing(folder: Path) -> None:
-    """Its own broker, its own gateway; it shows what it publishes, and so does the line that it prints."""
-    async with demo() as (program, look_on):
+    """The demo has its own broker and gateway. It prints its messages and a command line that prints them, too."""
+    async with demo() as (program, watch_command):
         await until(lambda: any(line.startswith(f"{PV} ") for line in program.out))
-        async with started(*shlex.split(look_on)) as onlooker:
-            await until(lambda: any(line.startswith(f"{PV} ") for line in onlooker.out))
-            await until(lambda: len({line.partition(" ")[0] for line in onlooker.out}) > 400)
-            moved = [line for line in onlooker.out if line.startswith(f"{PV} ")]
-            await until(lambda: any(line.startswith(f"{PV} ") and line not in moved for line in onlooker.out))
+        async with started(*shlex.split(watch_command)) as other_terminal:
+            await until(lambda: any(line.startswith(f"{PV} ") for line in other_terminal.out))
+            await until(lambda: len({line.partition(" ")[0] for line in other_terminal.out}) > 400)
+            moved = [line for line in other_terminal.out if line.startswith(f"{PV} ")]
+            await until(lambda: any(line.startswith(f"{PV} ") and line not in moved for line in other_terminal.out))
             assert await program.stop() == 0
         assert program.err == ["stopped"]
     assert names(folder.parent) == [folder.name]
@@ -62,10 +62,10 @@ async def test_the_demo_needs_nothing(folder: Path) -> None:
 
 
 async def test_the_demo_with_a_broker_of_ones_own(folder: Path) -> None:
-    """Devices appear in somebody's Home Assistant, and are gone with the demo."""
+    """Devices appear in Home Assistant, and disappear at the end of the demo."""
     with Mosquitto(folder.parent) as broker:
-        async with watching(broker.port) as watcher, demo("--mqtt", broker.url) as (program, look_on):
-            assert f"-p {broker.port} " in look_on
+        async with watching(broker.port) as watcher, demo("--mqtt", broker.url) as (program, watch_command):
+            assert f"-p {broker.port} " in watch_command
             await until(lambda: tree(watcher).get("enphase/bridge/state") == "online")
             await until(lambda: f"homeassistant/device/iqgateway_{SERIAL}_gateway/config" in tree(watcher))
             await until(lambda: PV in tree(watcher))
@@ -75,7 +75,7 @@ async def test_the_demo_with_a_broker_of_ones_own(folder: Path) -> None:
 
 
 async def test_a_broker_that_can_not_be_is_one_clear_line(folder: Path) -> None:
-    async with started(*BRIDGE, "demo", "--mqtt", "mqtt://user:hunter2@host:port") as program:
+    async with started(*BRIDGE_COMMAND, "demo", "--mqtt", "mqtt://user:hunter2@host:port") as program:
         assert await program.ended() == 78
     assert len(program.err) == 1
     assert program.err[0].startswith("iqgateway2mqtt: --mqtt: must look like mqtt://host:1883")
@@ -83,25 +83,25 @@ async def test_a_broker_that_can_not_be_is_one_clear_line(folder: Path) -> None:
 
 
 async def test_the_demo_in_a_terminal(folder: Path) -> None:
-    """A table that is drawn again and again; Ctrl-C gives the terminal back as it was."""
+    """The demo redraws a table; Ctrl-C restores the terminal."""
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     before, screen = termios.tcgetattr(theirs), bytearray()
     loop = asyncio.get_running_loop()
 
     def read() -> None:
-        with suppress(OSError):  # its other end is closed
+        with suppress(OSError):  # the other end of the terminal is closed
             screen.extend(os.read(ours, 65536))
 
     loop.add_reader(ours, read)
     environment = {**os.environ, "TERM": "xterm-256color"}
-    command = ("setsid", "--ctty", *BRIDGE, "demo")
+    command = ("setsid", "--ctty", *BRIDGE_COMMAND, "demo")
     process = await asyncio.create_subprocess_exec(
         *command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
     )
     try:
         await until(lambda: screen.count(b"live/pv/power") > 2)
-        assert LOOK_ON.search(screen.decode(errors="replace"))
+        assert WATCH_COMMAND.search(screen.decode(errors="replace"))
         os.write(ours, b"\x03")
         await until(lambda: process.returncode is not None)
         assert process.returncode == 0
@@ -118,14 +118,14 @@ async def test_the_demo_in_a_terminal(folder: Path) -> None:
 
 
 def assignments(lines: list[str]) -> list[dict[str, str]]:
-    """Lines of `NAME=value`, as a shell reads them."""
+    """Return lines of `NAME=value` as a dictionary, as a shell reads them."""
     words = [shlex.split(line) for line in lines if line.startswith("BRIDGE_")]
     return [dict(word.split("=", 1) for word in line) for line in words]
 
 
 @pytest.mark.parametrize("home", ["three-phase", "legacy"])
 async def test_what_simulate_prints_is_all_that_once_needs(home: str, tmp_path: Path) -> None:
-    async with started(*BRIDGE, "simulate", "--home", home, "--port", "0") as gateway:
+    async with started(*BRIDGE_COMMAND, "simulate", "--home", home, "--port", "0") as gateway:
         await until(lambda: any("Ctrl-C" in line for line in gateway.out))
         lines = assignments(gateway.out)
         ways = [[line for line in lines if "BRIDGE_GATEWAY__USERNAME" not in line]]
@@ -133,7 +133,7 @@ async def test_what_simulate_prints_is_all_that_once_needs(home: str, tmp_path: 
         for number, way in enumerate(ways):
             settings = {name: value for line in way for name, value in line.items()}
             settings["BRIDGE_STATE_DIR"] = str(tmp_path / f"state-{number}")
-            async with started(*BRIDGE, "once", env=settings) as once:
+            async with started(*BRIDGE_COMMAND, "once", env=settings) as once:
                 assert await once.ended() == 0, once.err
             assert f"enphase/{HOMES[home].serial}/energy/production/power" in {line.split()[0] for line in once.out}
         assert await gateway.stop() == 0

@@ -1,4 +1,4 @@
-"""`/ivp/pdm/device_data`: what each microinverter said in its last report."""
+"""`/ivp/pdm/device_data`: the last report of each microinverter."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ from samples import (
     without,
 )
 
-from bridge.discovery import Gateway, Settings, announce
+from bridge.discovery import AnnouncedGateway, DiscoveryOptions, announce
 from bridge.model import BadAnswer, Input
 from bridge.topics import Names
 
@@ -66,7 +66,7 @@ def test_a_unit() -> None:
 
 
 def test_a_unit_with_two_inputs() -> None:
-    """Each input has what tells its module apart; the unit has the sums, the highest, and what is common."""
+    """Each input has the values of its own module. The unit has sums, highest values, and what is common."""
     found = of("7", values("device_data", answer(details("7", inputs=2))))
     assert found == {
         "active": "ON",
@@ -105,7 +105,7 @@ def test_meters_and_relays_are_no_inverters() -> None:
 
 
 def test_an_ac_battery_stands_among_the_inverters() -> None:
-    """As in the brief's endpoint. What it gives is no production, and its energy of today is none."""
+    """As in the brief's endpoint. Its power is not production, and it has no energy of today."""
     pack = changed(channel(), "lastReading", lambda given: {**given, "SOC": 42, "SOH": 86})
     pack = changed(pack, "lifetime", lambda given: {**given, "joulesUsed": 360_000_000})
     found = of("8", values("device_data", answer(details("8", devName="acb", channels=[pack]))))
@@ -148,7 +148,7 @@ def test_a_bad_channel_does_not_move_the_other(bad: object) -> None:
     assert found["power"] == "256"
 
 
-# As real gateways have it
+# Answers as real gateways give them
 
 
 def test_an_input_without_a_module_has_empty_objects() -> None:
@@ -173,7 +173,7 @@ def test_an_input_without_a_module_has_empty_objects() -> None:
 
 
 def test_a_unit_at_dusk_keeps_its_last_report() -> None:
-    """8.3.5169: `modGone`, no energy, and a report that took 13 seconds."""
+    """Firmware 8.3.5169: `modGone`, no energy, and a report whose interval was 13 seconds."""
     dark = changed(answer(details("7", modGone=True)), f"{FIRST}.lastReading.duration", lambda _: 0)
     dark = changed(dark, f"{FIRST}.lastReading.joulesProduced", lambda _: 0)
     found = of("7", values("device_data", dark, now=NOW + 7200))
@@ -198,7 +198,7 @@ def test_a_unit_at_dusk_keeps_its_last_report() -> None:
     ],
 )
 def test_values_of_32_bits(field: str, wire: object, name: str, payload: str) -> None:
-    """A lifetime above 2^31 J is no small negative: it is half full."""
+    """A lifetime above 2^31 J is not a small negative number, but half of the counter's range."""
     found = of("7", values("device_data", changed(answer(details("7")), f"{FIRST}.{field}", lambda _: wire)))
     assert found[name] == payload
 
@@ -236,7 +236,7 @@ SHARED = {"power", "max_power", "last_report", "reporting"}
 
 @pytest.mark.parametrize("order", [("inverters", "device_data"), ("device_data", "inverters", "device_data")])
 def test_what_both_name_is_the_inverters_own(order: tuple[str, ...]) -> None:
-    """And nothing is lost: neither what only one says of a unit, nor units that only one knows."""
+    """No value is lost: neither one that only one endpoint has, nor a unit that only one endpoint names."""
     given = {"inverters": OTHER, "device_data": answer(details("7"), details("9", 1))}
     into, found = tree(), dict[str, str]()
     documents: dict[str, Any] = {}
@@ -251,7 +251,7 @@ def test_what_both_name_is_the_inverters_own(order: tuple[str, ...]) -> None:
     assert found["inverter/7/ac_voltage"] == "248.156"
     assert of("8", found).keys() == SHARED | {"type"}
     assert of("9", found)["power"] == "256"
-    assert {row.source for row in into.rows() if row.device == "inverter/7" and row.measurement.name in SHARED} == {
+    assert {row.source for row in into.rows if row.device == "inverter/7" and row.measurement.name in SHARED} == {
         "inverters"
     }
     assert (documents["inverter/7"]["power"], documents["inverter/7"]["temperature"]) == (11, 38)
@@ -264,7 +264,7 @@ def test_what_both_name_is_the_inverters_own(order: tuple[str, ...]) -> None:
 def announced(*units: dict[str, Any]) -> dict[str, Any]:
     into = tree()
     facts, _ = feed(into, {"inverters": OTHER, "device_data": answer(*units)})
-    messages = announce(Settings(Names()), Gateway(facts, "https://envoy.local"), into.rows())
+    messages = announce(DiscoveryOptions(Names()), AnnouncedGateway(facts, "https://envoy.local"), into.rows)
     found = {message.topic.split("/")[2]: json.loads(message.payload) for message in messages}
     components: dict[str, Any] = found[f"iqgateway_{SERIAL}_inverter_7"]["components"]
     return components
@@ -276,7 +276,6 @@ def test_one_input_needs_no_number() -> None:
         "platform": "sensor",
         "name": "DC voltage",
         "unique_id": f"iqgateway_{SERIAL}_inverter_7_c1_dc_voltage",
-        "default_entity_id": "sensor.inverter_7_dc_voltage",
         "state_topic": f"enphase/{SERIAL}/inverter/7/c1/dc_voltage",
         "device_class": "voltage",
         "unit_of_measurement": "V",
@@ -295,7 +294,6 @@ def test_several_inputs_are_numbered() -> None:
         "c2_power": "Input 2 power",
         "power": "Power",
     }
-    assert found["c2_power"]["default_entity_id"] == "sensor.inverter_7_input_2_power"
 
 
 def test_nothing_more_is_enabled_than_the_power() -> None:

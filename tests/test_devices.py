@@ -113,7 +113,7 @@ def test_inverters() -> None:
     ],
 )
 def test_reporting_goes_by_the_gateways_own_clock(age: int, offset: float, reporting: str) -> None:
-    """Younger than 30 minutes."""
+    """An inverter is reporting if its report is less than 30 minutes old by the gateway's clock."""
     found = values("inverters", [inverter("1", age)], known(THREE, clock_offset=offset))
     assert found["inverter/1/reporting"] == reporting
     assert found["gateway/inverters_reporting"] == ("1" if reporting == "ON" else "0")
@@ -145,7 +145,7 @@ def test_an_inverter_without_a_serial_number_costs_only_itself(serial: object) -
 
 
 def test_power_at_night() -> None:
-    """Inverters draw a little, which unsigned fields show as 4294967295."""
+    """Inverters draw a little power, which unsigned fields show as 4294967295."""
     found = values("inverters", [inverter("1", lastReportWatts=4294967295)])
     assert found["inverter/1/power"] == "-1"
 

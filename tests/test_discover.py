@@ -8,12 +8,12 @@ import pytest
 from cli import NOWHERE, Shell, Told, served, shell
 from nearby import LOOPBACK, alone, announced
 
-from bridge.gateway import neighbours
-from bridge.gateway.neighbours import Neighbour, whereabouts
+from bridge.gateway import mdns
+from bridge.gateway.mdns import DiscoveredGateway, find
 from bridge.simulator import Simulator
 
 __all__ = ["alone", "shell"]
-ANNOUNCED = neighbours.SERVICE
+ANNOUNCED = mdns.SERVICE_TYPE
 pytestmark = pytest.mark.usefixtures("alone")
 
 
@@ -102,10 +102,10 @@ def test_without_the_extra_it_says_what_to_install(shell: Shell, monkeypatch: py
     ],
 )
 def test_the_setting_follows_from_port_and_firmware(address: str, port: int, firmware: str, host: str) -> None:
-    assert Neighbour("1", address, port, "envoy.local", firmware).host == host
+    assert DiscoveredGateway("1", address, port, "envoy.local", firmware).host == host
 
 
 def test_whereabouts_finds_the_one_gateway_among_others() -> None:
     with announced("202233445566", 8001), announced("202233445577", 8002):
-        assert asyncio.run(whereabouts("202233445577", 3, [LOOPBACK])) == "127.0.0.1:8002"
-        assert asyncio.run(whereabouts("202233445588", 1, [LOOPBACK])) is None
+        assert asyncio.run(find("202233445577", 3, [LOOPBACK])) == "127.0.0.1:8002"
+        assert asyncio.run(find("202233445588", 1, [LOOPBACK])) is None

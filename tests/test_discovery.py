@@ -1,46 +1,53 @@
-"""Home Assistant's discovery: exactly the contract, since one wrong key costs a whole device."""
+"""Home Assistant's discovery must follow the contract exactly, since one wrong key costs a whole device."""
 
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 
 import pytest
 from samples import NOW, SERIAL, THREE, answers, feed, home, known, meter, publish, tree
-from strict import check
+from strict import check, entity_id
 
 from bridge import __version__
-from bridge.discovery import Device as Announced
-from bridge.discovery import Gateway, Settings, announce, device_name, entity_name
+from bridge.discovery import (
+    AnnouncedDevice,
+    AnnouncedGateway,
+    DiscoveryOptions,
+    announce,
+    device_name,
+    entity_name,
+)
 from bridge.model import Facts, Measurement, Phase
 from bridge.records import CHARGE, CONNECTIVITY, ENERGY, POWER, TEXT, measurement
-from bridge.service.diagnostics import SOURCE, Diagnostics
+from bridge.service.publisher import DIAGNOSTICS_SOURCE, Diagnostics
 from bridge.topics import Names, Row
 
 ID = f"iqgateway_{SERIAL}"
 URL = "https://envoy.local"
 BATTERY, INVERTER = "492300000001", "482200000001"
-BRIDGE = "enphase/bridge/state"
+BRIDGE_TOPIC = "enphase/bridge/state"
 
 
-def gateway(facts: Facts = THREE, **options: Any) -> Gateway:
-    return Gateway(facts, URL, **options)
+def gateway(facts: Facts = THREE, **options: Any) -> AnnouncedGateway:
+    return AnnouncedGateway(facts, URL, **options)
 
 
 def house(count: int = 3, *, batteries: int = 2, inverters: int = 20) -> tuple[Facts, list[Row]]:
-    """The rows of a home, the bridge's own diagnostics included."""
+    """The rows of a home, with the bridge's own diagnostics."""
     into = tree()
     facts, _ = feed(into, answers(count, inverters, batteries))
     known_ = Diagnostics(None, None, "owner", "ab:cd", None, 0.25, 3)
-    publish(SOURCE, list(known_.readings()), into)
-    return facts, list(into.rows())
+    publish(DIAGNOSTICS_SOURCE, list(known_.readings()), into)
+    return facts, list(into.rows)
 
 
 def announced(
-    rows: Iterable[Row], about: Gateway | None = None, form: str = "device", names: Names | None = None
+    rows: Iterable[Row], about: AnnouncedGateway | None = None, form: str = "device", names: Names | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The devices that are announced, by what follows the gateway's id."""
-    settings = Settings(names or Names(), form=form)
+    """The announced devices, by the part of their id after the gateway's."""
+    settings = DiscoveryOptions(names or Names(), form=form)
     messages = list(announce(settings, about or gateway(), rows))
     check(messages)
     bodies = ((message.topic.split("/")[2], json.loads(message.payload)) for message in messages)
@@ -65,7 +72,7 @@ def devices() -> dict[str, dict[str, Any]]:
 
 
 def test_which_devices_there_are(devices: dict[str, dict[str, Any]]) -> None:
-    """One for each serial number, and one for each group."""
+    """There is a device for each serial number, and one for each group."""
     assert next(iter(devices)) == "gateway"
     assert sorted(devices) == sorted(
         [
@@ -151,11 +158,11 @@ def test_about_a_device(devices: dict[str, dict[str, Any]], name: str, about: di
     ],
 )
 def test_names_of_devices(device: str, name: str) -> None:
-    assert device_name(gateway(), Announced(device, ())) == name
+    assert device_name(gateway(), AnnouncedDevice(device, ())) == name
 
 
 def test_several_gateways_are_told_apart() -> None:
-    """Those that have no serial number in their name get the gateway's digits or its name."""
+    """Devices without a serial number in their name get the gateway's last digits or its name."""
     rows = [row("site/solar", source="site"), row("meter/load"), row("inverter/7", source="inverters")]
     rows += [
         row("live/pv", source="livedata"),
@@ -191,13 +198,30 @@ def test_two_gateways_share_no_identity() -> None:
     facts, rows = house(inverters=0, batteries=0)
     rows = [item for item in rows if item.device.partition("/")[0] not in {"controller", "device"}]
     other = known(facts, serial="122125067700")
-    one = check(announce(Settings(Names()), gateway(facts), rows))
-    two = check(announce(Settings(Names()), gateway(other, site="Cabin", suffix="Cabin"), rows))
+    one = check(announce(DiscoveryOptions(Names()), gateway(facts), rows))
+    two = check(announce(DiscoveryOptions(Names()), gateway(other, site="Cabin", suffix="Cabin"), rows))
 
     assert len(one) == len(two) == len(rows) + 1
     assert not one.keys() & two.keys()
-    for key in ("state_topic", "default_entity_id"):
-        assert not {item[key] for item in one.values()} & {item[key] for item in two.values()}
+    for of in (itemgetter("state_topic"), entity_id):
+        assert not set(map(of, one.values())) & set(map(of, two.values()))
+
+
+def test_a_unit_of_another_gateway_leaves_the_usual_ids_to_that_one() -> None:
+    """It is disabled, and its name has the serial number of the gateway that lists it without using it."""
+    used, unused = (
+        announced([row(f"inverter/{INVERTER}", "power", "inverters", enabled=True, unused=is_unused)])[
+            f"inverter_{INVERTER}"
+        ]
+        for is_unused in (False, True)
+    )
+    assert (used["device"]["name"], unused["device"]["name"]) == (
+        f"Inverter {INVERTER}",
+        f"Inverter {INVERTER} ({SERIAL})",
+    )
+    shown, hidden = (body["components"]["power"] for body in (used, unused))
+    assert (shown.get("enabled_by_default"), hidden["enabled_by_default"]) == (None, False)
+    assert shown["unique_id"] == hidden["unique_id"]
 
 
 def test_disabled_meters_are_not_announced() -> None:
@@ -230,8 +254,8 @@ def test_a_device_that_two_endpoints_name_is_one() -> None:
     ],
 )
 def test_availability(devices: dict[str, dict[str, Any]], name: str, topic: str | None) -> None:
-    """The gateway's own device is wanted most when the gateway is down."""
-    expected = [BRIDGE, *([f"enphase/{SERIAL}/{topic}"] if topic else [])]
+    """The gateway's own device stays available, because it is needed most when the gateway is offline."""
+    expected = [BRIDGE_TOPIC, *([f"enphase/{SERIAL}/{topic}"] if topic else [])]
     assert [item["topic"] for item in devices[name]["availability"]] == expected
 
 
@@ -257,9 +281,9 @@ def test_availability(devices: dict[str, dict[str, Any]], name: str, topic: str 
     ],
 )
 def test_availability_goes_by_the_sources(rows: list[Row], topic: str) -> None:
-    """A meter that is not read must not wait for a topic that nobody publishes."""
+    """A meter that is not read must not depend on a topic that nobody publishes."""
     _, body = announced(rows).values()
-    assert [item["topic"] for item in body["availability"]] == [BRIDGE, f"enphase/{SERIAL}/{topic}"]
+    assert [item["topic"] for item in body["availability"]] == [BRIDGE_TOPIC, f"enphase/{SERIAL}/{topic}"]
 
 
 def test_an_instance_has_its_own_state() -> None:
@@ -279,7 +303,6 @@ def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, 
         "platform": "binary_sensor",
         "name": "Connection",
         "unique_id": f"{ID}_gateway_state",
-        "default_entity_id": "binary_sensor.iq_gateway_connection",
         "state_topic": f"enphase/{SERIAL}/state",
         "payload_on": "online",
         "payload_off": "offline",
@@ -298,7 +321,6 @@ def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, 
                 "platform": "sensor",
                 "name": "Power",
                 "unique_id": f"{ID}_inverter_{INVERTER}_power",
-                "default_entity_id": f"sensor.inverter_{INVERTER}_power",
                 "state_topic": f"enphase/{SERIAL}/inverter/{INVERTER}/power",
                 "device_class": "power",
                 "unit_of_measurement": "W",
@@ -313,7 +335,6 @@ def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, 
                 "platform": "sensor",
                 "name": "L2 voltage",
                 "unique_id": f"{ID}_meter_net-consumption_l2_voltage",
-                "default_entity_id": "sensor.net_consumption_meter_l2_voltage",
                 "state_topic": f"enphase/{SERIAL}/meter/net-consumption/l2/voltage",
                 "device_class": "voltage",
                 "unit_of_measurement": "V",
@@ -328,8 +349,8 @@ def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, 
                 "platform": "sensor",
                 "name": "Reactive energy lagging",
                 "unique_id": f"{ID}_meter_production_reactive_energy_lagging",
-                "default_entity_id": "sensor.production_meter_reactive_energy_lagging",
                 "state_topic": f"enphase/{SERIAL}/meter/production/reactive_energy_lagging",
+                "icon": "mdi:sine-wave",
                 "unit_of_measurement": "varh",
                 "state_class": "total_increasing",
                 "suggested_display_precision": 0,
@@ -343,7 +364,6 @@ def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, 
                 "platform": "sensor",
                 "name": "Microinverters energy last seven days",
                 "unique_id": f"{ID}_energy_production-pcu_energy_7d",
-                "default_entity_id": "sensor.energy_counters_microinverters_energy_last_seven_days",
                 "state_topic": f"enphase/{SERIAL}/energy/production-pcu/energy_7d",
                 "device_class": "energy",
                 "unit_of_measurement": "Wh",
@@ -358,7 +378,6 @@ def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, 
                 "platform": "sensor",
                 "name": "Net consumption energy exported",
                 "unique_id": f"{ID}_report_net-consumption_energy_received",
-                "default_entity_id": "sensor.meter_reports_net_consumption_energy_exported",
                 "state_topic": f"enphase/{SERIAL}/report/net-consumption/energy_received",
                 "device_class": "energy",
                 "unit_of_measurement": "Wh",
@@ -374,7 +393,6 @@ def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, 
                 "platform": "sensor",
                 "name": "System measured at",
                 "unique_id": f"{ID}_live_system_measured_at",
-                "default_entity_id": "sensor.live_data_system_measured_at",
                 "state_topic": f"enphase/{SERIAL}/live/system/measured_at",
                 "device_class": "timestamp",
                 "entity_category": "diagnostic",
@@ -388,8 +406,8 @@ def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, 
                 "platform": "binary_sensor",
                 "name": "Enabled",
                 "unique_id": f"{ID}_meter_production_enabled",
-                "default_entity_id": "binary_sensor.production_meter_enabled",
                 "state_topic": f"enphase/{SERIAL}/meter/production/enabled",
+                "icon": "mdi:toggle-switch-outline",
                 "entity_category": "diagnostic",
                 "enabled_by_default": False,
             },
@@ -401,8 +419,8 @@ def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, 
                 "platform": "sensor",
                 "name": "Failures",
                 "unique_id": f"{ID}_gateway_failures",
-                "default_entity_id": "sensor.iq_gateway_failures",
                 "state_topic": f"enphase/{SERIAL}/gateway/failures",
+                "icon": "mdi:alert-circle-outline",
                 "state_class": "total_increasing",
                 "suggested_display_precision": 0,
                 "entity_category": "diagnostic",
@@ -416,7 +434,7 @@ def test_an_entity(devices: dict[str, dict[str, Any]], device: str, key: str, en
 
 
 def test_names_of_a_three_phase_meter(devices: dict[str, dict[str, Any]]) -> None:
-    """In people's words, without the device's name."""
+    """Names are words for people, without the device's name."""
     phase = [
         *(
             "Power",
@@ -443,7 +461,7 @@ def test_names_of_a_three_phase_meter(devices: dict[str, dict[str, Any]]) -> Non
     ("device", "name", "phase", "expected"),
     [
         ("meter/production", "energy_delivered", None, "Energy produced"),
-        ("meter/production", "energy_received", None, "Energy consumed"),
+        ("meter/production", "energy_received", None, "Standby energy"),
         ("meter/net-consumption", "energy_delivered", Phase.L1, "L1 energy imported"),
         ("meter/storage", "energy_delivered", None, "Energy discharged"),
         ("meter/storage", "energy_received", None, "Energy charged"),
@@ -479,9 +497,10 @@ def test_what_the_energy_dashboard_needs_of_the_site() -> None:
         row("site/battery", "soc", "site", quantity=CHARGE, label="Charge", enabled=True),
         row("site/grid", "connected", "site", quantity=CONNECTIVITY),
     ]
-    site = announced(rows)["site"]["components"]
+    body = announced(rows)["site"]
+    site = body["components"]
 
-    assert {key: (item["default_entity_id"], item["name"]) for key, item in site.items()} == {
+    assert {key: (entity_id({**item, "device": body["device"]}), item["name"]) for key, item in site.items()} == {
         "solar_power": ("sensor.enphase_solar_power", "Solar power"),
         "solar_energy_lifetime": ("sensor.enphase_solar_energy_produced", "Solar energy produced"),
         "grid_energy_imported": ("sensor.enphase_grid_energy_imported", "Grid energy imported"),
@@ -497,7 +516,7 @@ def test_what_the_energy_dashboard_needs_of_the_site() -> None:
 
 
 def shown(given: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """What Home Assistant shows unasked, by device."""
+    """The entities that Home Assistant shows by default, by device."""
     found = {
         name: [key for key, item in body["components"].items() if "enabled_by_default" not in item]
         for name, body in given.items()
@@ -510,15 +529,15 @@ METER = ["energy_delivered", "energy_received", *LINES, "metering_status", "powe
 
 
 def test_enabled_by_default_in_a_three_phase_home(devices: dict[str, dict[str, Any]]) -> None:
-    """With the site's 17 these are about 70."""
+    """Together with the site's 17 entities these are about 70."""
     found = shown(devices)
     assert {name: sorted(keys) for name, keys in found.items()} == {
         "gateway": ["firmware", "inverters_reporting", "problem", "state"],
         "meter_production": METER,
         "meter_net-consumption": METER,
         **{f"inverter_4822{unit:08d}": ["power"] for unit in range(1, 21)},
-        "battery_492300000001": ["soc", "status"],
-        "battery_492300000002": ["soc", "status"],
+        "battery_492300000001": ["power", "soc", "status", "temperature"],
+        "battery_492300000002": ["power", "soc", "status", "temperature"],
         "storage": ["settings_charge_from_grid", "settings_mode", "settings_reserve"],
         "controller_482303009999": ["communicating", "grid_connected", "last_report", "temperature"],
         "relay_mains": ["grid_connected"],
@@ -526,13 +545,13 @@ def test_enabled_by_default_in_a_three_phase_home(devices: dict[str, dict[str, A
         "generator_1": ["state"],
     }
     without_controller = [keys for name, keys in found.items() if not name.startswith(("contr", "relay", "gen"))]
-    assert sum(map(len, without_controller)) - len(found["gateway"]) == 53
+    assert sum(map(len, without_controller)) - len(found["gateway"]) == 57
 
 
 def test_the_token_is_shown_where_there_is_one() -> None:
     into = tree()
-    publish(SOURCE, list(Diagnostics(token_expires=datetime.fromtimestamp(NOW, UTC)).readings()), into)
-    assert shown(announced(into.rows())) == {"gateway": ["state", "problem", "token_expires"]}
+    publish(DIAGNOSTICS_SOURCE, list(Diagnostics(token_expires=datetime.fromtimestamp(NOW, UTC)).readings()), into)
+    assert shown(announced(into.rows)) == {"gateway": ["state", "problem", "token_expires"]}
 
 
 def test_a_device_with_one_phase_shows_what_a_phase_would() -> None:
@@ -552,10 +571,11 @@ def test_groups_show_nothing_unasked(devices: dict[str, dict[str, Any]]) -> None
 
 
 def test_component_form_says_the_same_of_each_entity() -> None:
-    """For openHAB up to 5.1 and Home Assistant before 2024.11: one message for each entity."""
+    """For openHAB up to 5.1 and Home Assistant before 2024.11, there is one message for each entity."""
     facts, rows = house(inverters=2)
     device, component = (
-        check(announce(Settings(Names(), form=form), gateway(facts), rows)) for form in ("device", "component")
+        check(announce(DiscoveryOptions(Names(), form=form), gateway(facts), rows))
+        for form in ("device", "component")
     )
     assert device == component
     assert len(device) == len(rows) + 1
@@ -563,12 +583,12 @@ def test_component_form_says_the_same_of_each_entity() -> None:
 
 def test_component_form_announces_the_gateway_first() -> None:
     facts, rows = house(inverters=1)
-    messages = list(announce(Settings(Names(), form="component"), gateway(facts), rows))
+    messages = list(announce(DiscoveryOptions(Names(), form="component"), gateway(facts), rows))
     assert messages[0].topic == f"homeassistant/binary_sensor/{ID}_gateway_state/config"
     body = json.loads(messages[0].payload)
     assert set(body) == {
         *("device", "origin", "availability", "availability_mode", "qos", "name", "unique_id", "state_topic"),
-        *("default_entity_id", "payload_on", "payload_off", "device_class", "entity_category"),
+        *("payload_on", "payload_off", "device_class", "entity_category"),
     }
     first = [json.loads(message.payload)["device"]["name"] for message in messages]
     assert first.index("Production meter") > max(place for place, name in enumerate(first) if name == "IQ Gateway")
@@ -576,17 +596,17 @@ def test_component_form_announces_the_gateway_first() -> None:
 
 @pytest.mark.parametrize("form", ["device", "component"])
 def test_another_prefix(form: str) -> None:
-    settings = Settings(Names(), "hass/discovery", form)
+    settings = DiscoveryOptions(Names(), "hass/discovery", form)
     assert len(check(announce(settings, gateway(), [row("meter/load")]), "hass/discovery")) == 2
 
 
 @pytest.mark.parametrize("form", ["device", "component"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_every_entity_has_a_value_topic(count: int, form: str) -> None:
-    """And what was published has an entity, unless it is no entity."""
+    """Every published value has an entity, unless its measurement is no entity."""
     into = tree()
     facts, messages = feed(into, answers(count, inverters=3))
-    entities = check(announce(Settings(Names(), form=form), gateway(facts), into.rows()))
+    entities = check(announce(DiscoveryOptions(Names(), form=form), gateway(facts), into.rows))
 
     topics = {message.topic for message in messages if message.content_type is None}
     assert {item["state_topic"] for item in entities.values()} - topics == {f"enphase/{SERIAL}/state"}
@@ -595,13 +615,13 @@ def test_every_entity_has_a_value_topic(count: int, form: str) -> None:
 
 def test_the_same_rows_make_the_same_messages() -> None:
     facts, rows = house(inverters=2)
-    one, two = (list(announce(Settings(Names()), gateway(facts), rows)) for _ in range(2))
+    one, two = (list(announce(DiscoveryOptions(Names()), gateway(facts), rows)) for _ in range(2))
     assert one == two
 
 
 def test_rows_of_the_bridge_itself() -> None:
     rows: list[Measurement] = [
-        item.measurement for item in house(inverters=0, batteries=0)[1] if item.source == SOURCE
+        item.measurement for item in house(inverters=0, batteries=0)[1] if item.source == DIAGNOSTICS_SOURCE
     ]
     assert [item.name for item in rows] == [
         "problem",
@@ -618,14 +638,14 @@ def test_rows_of_the_bridge_itself() -> None:
 
 
 def test_an_entity_that_is_gone_is_taken_back() -> None:
-    """Home Assistant wants its platform alone, once, before it is left out."""
+    """Home Assistant requires one message in which the component has only its platform. Then it is left out."""
     rows = [row("meter/load"), row("live/pv", source="livedata")]
     gone = [
         row("meter/load", "voltage", phase=Phase.L2),
         row("live/net-x", "on", "livedata", quantity=CONNECTIVITY),
         row("inverter/7", source="inverters"),
     ]
-    messages = list(announce(Settings(Names()), gateway(), rows, gone))
+    messages = list(announce(DiscoveryOptions(Names()), gateway(), rows, gone))
     bodies = {
         message.topic.split("/")[2].removeprefix(f"{ID}_"): json.loads(message.payload) for message in messages
     }
@@ -638,24 +658,18 @@ def test_an_entity_that_is_gone_is_taken_back() -> None:
 
 
 def test_what_is_gone_in_component_form_is_left_out() -> None:
-    """Its own topic is cleared instead."""
+    """The topic of the entity is cleared."""
     messages = list(
-        announce(Settings(Names(), form="component"), gateway(), [row("meter/load")], [row("meter/load", "x")])
+        announce(
+            DiscoveryOptions(Names(), form="component"), gateway(), [row("meter/load")], [row("meter/load", "x")]
+        )
     )
     assert len(check(messages)) == 2
 
 
 def test_what_is_there_is_not_taken_back() -> None:
     both = [row("meter/load")]
-    assert check(announce(Settings(Names()), gateway(), both, both)).keys() == {
+    assert check(announce(DiscoveryOptions(Names()), gateway(), both, both)).keys() == {
         f"{ID}_gateway_state",
         f"{ID}_meter_load_power",
     }
-
-
-def test_an_id_is_spelt_as_home_assistant_spells_it() -> None:
-    """Where it chooses the id itself, before 2025.10, it has to come to the same."""
-    row_ = Row("site/solar", None, measurement("power", POWER), "site")
-    body = announced([row_], gateway(site="Haus Müßig, Öland"))["site"]
-    (entity,) = body["components"].values()
-    assert entity["default_entity_id"] == "sensor.haus_mussig_oland_solar_power"

@@ -1,9 +1,10 @@
-"""What the documents say is so: their tables, settings, commands, topics, entities and links."""
+"""The documents are true: their tables, settings, commands, topics, entities and links."""
 
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import openhab
 import pytest
 import yaml
 from paho.mqtt.client import topic_matches_sub
+from strict import entity_id
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -25,32 +27,40 @@ import generate  # noqa: E402 - it stands beside the documents
 import values  # noqa: E402
 
 from bridge import __version__, discovery  # noqa: E402
-from bridge.commands import codes, parser  # noqa: E402
-from bridge.config import CONFIG_VARIABLE, PREFIX, load, names  # noqa: E402
+from bridge.commands import parser, report  # noqa: E402
 from bridge.endpoints import ENDPOINTS  # noqa: E402
 from bridge.model import Facts, Message  # noqa: E402
-from bridge.service.counting import Counting  # noqa: E402
-from bridge.service.diagnostics import ROWS, SOURCE, Diagnostics  # noqa: E402
-from bridge.service.mirror import SITE  # noqa: E402
+from bridge.pipeline import Pipeline  # noqa: E402
+from bridge.records import TEXT  # noqa: E402
+from bridge.service.publisher import (  # noqa: E402
+    DIAGNOSTICS,
+    DIAGNOSTICS_SOURCE,
+    SITE_SOURCE,
+    Diagnostics,
+)
+from bridge.settings import CONFIG_VARIABLE, VARIABLE_PREFIX, load, names  # noqa: E402
 from bridge.simulator import HOMES  # noqa: E402
 from bridge.topics import Names, Tree, bridge_info, online  # noqa: E402
-from bridge.web.metrics import ENDINGS, METRICS  # noqa: E402
+from bridge.web.metrics import METRICS, NAME_ENDINGS  # noqa: E402
 
 DOCUMENTS = generate.documents()
 README = ROOT / "README.md"
 TOPICS, MOVING = ROOT / "docs/topics.md", ROOT / "docs/moving.md"
-DEMO = "python3 -m venv .venv && .venv/bin/pip install -q '.[demo]' && .venv/bin/iqgateway2mqtt demo"
-TEST = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/pytest"
+DEMO_COMMAND = "python3 -m venv .venv && .venv/bin/pip install -q '.[demo]' && .venv/bin/iqgateway2mqtt demo"
+TEST_COMMAND = (
+    "python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt "
+    "&& .venv/bin/pip install -q --no-deps -e . && .venv/bin/pytest"
+)
 ENDS = {"&&", "||", "|", ";", ">", "…"}
-HOME = "three-phase"
-"""The home of the demo, which the documents speak of."""
+DEMO_HOME = "three-phase"
+"""The home of the demo, which the documents describe."""
 Assignments = dict[str, str]
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
 
 def blocks(*languages: str) -> list[tuple[str, str]]:
-    """The fenced blocks of all documents, with a name to find each by."""
+    """The fenced code blocks of all documents, each with a name."""
     found = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     return [
         (f"{path.name}:{text[: block.start()].count(chr(10)) + 1}", block[2])
@@ -64,7 +74,7 @@ def blocks(*languages: str) -> list[tuple[str, str]]:
 def settings_of(block: str) -> Assignments:
     """The settings that a block of shell lines sets."""
     words = shlex.split(block, comments=True)
-    return dict(word.split("=", 1) for word in words if re.match(rf"{PREFIX}\w+=", word))
+    return dict(word.split("=", 1) for word in words if re.match(rf"{VARIABLE_PREFIX}\w+=", word))
 
 
 def commands() -> Iterator[list[str]]:
@@ -78,14 +88,14 @@ def commands() -> Iterator[list[str]]:
                 yield words[place + 1 : end]
 
 
-COMMANDS = sorted({shlex.join(command) for command in commands() if command})
+QUOTED_COMMANDS = sorted({shlex.join(command) for command in commands() if command})
 SETTINGS = [(name, text) for name, text in blocks("sh") if settings_of(text)]
 
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """No settings but the test's own."""
-    for name in [name for name in os.environ if name.startswith((PREFIX, "CREDENTIALS_DIRECTORY"))]:
+    """Only the test's own settings apply."""
+    for name in [name for name in os.environ if name.startswith((VARIABLE_PREFIX, "CREDENTIALS_DIRECTORY"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return monkeypatch
@@ -100,33 +110,86 @@ def test_generated_parts_are_what_the_generator_gives_now(path: Path) -> None:
     assert generate.renewed(text) == text, "run .venv/bin/python docs/generate.py"
 
 
+MEASURED = re.compile(r"<!-- begin matrix: benchmarks/true_numbers\.py -->\n.*?<!-- end matrix -->", re.DOTALL)
+"""What a benchmark writes into a document."""
+
+
 def test_every_part_stands_somewhere_and_every_mark_is_a_whole_block() -> None:
     texts = [path.read_text() for path in DOCUMENTS]
     found = [block[2] for text in texts for block in generate.BLOCK.finditer(text)]
+    measured = [block for text in texts for block in MEASURED.findall(text)]
     assert set(found) == set(generate.PARTS)
-    assert len(found) == sum(text.count("<!-- ") for text in texts) / 2
+    assert len(found) + len(measured) == sum(text.count("<!-- ") for text in texts) / 2
 
 
-def test_every_value_has_a_meaning_and_no_meaning_is_left_over() -> None:
-    used = {(row.source, row.meaning) for row in values.rows()}
-    assert used == {(source, text) for source, known in values.meanings().items() for text in known.values()}
+def test_the_tables_that_are_written_by_hand_are_complete() -> None:
+    assert list(values.discrepancies(values.rows(), values.meanings(), values.kinds())) == []
 
 
-def test_every_line_of_the_records_is_in_the_tables() -> None:
-    """What no simulated home shows would be missing."""
-    shown = {wire for row in values.rows() for wire in row.wires}
-    declared = {wire for wires in values.wires().values() for wire in wires}
-    assert shown == declared
+WITHOUT_RATE = {**values.meanings(), "tariff": {**values.meanings()["tariff"], "rate": ""}}
+WITH_MORE = {
+    **values.meanings(),
+    "tariff": {**values.meanings()["tariff"], "rates": "prices"},
+    "wind": {"w": "wind"},
+}
+WITHOUT_RELAY = {kind: text for kind, text in values.kinds().items() if kind != "relay"}
+WINDMILL = values.ValueRow("status", "msg_retry_count", TEXT, devices=["windmill/<serial>"])
+"""A value of a kind of device that no table knows."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"known": WITHOUT_RATE}, ["docs/meanings.toml: [tariff] has no meaning of `rate` (tariff/current)"]),
+        (
+            {"known": WITH_MORE},
+            [
+                "docs/meanings.toml: [tariff] explains `rates`, which is no value",
+                "docs/meanings.toml: [wind] explains `w`, which is no value",
+            ],
+        ),
+        ({"described": WITHOUT_RELAY}, ["docs/devices.toml does not say what `relay` is"]),
+        (
+            {"described": {**values.kinds(), "windmill": "a windmill"}},
+            ["docs/devices.toml has `windmill`, which no value has"],
+        ),
+        (
+            {"found": [*values.rows(), WINDMILL]},
+            [
+                "docs/meanings.toml: [status] has no meaning of `msg_retry_count` (windmill/<serial>)",
+                "docs/devices.toml does not say what `windmill` is",
+                "DEVICE_KINDS of bridge.discovery lacks `windmill`",
+            ],
+        ),
+        (
+            {"found": [row for row in values.rows() if row.name != "der1_state"]},
+            [
+                "no simulated home has `der1_state`, nor has UNSEEN in docs/values.py",
+                "docs/meanings.toml: [relay] explains `der1_state`, which is no value",
+                "docs/meanings.toml: [status] explains `der1_state`, which is no value",
+            ],
+        ),
+    ],
+)
+def test_each_gap_and_each_rest_of_the_tables_is_named(changes: dict[str, Any], expected: list[str]) -> None:
+    tables = {"found": values.rows(), "known": values.meanings(), "described": values.kinds()}
+    assert list(values.discrepancies(**{**tables, **changes})) == expected
+
+
+def test_the_generator_fails_and_writes_nothing_where_a_meaning_is_missing(tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__")))
+    lines = (copied / "meanings.toml").read_text().splitlines(keepends=True)
+    (copied / "meanings.toml").write_text("".join(line for line in lines if not line.startswith("release_stage")))
+    before = {path: path.read_bytes() for path in copied.glob("*.md")}
+    done = subprocess.run([sys.executable, copied / "generate.py"], check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "docs/meanings.toml: [info] has no meaning of `release_stage` (gateway)\n"
+    assert {path: path.read_bytes() for path in copied.glob("*.md")} == before
 
 
 def test_every_diagnostic_is_in_the_tables() -> None:
-    shown = {row.name for row in values.rows() if row.source == SOURCE}
-    assert shown == {row.name for row in ROWS}
-
-
-def test_the_precedence_of_sources_is_that_of_the_table() -> None:
-    order = generate.code(endpoint.source for endpoint in ENDPOINTS)
-    assert order in " ".join(TOPICS.read_text().split())
+    shown = {row.name for row in values.rows() if row.source == DIAGNOSTICS_SOURCE}
+    assert shown == {row.name for row in DIAGNOSTICS}
 
 
 # Settings
@@ -140,7 +203,7 @@ def test_every_setting_stands_in_the_readme() -> None:
 
 @each_document
 def test_every_setting_that_is_named_exists(path: Path) -> None:
-    named = set(re.findall(rf"{PREFIX}[A-Z0-9_]+", path.read_text()))
+    named = set(re.findall(rf"{VARIABLE_PREFIX}[A-Z0-9_]+", path.read_text()))
     assert named - {*names(), CONFIG_VARIABLE} == set()
 
 
@@ -171,7 +234,7 @@ def test_settings_of_a_toml_block_load(clean: pytest.MonkeyPatch, block: str) ->
 # Commands
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", QUOTED_COMMANDS)
 def test_commands_that_are_shown_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = shlex.split(command)
     if "--help" not in arguments:
@@ -188,7 +251,9 @@ def test_every_command_is_shown() -> None:
     )
     known = re.search(r"^  command\n((?:    .*\n)+)", helped.stdout, re.MULTILINE)
     assert known is not None
-    assert set(re.findall(r"^    (\w+)", known[1], re.MULTILINE)) == {command.split()[0] for command in COMMANDS}
+    assert set(re.findall(r"^    (\w+)", known[1], re.MULTILINE)) == {
+        command.split()[0] for command in QUOTED_COMMANDS
+    }
 
 
 def test_every_home_of_the_simulator_is_named() -> None:
@@ -198,27 +263,30 @@ def test_every_home_of_the_simulator_is_named() -> None:
 def test_exit_codes_are_those_of_the_commands() -> None:
     table = README.read_text().partition("## Exit codes")[2].partition("##")[0]
     shown = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
-    assert shown == {0, 2, codes.UNAVAILABLE, codes.REFUSED, codes.CONFIGURATION}
+    assert shown == {
+        *(0, 2, report.EXIT_UNAVAILABLE, report.EXIT_REFUSED),
+        *(report.EXIT_CONFIGURATION, report.EXIT_STOPPED),
+    }
 
 
-@pytest.mark.parametrize("command", [DEMO, TEST])
+@pytest.mark.parametrize("command", [DEMO_COMMAND, TEST_COMMAND])
 def test_the_readme_has_the_demo_and_the_test_as_one_command_each(command: str) -> None:
     lines = [line for _, block in blocks("sh") for line in block.splitlines()]
     assert lines.count(command) == 1
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
-    """Either it has the line, or it takes it out of the README."""
+    """CI contains this command, or reads it from the README."""
     script = (ROOT / ".ci/run").read_text()
-    assert TEST in script or "README.md" in script
+    assert TEST_COMMAND in script or "README.md" in script
 
 
 # Topics and entities
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the bridge publishes of the simulated home that the documents speak of."""
+class PublishedValues:
+    """The values that the bridge publishes of the simulated home in the documents."""
 
     topics: frozenset[str]
     discovery: frozenset[str]
@@ -227,34 +295,40 @@ class Shown:
 
 
 @cache
-def home() -> Shown:
-    facts, when, sent = Facts(""), datetime.fromtimestamp(values.NOON, UTC), list[Message]()
-    tree = Tree(Names(), HOMES[HOME].serial, [*(endpoint.source for endpoint in ENDPOINTS), SITE, SOURCE])
-    counting = Counting(netted=True, zone=UTC, kept={})
-    for endpoint, body in values.answers(HOME):
+def home() -> PublishedValues:
+    facts, when, sent = Facts(""), datetime.fromtimestamp(values.NOW, UTC), list[Message]()
+    tree = Tree(
+        Names(),
+        HOMES[DEMO_HOME].serial,
+        [*(endpoint.source for endpoint in ENDPOINTS), SITE_SOURCE, DIAGNOSTICS_SOURCE],
+    )
+    pipeline = Pipeline(netted=True, zone=UTC)
+    answers = list(values.answers(DEMO_HOME))
+    for endpoint, body in answers + answers:  # the second round confirms the first readings of counters
         if not endpoint.wanted(facts):
             continue
-        parsed = endpoint.split(body, facts, values.NOON)
+        parsed = endpoint.parse(body, facts, values.NOW)
         facts = parsed.facts or facts
-        counted = counting.count(endpoint.source, parsed, facts, now=values.NOON, steady=0)
+        counted = pipeline.process(endpoint.source, parsed, facts, now=values.NOW, steady=0)
         sent += tree.update(endpoint.source, counted.readings, when)
-        sent += tree.update(SITE, flows, when) if (flows := counting.flows(counted.answer)) else ()
+        sent += tree.update(SITE_SOURCE, flows, when) if (flows := pipeline.flows(counted.answer)) else ()
         sent += (
             online(tree.names.availability(facts.serial, source), is_online=True)
-            for source in (endpoint.source, SITE)
+            for source in (endpoint.source, SITE_SOURCE)
         )
     known = Diagnostics(None, when, "owner", "9af8de14", when, 0.1)
-    sent += tree.update(SOURCE, list(known.readings()), when)
+    sent += tree.update(DIAGNOSTICS_SOURCE, list(known.readings()), when)
     sent.append(online(f"{tree.names.bridge}/state", is_online=True))
     sent.append(online(tree.names.state(facts.serial), is_online=True))
-    sent.append(bridge_info(tree.names, __version__, when, [facts.serial]))
-    gateway = discovery.Gateway(facts, "https://envoy.local")
-    found = list(discovery.announce(discovery.Settings(tree.names), gateway, tree.rows()))
-    entities = [entity for message in found for entity in json.loads(message.payload)["components"].values()]
-    return Shown(
+    sent.append(bridge_info(tree.names, __version__, when, [facts.serial], 60))
+    gateway = discovery.AnnouncedGateway(facts, "https://envoy.local")
+    found = list(discovery.announce(discovery.DiscoveryOptions(tree.names), gateway, tree.rows))
+    devices = [json.loads(message.payload) for message in found]
+    entities = [{**one, "device": body["device"]} for body in devices for one in body["components"].values()]
+    return PublishedValues(
         frozenset(message.topic for message in sent),
         frozenset(message.topic for message in found),
-        frozenset(entity["default_entity_id"] for entity in entities),
+        frozenset(map(entity_id, entities)),
         tuple(frozenset(json.loads(message.payload)) for message in sent if message.content_type),
     )
 
@@ -278,7 +352,7 @@ def test_entities_that_are_shown_exist(path: Path) -> None:
 
 
 def test_the_topics_that_others_move_to_exist() -> None:
-    """In the tables of moving.md they stand without what comes first."""
+    """The tables of moving.md have the topics without their common beginning."""
     tables = re.findall(r"^\| .* \|$", MOVING.read_text(), re.MULTILINE)
     named = {
         topic
@@ -294,22 +368,9 @@ def test_the_topics_that_others_move_to_exist() -> None:
     ] == []
 
 
-def test_every_kind_of_device_is_described() -> None:
-    devices = {device.partition("/")[0] for row in values.rows() for device in row.devices}
-    assert generate.kinds().keys() == devices
-
-
 def test_every_document_is_in_the_index() -> None:
     linked = set(re.findall(r"\]\((\w[\w-]*\.md)\)", (ROOT / "docs/README.md").read_text()))
     assert linked == {path.name for path in DOCUMENTS if path.parent == ROOT / "docs"} - {"README.md"}
-
-
-def test_the_cleaning_up_finds_all_of_the_demo() -> None:
-    cleaning = TOPICS.read_text().partition("## Cleaning up")[2]
-    tree, announced, mark = re.findall(r"'(enphase/\S+)'|'(homeassistant/\S+)'|grep (\S+)", cleaning)
-    own = {topic for topic in home().topics if not topic.startswith("enphase/bridge/")}
-    assert all(topic_matches_sub(tree[0], topic) for topic in own)
-    assert all(topic_matches_sub(announced[1], topic) and mark[2] in topic for topic in home().discovery)
 
 
 @pytest.mark.parametrize("block", [text for _, text in blocks("json")])
@@ -325,7 +386,7 @@ def test_json_blocks_are_a_flow_or_a_document_of_a_device(block: str) -> None:
 
 @pytest.mark.parametrize("block", [text for _, text in blocks("yaml")])
 def test_yaml_blocks_are_what_their_readers_take(block: str) -> None:
-    """An automation for Home Assistant, or what Prometheus asks and when it alerts."""
+    """A block is an automation for Home Assistant, or a configuration or alerts for Prometheus."""
     (part,) = yaml.safe_load(block).items()
     match part:
         case "automation", automations:
@@ -340,8 +401,10 @@ def test_yaml_blocks_are_what_their_readers_take(block: str) -> None:
 
 
 def assert_alerts(rules: list[dict[str, Any]]) -> None:
-    """Of metrics that there are, with labels that they have."""
-    known = {metric.full_name + ending: {*metric.labels} for metric in METRICS for ending in ENDINGS[metric.kind]}
+    """Check that the alerts use existing metrics with existing labels."""
+    known = {
+        metric.full_name + ending: {*metric.labels} for metric in METRICS for ending in NAME_ENDINGS[metric.kind]
+    }
     assert len({rule["alert"] for rule in rules}) == len(rules) > 0
     for rule in rules:
         named = re.findall(r"\biqgateway2mqtt_\w+", rule["expr"])
@@ -353,7 +416,7 @@ def assert_alerts(rules: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize(("name", "block"), blocks("java"))
 def test_java_blocks_are_what_openhab_reads(name: str, block: str) -> None:
-    """Things first: the items that follow are linked to them."""
+    """Things come first, because the items after them are linked to them."""
     things, items = openhab.things(block), openhab.items(block)
     assert [] in (things.complaints, items.complaints)
     if not things.complaints:
@@ -369,7 +432,7 @@ def test_java_blocks_are_what_openhab_reads(name: str, block: str) -> None:
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors that GitHub makes of headings."""
+    """The anchors that GitHub makes for headings."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,43 +1,45 @@
 """Fleets: gateways from a file that changes, bridges that share them, and sites in the topics."""
 
+import asyncio
 import json
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from brokers import Mosquitto, watching
+from brokers import TIMEOUT_S, Mosquitto, watching
 from houses import House, housed
 from hypothesis import given
 from hypothesis import strategies as st
 from running import running, settings, until
 
-from bridge import fleet
-from bridge.commands.visit import chosen
-from bridge.config import Settings, load, reread
-from bridge.fleet import Shard, jump, level, place
+from bridge import sharding
+from bridge.commands.session import chosen
 from bridge.model import BadSetting, Message
 from bridge.outbox import Outbox
-from bridge.service import names_of
+from bridge.service.leftovers import names_of
+from bridge.settings import Settings, load, reread
+from bridge.sharding import Shard, jump, level, place
 
-SECRET = "eyJ-a-token"
+FLEET_TOKEN = "eyJ-a-token"
 SERIALS = [f"1221{number:08}" for number in range(3000)]
 
 
-# Whose a gateway is
+# Which bridge polls a gateway
 
 
 @pytest.mark.parametrize(("key", "count", "found"), [(42, 57, 43), (0xDEAD10CC, 666, 361), (256, 1024, 520)])
 def test_the_hash_is_the_published_one(key: int, count: int, found: int) -> None:
-    """As other implementations have it."""
+    """The results are those of other implementations."""
     assert jump(key, count) == found
 
 
 def test_a_gateway_stays_where_it_is() -> None:
-    """These must never change: a new version would move all gateways at once."""
+    """These numbers must never change: a new version would move all gateways at once."""
     assert [place(serial, 7) for serial in SERIALS[:12]] == [5, 2, 1, 4, 1, 4, 0, 4, 4, 6, 6, 3]
     assert place("12AB", 1000) == place("12ab", 1000) == 55
 
@@ -148,7 +150,7 @@ def test_an_empty_list_is_no_default_gateway() -> None:
         chosen(found, None)
 
 
-def test_all_else_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rereading_the_file_changes_no_other_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRIDGE_MQTT__BASE_TOPIC", "solar")
     found = load(gateways_file=written(as_toml("7")), shard="0/1")
     monkeypatch.setenv("BRIDGE_MQTT__BASE_TOPIC", "other")
@@ -160,26 +162,26 @@ def test_all_else_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (f'[[gateways]]\nhost = "a"\ntoken = "{SECRET}', "not valid TOML"),
+        (f'[[gateways]]\nhost = "a"\ntoken = "{FLEET_TOKEN}', "not valid TOML"),
         ("[gateways]\nhost = 'a'", "must hold a list called gateways"),
         ("gateways = []\nmqtt = 1", "must hold a list called gateways"),
         ("gateways = 7", "must hold a list called gateways"),
         ("", "must hold a list called gateways"),
-        (f"gateways = ['{SECRET}']", "BRIDGE_GATEWAYS__0: "),
-        (f"gateways = [{{host = 'a', tokn = '{SECRET}'}}]", "BRIDGE_GATEWAYS__0__TOKN: no such setting"),
+        (f"gateways = ['{FLEET_TOKEN}']", "BRIDGE_GATEWAYS__0: "),
+        (f"gateways = [{{host = 'a', tokn = '{FLEET_TOKEN}'}}]", "BRIDGE_GATEWAYS__0__TOKN: no such setting"),
         (as_toml("7", "7"), "same host twice"),
         (as_toml("7") + "\n" + as_toml("7").replace("gw", "wg"), "same serial twice"),
     ],
 )
-def test_a_file_that_is_none(text: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_list_of_gateways_is_refused(text: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRIDGE_GATEWAYS_FILE", str(written(text)))
     with pytest.raises(BadSetting, match=problem) as found:
         load()
-    assert SECRET not in str(found.value)
+    assert FLEET_TOKEN not in str(found.value)
     assert "\n" not in str(found.value)
 
 
-def test_files_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"# \xe9")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     for name, problem in (
@@ -192,9 +194,8 @@ def test_files_that_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             load(gateways_file=tmp_path / name)
     long = written("gateways = []")
     assert load(gateways_file=long).gateways == ()
-    monkeypatch.setattr(fleet, "MAX_BYTES", len("gateways = []") - 1)
-    with pytest.raises(BadSetting, match="not valid TOML"):
-        load(gateways_file=long)
+    with pytest.raises(ValueError, match="not valid TOML"):
+        sharding.listed(long, max_bytes=len("gateways = []") - 1)
 
 
 def test_a_file_or_the_environment() -> None:
@@ -230,9 +231,9 @@ def test_sites_in_topics() -> None:
 @pytest.mark.parametrize(
     ("base", "gateway", "problem"),
     [
-        ("{site}", {"name": "a"}, "a level of its own, beside at least one other"),
-        ("a/x{site}", {"name": "a"}, "a level of its own"),
-        ("a/{serial}", {"name": "a"}, "a level of its own"),
+        ("{site}", {"name": "a"}, "a whole level beside another one"),
+        ("a/x{site}", {"name": "a"}, "a whole level"),
+        ("a/{serial}", {"name": "a"}, "a whole level"),
         ("a/{site}", {}, "needs a name or a site for a"),
         ("a/{site}", {"name": "屋根"}, "needs a name or a site for a"),
         ("a/{site}", {"site": "Bridge"}, "can't be called bridge"),
@@ -243,7 +244,7 @@ def test_no_sites_in_topics(base: str, gateway: dict[str, str], problem: str) ->
         sited(base, **gateway)
 
 
-# What has been published of a gateway that is somebody else's now
+# The topics of a gateway that another bridge polls now
 
 
 def outbox() -> Outbox:
@@ -268,7 +269,7 @@ def test_dropped_topics_are_never_sent_again() -> None:
     assert unsent(found) == [("a/2/x", "1")]
 
 
-def test_released_topics_have_their_last_words() -> None:
+def test_changes_of_released_topics_are_still_sent() -> None:
     found = outbox()
     found.put(Message("a/1/y", "2"))
     found.release(lambda topic: "/1/" in topic)
@@ -305,7 +306,7 @@ def test_repeated_topics_are_unsent() -> None:
     assert unsent(found) == [("a/1/y", "1")]
 
 
-# The real thing
+# Whole bridges
 
 
 def entry(home: House) -> dict[str, str]:
@@ -371,7 +372,36 @@ async def test_gateways_come_and_go(mosquitto_here: Mosquitto, tmp_path: Path) -
 
             await until(lambda: later().count("fleet/bridge/state") >= 2)  # heartbeats
             assert not [topic for topic in later() if other.serial in topic]
-            assert one.simulator.count("/info") == handshakes  # it has noticed nothing
+            assert one.simulator.count("/info") == handshakes  # the bridge has not noticed anything
         states = [message.payload for message in watcher.seen if message.topic == f"fleet/north/{one.serial}/state"]
         assert states[-1] == "offline"
         assert states.count("offline") <= 2  # before the first answer, and at the end
+
+
+@pytest.mark.hasty
+@pytest.mark.expects_log("values wait for more than 30 s: BRIDGE_MQTT__RATE=10 allows fewer .*BRIDGE_MQTT__PAYLOAD")
+async def test_under_a_rate_limit_below_what_changes_the_site_goes_first(
+    mosquitto_here: Mosquitto, tmp_path: Path, warned: Sequence[str]
+) -> None:
+    """The home makes more than 30 messages a second."""
+    async with (
+        housed(tmp_path, mosquitto_here, "three-phase") as home,
+        watching(mosquitto_here.port) as home.watcher,
+        running(home.settings(mqtt={"rate": 10})),
+    ):
+        moved = asyncio.create_task(moving(home))
+        await until(lambda: home.availability.get("readings") == "offline" and bool(warned), 2 * TIMEOUT_S)
+        places = [n for n, m in enumerate(home.watcher.seen) if m.topic.endswith("/site/grid/power")]
+        moved.cancel()
+        assert len(places) > 20
+        assert max(later - earlier for earlier, later in pairwise(places)) < 200
+        states = [m.payload for m in home.watcher.seen if m.topic.endswith("/availability/site")]
+        assert states[states.index("online") :] == ["online"]
+        assert len(warned) == 1
+
+
+async def moving(home: House) -> None:
+    """Let the time of the simulated home pass as that of the loop does."""
+    while True:
+        await asyncio.sleep(5)
+        home.clock.forward(5)

@@ -1,4 +1,4 @@
-"""Discovery that changes its form: Home Assistant must keep entities, names and history."""
+"""Discovery changes its form, and Home Assistant keeps entities, names and history."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,16 @@ from brokers import watching
 from houses import House, house
 from running import running, until
 
-from bridge.discovery import HANDOVER
+from bridge.discovery import MIGRATE_PAYLOAD
 
 FORMS = ("device", "component")
 
 
 def announced(home: House) -> dict[str, str]:
-    """Unique ids, and the topic that announces them."""
-    found = {}
+    """The unique ids, and the topic that announces each."""
+    found: dict[str, str] = {}
     for topic, text in home.seen.items():
-        if not topic.startswith("homeassistant/") or text == HANDOVER:
+        if not topic.startswith("homeassistant/") or text == MIGRATE_PAYLOAD:
             continue
         body = json.loads(text)
         entities = body["components"].values() if "components" in body else [body]
@@ -26,16 +26,17 @@ def announced(home: House) -> dict[str, str]:
 
 
 def said(home: House, since: int) -> list[tuple[str, str]]:
-    """Discovery topics and what became of them, in order: `handover`, `config` or `clear`."""
-    words = {HANDOVER: "handover", "": "clear"}
+    """The messages to discovery topics, in order: `handover`, `config` or `clear`."""
+    words = {MIGRATE_PAYLOAD: "handover", "": "clear"}
     messages = [seen for seen in home.watcher.seen[since:] if seen.topic.startswith("homeassistant/")]
     return [(message.topic, words.get(message.payload, "config")) for message in messages]
 
 
 async def run_once(home: House, form: str) -> None:
     async with running(home.settings(homeassistant={"discovery": form})):
-        await until(lambda: home.availability.get("grid") == "online" and bool(announced(home)))
-        await until(lambda: HANDOVER not in home.seen.values())
+        await until(lambda: set(home.availability.values()) == {"online"} and bool(announced(home)))
+        await until(lambda: home.topic("site/home/energy_lifetime") is not None)
+        await until(lambda: MIGRATE_PAYLOAD not in home.seen.values())
 
 
 @pytest.mark.parametrize(("before", "after"), [FORMS, FORMS[::-1]])
@@ -89,9 +90,9 @@ async def test_what_could_not_be_said_is_said_after_a_restart(tmp_path: Path) ->
 
 
 def leaving(home: House) -> set[str]:
-    """What the store remembers to be cleared."""
+    """The topics that the store remembers because they have to be cleared."""
     (file,) = (home.folder / "state").glob("gateway-*_tree.json")
-    return set(json.loads(file.read_text())["extra"]["leaving"])
+    return set(json.loads(file.read_text())["leaving"])
 
 
 async def test_without_discovery_everything_is_taken_back(tmp_path: Path) -> None:

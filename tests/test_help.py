@@ -1,4 +1,4 @@
-"""What the command line teaches: help for each command, and completion in real shells."""
+"""The help of each command, and tab completion in real shells."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge import commands
-from bridge.commands.manual import MORE
+from bridge.commands import DESCRIPTIONS
 
 COMMANDS = sorted(next(a for a in commands.parser()._actions if a.dest == "command").choices or ())
 
@@ -18,7 +18,7 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as end:
         commands.main([command, "--help"])
     assert end.value.code == 0
-    assert MORE[command].split()[0] in capsys.readouterr().out
+    assert DESCRIPTIONS[command].split()[0] in capsys.readouterr().out
 
 
 def test_help_begins_with_the_first_steps(
@@ -43,7 +43,7 @@ def shell(name: str) -> str:
 
 @pytest.fixture
 def script(tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Path:
-    """What `completion` prints for the shell that the test names, where that shell looks for it."""
+    """The output of `completion` for a shell, in the place where this shell looks for it."""
     name = request.node.get_closest_marker("shell").args[0]
     assert commands.main(["completion", name]) == 0
     path = tmp_path / ("_iqgateway2mqtt" if name == "zsh" else f"script.{name}")

@@ -1,10 +1,11 @@
-"""Brokers that stop in the middle, that are late, that flood us, and other clients that are up to no good."""
+"""Brokers that stop in the middle, are late or flood the bridge, and other clients that misbehave."""
 
 import asyncio
 import itertools
 import logging
 import signal
 import threading
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,28 +31,25 @@ from houses import house, housed
 from running import running, until
 
 from bridge.model import Message, Unavailable
-from bridge.mqtt import MessageRefused
-from bridge.mqtt import broker as broker_module
-from bridge.mqtt import dial as dial_module
-from bridge.mqtt.broker import Broker
-from bridge.mqtt.pump import LARGEST
-from bridge.mqtt.suspects import ENOUGH, TIMES, Suspects
+from bridge.mqtt import Broker, BrokerTiming, MessageRefused, TopicBlocklist
+from bridge.mqtt import connect as connect_module
+from bridge.mqtt.connect import MAX_RECEIVED_BYTES
 from bridge.outbox import Outbox
-from bridge.service.sender import BIRTH_PAUSE, Sender
+from bridge.service.retained import BIRTH_PAUSE_S, Sender
 
 SUBSCRIBE, PINGREQ = 0x82, 0xC0
 
 
-# Half there
+# Brokers that do not work properly
 
 
 @pytest.mark.may_log("no answer within")
 async def test_a_broker_that_is_stopped_is_left_and_found_again(mosquitto: Mosquitto) -> None:
-    """The system accepts connections for it; nobody ever answers."""
-    async with using(mosquitto.url, keepalive=1, connect_timeout=0.5) as broker:
+    """The system accepts connections for a stopped broker, but nobody answers."""
+    async with using(mosquitto.url, keepalive=1, timing=BrokerTiming(connect=0.5)) as broker:
         await broker.connect()
         mosquitto.signal(signal.SIGSTOP)
-        assert await within(broker.lost()) == "the broker does not answer any more"
+        assert await within(broker.lost()) == "the broker no longer answers"
         with pytest.raises(Unavailable, match="no answer within"):
             await broker.connect()
         mosquitto.signal(signal.SIGCONT)
@@ -60,7 +58,7 @@ async def test_a_broker_that_is_stopped_is_left_and_found_again(mosquitto: Mosqu
 
 
 async def test_a_broker_that_stops_reading_is_left() -> None:
-    """What we send fills the system's buffers, so that not even a ping gets through."""
+    """Our messages fill the system's buffers, so that not even a ping gets through."""
 
     async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(CONNACK_5)
@@ -69,7 +67,7 @@ async def test_a_broker_that_stops_reading_is_left() -> None:
     async with fake_broker(talk) as url, using(url, keepalive=1) as broker:
         await broker.connect()
         sending = asyncio.create_task(send_until_lost(broker))
-        assert await within(broker.lost()) == "the broker does not answer any more"
+        assert await within(broker.lost()) == "the broker no longer answers"
         await within(sending)
 
 
@@ -80,7 +78,7 @@ async def send_until_lost(broker: Broker) -> None:
 
 
 async def test_late_acknowledgements_lose_nothing() -> None:
-    """The window is full nearly all the time; the values between have to wait, too."""
+    """The window is full nearly all the time, and the values between have to wait, too."""
     received: list[str] = []
     left = asyncio.Event()
 
@@ -123,24 +121,27 @@ async def test_a_broker_that_answers_drop_by_drop_costs_a_few_threads_at_most(an
             await asyncio.sleep(0.02)
 
     def waiting() -> int:
-        return sum(thread.name == dial_module.THREAD for thread in threading.enumerate())
+        return sum(thread.name == connect_module.THREAD_NAME for thread in threading.enumerate())
 
-    async with fake_broker(talk) as url, using(url.replace("mqtt", "ws"), connect_timeout=0.1) as broker:
-        for _ in range(dial_module.STUCK):
+    async with (
+        fake_broker(talk) as url,
+        using(url.replace("mqtt", "ws"), timing=BrokerTiming(connect=0.1)) as broker,
+    ):
+        for _ in range(connect_module.MAX_HANGING_THREADS):
             with pytest.raises(Unavailable, match=r"no answer within 0\.1 s"):
                 await broker.connect()
-        with pytest.raises(Unavailable, match="earlier attempts still wait"):
+        with pytest.raises(Unavailable, match="earlier attempts are still waiting"):
             await broker.connect()
-        assert waiting() == dial_module.STUCK
+        assert waiting() == connect_module.MAX_HANGING_THREADS
         over.set()
         await soon(lambda: waiting() == 0)
 
 
-# Too much
+# Too many or too large messages
 
 
 async def test_a_flood_of_messages_does_not_keep_us_from_sending() -> None:
-    """It ends only when all of ours have come."""
+    """The flood ends only when all of our messages have arrived."""
     received: list[Received] = []
     ours = 0
 
@@ -181,12 +182,14 @@ async def test_the_broker_is_told_how_much_we_take() -> None:
     async with fake_broker(talk) as url, using(url) as broker:
         await broker.connect()
 
-    assert b"\x27" + LARGEST.to_bytes(4, "big") in connects[0]
+    assert b"\x27" + MAX_RECEIVED_BYTES.to_bytes(4, "big") in connects[0]
 
 
-@pytest.mark.expects_log(f"sends us a message of more than {LARGEST} bytes; nothing is subscribed to any more")
+@pytest.mark.expects_log(
+    f"sends a message of more than {MAX_RECEIVED_BYTES} bytes; the bridge no longer subscribes to anything"
+)
 async def test_a_message_that_is_larger_than_memory_is_not_taken(warned: Sequence[str]) -> None:
-    """In MQTT 3.1.1 a broker can't know what we take. What is retained would come with each subscription."""
+    """With MQTT 3.1.1 a broker can't know our limit. A retained message would come with each subscription."""
     subscriptions: list[bytes] = []
     published: list[bytes] = []
 
@@ -209,9 +212,51 @@ async def test_a_message_that_is_larger_than_memory_is_not_taken(warned: Sequenc
         assert len(warned) == 1
 
 
+async def test_a_topic_that_is_no_text_is_left_out() -> None:
+    """The log would get a traceback of 600 bytes for each such message of 8 bytes."""
+    received: list[Received] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await packet(reader)
+        writer.write(CONNACK_5 + b"\x30\x06\x00\x02\xff\xfe\x00x" * 100 + b"\x30\x08\x00\x04spam\x00x")
+        await reader.read()
+
+    async with fake_broker(talk) as url, using(url, received=received) as broker:
+        await broker.connect()
+        await soon(lambda: bool(received))
+        assert broker.connected
+    assert received == [("spam", b"x", False)]
+
+
+async def test_messages_that_are_never_released_are_not_kept() -> None:
+    """paho keeps a message of QoS 2 until the broker releases it: 65,535 of them may have 64 kB each."""
+    received: list[Received] = []
+    body = b"\x00\x04spam%b\x00" + b"x" * 60_000
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await packet(reader)
+        writer.write(CONNACK_5)
+        for number in range(1, 201):
+            content = body % number.to_bytes(2, "big")
+            writer.write(b"\x34" + bytes([len(content) % 128 | 128, len(content) // 128 % 128 | 128, 3]) + content)
+        await writer.drain()
+        writer.write(b"\x30\x08\x00\x04last\x00x")
+        await reader.read()
+
+    async with fake_broker(talk) as url, using(url, received=received) as broker:
+        await broker.connect()
+        tracemalloc.start()
+        await soon(lambda: bool(received))
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert broker.connected
+    assert received == [("last", b"x", False)]
+    assert held < 4_000_000
+
+
 @pytest.mark.hasty
 async def test_a_flood_of_birth_messages_is_answered_a_few_times(tmp_path: Path) -> None:
-    """Each answer is everything there is: nobody must be able to make us send a thousand times what he sends."""
+    """Each answer sends all topics: nobody may make the bridge send a thousand times as much as he sends."""
     time = asyncio.get_running_loop().time
     async with house(tmp_path) as home, running(home.settings(mqtt={"heartbeat": 86_400})):
         await home.settled()
@@ -228,10 +273,10 @@ async def test_a_flood_of_birth_messages_is_answered_a_few_times(tmp_path: Path)
                     await vandal.send(Message("homeassistant/status", "online"))
                 await asyncio.sleep(1)
         await until(lambda: announced() > before)
-        await asyncio.sleep(2 * BIRTH_PAUSE)
+        await asyncio.sleep(2 * BIRTH_PAUSE_S)
         answered = announced() - before
-        assert answered <= (time() - started) / BIRTH_PAUSE + 2
-        await asyncio.sleep(6 * BIRTH_PAUSE)
+        assert answered <= (time() - started) / BIRTH_PAUSE_S + 2
+        await asyncio.sleep(6 * BIRTH_PAUSE_S)
         assert announced() - before == answered
 
 
@@ -241,7 +286,7 @@ NONSENSE = (["-m", "offline"], ["-m", "ONLINE"], ["-n"], ["-m", "{" * 60_000], [
 @pytest.mark.hasty
 @pytest.mark.parametrize("payload", NONSENSE, ids=["offline", "capitals", "empty", "long", "no text"])
 async def test_nonsense_at_the_birth_topic_is_nothing_to_us(payload: list[str], tmp_path: Path) -> None:
-    """Retained, so that it is there from the start."""
+    """The messages are retained, so that they arrive with the subscription."""
     async with house(tmp_path) as home:
         command = (program("mosquitto_pub"), "-h", "127.0.0.1", "-p", str(home.broker.port), "-r")
         process = await asyncio.create_subprocess_exec(*command, "-t", "homeassistant/status", *payload)
@@ -270,11 +315,13 @@ async def test_a_wrong_password_is_told_once_and_tried_seldom(
 
 
 @pytest.mark.hasty
-@pytest.mark.may_log("does another client use the same client id", "so we do not")
+@pytest.mark.may_log("does another client use the same client id", "is not subscribed")
 async def test_two_bridges_of_one_name_take_turns_ever_more_seldom(
     mosquitto: Mosquitto, warned: Sequence[str]
 ) -> None:
-    """mosquitto 2.0 does not tell who has taken over. Each says it once, and neither floods the broker."""
+    """mosquitto 2.0 does not tell which client has taken over. Each bridge logs it once, and none floods the
+    broker.
+    """
 
     async def keep_connected(broker: Broker) -> None:
         while True:
@@ -297,30 +344,28 @@ async def test_two_bridges_of_one_name_take_turns_ever_more_seldom(
 
 
 async def test_a_connection_counts_if_it_was_longer_than_our_pauses(
-    mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+    mosquitto: Mosquitto,
 ) -> None:
-    """Else whoever takes turns with us would start it all over each time."""
-    monkeypatch.setattr(broker_module, "SETTLED", 0)
-    async with using(mosquitto.url) as broker:
+    """Otherwise another client with our id would make the pauses start again from the shortest."""
+    async with using(mosquitto.url, timing=BrokerTiming(settled=0)) as broker:
         await broker.connect()
         mosquitto.stop()
         await within(broker.lost())
         assert broker.lasted
-        broker._paused = 60
+        broker._last_pause = 60
         assert not broker.lasted
 
 
-# Suspects
+# TopicBlocklist
 
 
 async def test_after_a_connection_that_has_lasted_everything_is_tried_again(
-    mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+    mosquitto: Mosquitto,
 ) -> None:
     """The broker may have been restarted with other rules."""
-    monkeypatch.setattr(broker_module, "SETTLED", 0)
-    async with using(mosquitto.url) as broker:
+    async with using(mosquitto.url, timing=BrokerTiming(settled=0)) as broker:
         await broker.connect()
-        accuse(broker._suspects, VALUE.topic)
+        accuse(broker._blocklist, VALUE.topic)
         with pytest.raises(MessageRefused, match="is left out"):
             await broker.send(VALUE)
         mosquitto.stop()
@@ -330,44 +375,47 @@ async def test_after_a_connection_that_has_lasted_everything_is_tried_again(
         assert await broker.send(VALUE)
 
 
-def accuse(suspects: Suspects, topic: str) -> None:
-    """As often as it takes."""
-    assert [suspects.accuse(topic) for _ in range(TIMES)] == [False] * (TIMES - 1) + [True]
+def accuse(blocklist: TopicBlocklist, topic: str) -> None:
+    """Record as many disconnects as it takes to block the topic."""
+    times = blocklist.BLOCKED_AFTER
+    assert [blocklist.record_disconnect(topic) for _ in range(times)] == [False] * (times - 1) + [True]
 
 
 def test_what_ends_the_connection_several_times_in_a_row_is_guilty() -> None:
-    suspects = Suspects()
-    accuse(suspects, "a/b/c")
-    assert suspects.guilty("a/b/c")
-    assert not suspects.guilty("a/b/d")
+    blocklist = TopicBlocklist()
+    accuse(blocklist, "a/b/c")
+    assert blocklist.is_blocked("a/b/c")
+    assert not blocklist.is_blocked("a/b/d")
 
 
 def test_different_ends_accuse_nobody() -> None:
-    suspects = Suspects()
+    blocklist = TopicBlocklist()
     for topic in ("a/b/c", "a/b/c", "a/b/d", "", "a/b/c", "a/b/c", "", "", "", ""):
-        assert not suspects.accuse(topic)
-    assert not any(map(suspects.guilty, ("a/b/c", "a/b/d", "")))
+        assert not blocklist.record_disconnect(topic)
+    assert not any(map(blocklist.is_blocked, ("a/b/c", "a/b/d", "")))
 
 
 def test_an_area_of_which_nothing_was_taken_is_left_out_as_a_whole() -> None:
-    suspects = Suspects()
-    for number in range(ENOUGH):
-        assert not suspects.guilty("ha/device/x/config")
-        accuse(suspects, f"ha/device/{number}/config")
-    assert suspects.guilty("ha/device/x/config")
-    assert not suspects.guilty("ha/sensor/x/config")
-    suspects.acquit("ha/device/y/config")
-    assert not suspects.guilty("ha/device/x/config")
-    assert suspects.guilty("ha/device/0/config")
-    suspects.forget()
-    assert not suspects.guilty("ha/device/0/config")
+    blocklist = TopicBlocklist()
+    for number in range(blocklist.AREA_BLOCKED_AFTER):
+        assert not blocklist.is_blocked("ha/device/x/config")
+        accuse(blocklist, f"ha/device/{number}/config")
+    assert blocklist.is_blocked("ha/device/x/config")
+    assert not blocklist.is_blocked("ha/sensor/x/config")
+    blocklist.record_ack("ha/device/y/config")
+    assert not blocklist.is_blocked("ha/device/x/config")
+    assert blocklist.is_blocked("ha/device/0/config")
+    blocklist.clear()
+    assert not blocklist.is_blocked("ha/device/0/config")
 
 
 @pytest.mark.may_log("after a moment")
-@pytest.mark.expects_log("enphase/7/value/1[345] is left out: the broker closes the connection over it")
+@pytest.mark.expects_log("enphase/7/value/1[345] is left out: the broker closes the connection because of it")
 @pytest.mark.hasty
 async def test_messages_that_end_the_connection_are_found_among_many(warned: Sequence[str]) -> None:
-    """A fake, since no real broker dislikes a value of QoS 0. What was taken before is not acknowledged yet."""
+    """The broker is a fake, since no real one rejects a value of QoS 0. The accepted messages are not acknowledged
+    yet.
+    """
     poison = {f"enphase/7/value/{number}" for number in (13, 14, 15)}
     taken: set[str] = set()
 
@@ -397,7 +445,7 @@ async def test_messages_that_end_the_connection_are_found_among_many(warned: Seq
         sending.cancel()
 
 
-# Brokers that count
+# Brokers with limits
 
 
 @pytest.mark.hasty
@@ -449,7 +497,7 @@ async def test_a_broker_with_the_limits_of_aws_iot_gets_everything(tmp_path: Pat
 
 
 async def test_a_retained_config_is_kept_by_the_heartbeat(mosquitto: Mosquitto) -> None:
-    """What somebody has cleared by mistake is back with the next one."""
+    """A message that somebody has cleared by mistake is back with the next heartbeat."""
     outbox = Outbox()
     outbox.put(CONFIG)
     async with using(mosquitto.url) as broker, watching(mosquitto.port) as watcher:

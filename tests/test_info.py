@@ -1,4 +1,4 @@
-"""`/info`, the only XML, and the only answer that a stranger on the network could forge before TLS is pinned."""
+"""`/info`: the only XML, and the only answer that a stranger in the network could forge before TLS is pinned."""
 
 from datetime import UTC, datetime
 
@@ -7,7 +7,7 @@ from samples import NOW, SERIAL, THREE, UNKNOWN, documents_of, parse, publish, v
 
 from bridge.model import BadAnswer, Facts
 
-DEVICE = f"<sn>{SERIAL}</sn><pn>800-00654-r06</pn><software>D8.3.5169</software>"
+DEVICE_XML = f"<sn>{SERIAL}</sn><pn>800-00654-r06</pn><software>D8.3.5169</software>"
 TOPICS = {
     "gateway/serial_number": SERIAL,
     "gateway/part_number": "800-00654-r06",
@@ -15,7 +15,7 @@ TOPICS = {
 }
 
 
-def info(inner: str = "", device: str = DEVICE, head: str = "<?xml version='1.0' encoding='UTF-8'?>") -> bytes:
+def info(inner: str = "", device: str = DEVICE_XML, head: str = "<?xml version='1.0' encoding='UTF-8'?>") -> bytes:
     return f"{head}<envoy_info><device>{device}</device>{inner}</envoy_info>".encode()
 
 
@@ -79,7 +79,7 @@ def test_wrong_bytes() -> None:
     with pytest.raises(BadAnswer):
         parse("info", info().replace(b"</sn>", b"\xff</sn>"))
     with pytest.raises(BadAnswer):
-        parse("info", info(device=f"{DEVICE}<euaid>\x00</euaid>"))
+        parse("info", info(device=f"{DEVICE_XML}<euaid>\x00</euaid>"))
 
 
 def test_attributes_blanks_and_pieces_of_text() -> None:
@@ -104,9 +104,9 @@ def test_the_build_id_loses_its_line_breaks() -> None:
 def test_a_bad_field_costs_only_itself() -> None:
     bad = "<imeter>perhaps</imeter><apiver>one</apiver><seqnum>3</seqnum>"
     inner = "<web-tokens>true</web-tokens><build_info><build_time_gmt>soon</build_time_gmt></build_info>"
-    parsed = parse("info", info(inner, device=DEVICE + bad))
+    parsed = parse("info", info(inner, device=DEVICE_XML + bad))
 
-    assert values("info", info(inner, device=DEVICE + bad)) == TOPICS | {
+    assert values("info", info(inner, device=DEVICE_XML + bad)) == TOPICS | {
         "gateway/sequence": "3",
         "gateway/web_tokens": "ON",
     }
@@ -133,10 +133,31 @@ def test_a_gateway_has_a_serial_number(device: str) -> None:
         parse("info", info(device=device))
 
 
-def test_a_serial_number_becomes_a_topic_level() -> None:
-    facts = parse("info", info(device="<sn>AB/12+#</sn>")).facts
+def test_a_serial_number_is_a_topic_level_in_lower_case() -> None:
+    facts = parse("info", info(device="<sn>AB12cd</sn>")).facts
     assert facts is not None
-    assert facts.serial == "ab-12"
+    assert facts.serial == "ab12cd"
+
+
+@pytest.mark.parametrize("serial", ["AB/12+#", "1" * 33, "1" * 70_000, "12 34", "1234\ufffd", "\u0661\u0662", "-"])
+def test_what_is_no_serial_number(serial: str) -> None:
+    """The refusal is one short line, however long the text is."""
+    with pytest.raises(BadAnswer, match="not from a gateway: its serial number is '") as refusal:
+        parse("info", info(device=f"<sn>{serial}</sn>"))
+    assert len(str(refusal.value)) < 120
+
+
+def test_texts_are_short_and_show_only_what_they_say() -> None:
+    """Characters that change the direction of a text could make a page or a log say something else."""
+    inner = "<build_info><build_id>a\u202eb\u2066c\u200bd\x85e\x9bf</build_id></build_info>"
+    inner += f"<package name='app'><version>{'7' * 300}\u202e</version></package>"
+    messages = publish(
+        "info", parse("info", info(inner, device=DEVICE_XML + f"<euaid>{'x' * 300}</euaid>")).readings
+    )
+    document = documents_of(messages)["gateway"]
+    assert document["build_id"] == "abcd ef"
+    assert document["euaid"] == "x" * 255
+    assert document["packages"] == {"app": {"version": "7" * 255}}
 
 
 # Packages
@@ -221,7 +242,7 @@ def test_the_first_of_two_equal_elements_counts() -> None:
 
 
 def test_a_byte_that_is_no_utf_8_costs_only_its_character() -> None:
-    """Without /info there is no gateway at all."""
+    """Without /info the gateway could not be used at all."""
     given = info("<build_info><build_id>gr\u00fcn</build_id></build_info>")
     assert "gr\u00fcn".encode() in given
     found = values("info", given.replace("\u00fc".encode(), b"\xfc"))

@@ -1,4 +1,4 @@
-"""The manifest that is shown: valid by Kubernetes' own schema, and of one piece with the bridge."""
+"""The Kubernetes manifest is valid by Kubernetes' own schema, and fits the bridge."""
 
 import json
 import re
@@ -10,8 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from bridge.config import GatewaySettings, load, names
-from bridge.service import names_of
+from bridge.service.leftovers import names_of
+from bridge.settings import GatewaySettings, load, names
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "examples/kubernetes/fleet.yaml"

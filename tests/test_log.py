@@ -1,4 +1,4 @@
-"""What stands on standard error: for people, for programs, and for systemd's journal."""
+"""The log on standard error: for people, for programs, and for systemd's journal."""
 
 import json
 import os
@@ -12,13 +12,14 @@ import pytest
 
 SAYS = """
 import logging
-from bridge.commands import log
-from bridge.config import LogSettings
-log.configure(LogSettings(level={level!r}, format={form!r}))
+from bridge.commands.report import configure_log
+from bridge.settings import LogSettings
+configure_log(LogSettings(level={level!r}, format={form!r}))
 log = logging.getLogger("bridge.example")
 log.debug("details")
 log.info("all is well")
-logging.LoggerAdapter(log, {{"gateway": "envoy.local"}}).warning("no answer")
+keys = {{"gateway": "envoy.local", "source": "readings", "event": "source_failed"}}
+log.warning("no answer", extra=keys)
 try:
     raise ValueError("one\\ntwo")
 except ValueError:
@@ -27,15 +28,26 @@ logging.getLogger("httpx").info("not for any log")
 """
 
 
-def said(tmp_path: Path, form: str = "text", level: str = "INFO", *, journal: bool = False) -> list[str]:
-    """The lines of a program that logs one event of each level."""
+FROM_OUTSIDE = """
+import logging
+from bridge.commands.report import configure_log
+from bridge.settings import LogSettings
+configure_log(LogSettings(level={level!r}, format={form!r}))
+logging.getLogger("bridge.example").info("from outside: %s", "a\\x1b[31m\\u202eb\\nWARNING c" + "x" * 3000)
+"""
+
+
+def said(
+    tmp_path: Path, form: str = "text", level: str = "INFO", *, journal: bool = False, program: str = SAYS
+) -> list[str]:
+    """The log of a program that logs one event of each level."""
     file = tmp_path / "log"
     with file.open("wb") as stream:
         status = os.fstat(stream.fileno())
         place = f"{status.st_dev}:{status.st_ino}" if journal else "1:2"
         environment = {**os.environ, "JOURNAL_STREAM": place}
-        program = [sys.executable, "-c", SAYS.format(level=level, form=form)]
-        subprocess.run(program, stderr=stream, env=environment, check=True)
+        command = [sys.executable, "-c", program.format(level=level, form=form)]
+        subprocess.run(command, stderr=stream, env=environment, check=True)
     return file.read_text().splitlines()
 
 
@@ -52,10 +64,18 @@ def test_text_has_time_level_gateway_and_message(tmp_path: Path) -> None:
     assert trace[0] == "Traceback (most recent call last):"
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_text_from_outside_is_one_short_line_without_control_characters(form: str, tmp_path: Path) -> None:
+    (line,) = said(tmp_path, form, program=FROM_OUTSIDE)
+    assert re.search(r"from outside: a\[31mb WARNING cx+(\W|$)", line)
+    assert 2_000 <= len(line) < 2_200
+
+
 def test_json_is_one_object_a_line_tracebacks_included(tmp_path: Path) -> None:
     found = events(said(tmp_path, "json"))
     assert [event["level"] for event in found] == ["INFO", "WARNING", "ERROR"]
-    assert [event.get("gateway") for event in found] == [None, "envoy.local", None]
+    keys = {"gateway": "envoy.local", "source": "readings", "event": "source_failed"}
+    assert [{key: event[key] for key in keys if key in event} for event in found] == [{}, keys, {}]
     assert found[0]["message"] == "all is well"
     assert found[0]["logger"] == "bridge.example"
     assert found[2]["exception"].endswith("ValueError: one\ntwo")

@@ -1,4 +1,4 @@
-"""`/ivp/meters` and `/ivp/meters/readings`: which meter is which, which phases are real, what a sum means."""
+"""`/ivp/meters` and `/ivp/meters/readings`: the roles of meters, the phases that exist, and what sums mean."""
 
 from itertools import permutations
 from typing import Any
@@ -57,7 +57,7 @@ def test_facts_of_seven_meters() -> None:
 
 
 def test_every_listed_meter_has_topics_enabled_or_not() -> None:
-    """Their readings have none."""
+    """Disabled meters have no readings."""
     flags = ["production-imbalance", "negative-production"]
     assert values(
         "meters", [entry("load", 2, state="disabled", meteringStatus="Check-Wiring", statusFlags=flags)]
@@ -133,7 +133,8 @@ def test_a_state_that_is_not_given_disables_nothing() -> None:
         ("three", 0, 1),
         ("three", -2, 1),
         ("three", 7, 3),
-        ("split", 1e300, 3),
+        ("split", 1e300, 2),
+        ("split", 1e15, 3),
         ("split", True, 2),
     ],
 )
@@ -161,7 +162,7 @@ def test_status_flags_may_be_absent_or_null() -> None:
         {"measurementType": {}},
     ],
 )
-def test_a_meter_without_name_or_id_costs_only_itself(bad: dict[str, object]) -> None:
+def test_a_meter_without_name_or_id_costs_only_itself(bad: dict[str, Any]) -> None:
     answer = [entry("production", **bad), entry("load")]
     assert [item.role for item in facts_of(answer)] == ["load"]
     assert len(parse("meters", answer).problems) == 1
@@ -189,7 +190,7 @@ def test_roles_are_known_by_eid_whatever_the_order(order: tuple[int, ...]) -> No
 
 
 def test_the_same_id_can_be_another_role() -> None:
-    """704643584 is net- or total-consumption."""
+    """The meter 704643584 is net-consumption or total-consumption."""
     answer = [reading("net-consumption")]
     assert {topic.split("/")[1] for topic in values("readings", answer, home(1, ("total-consumption",)))} == {
         "total-consumption"
@@ -236,12 +237,12 @@ def lines_of(found: dict[str, str], role: str = "production") -> set[str]:
 )
 @pytest.mark.parametrize("mode", ["three", "split", "single", ""])
 def test_the_phase_count_tells_which_channels_are_real(count: int, lines: set[str], mode: str) -> None:
-    """`phaseMode` is the grid's kind: `three` with one phase is the normal European home."""
+    """`phaseMode` is the kind of grid: most European homes have `three` and one phase."""
     assert lines_of(values("readings", TWO, home(count, mode=mode))) == lines
 
 
 def test_meters_of_one_home_may_differ() -> None:
-    """A single-phase inverter in a three-phase home."""
+    """A home with three phases may have an inverter with a single phase."""
     found = values("readings", TWO, known(THREE, meters=(meter("production", 1), meter("net-consumption", 3))))
     assert (lines_of(found), lines_of(found, "net-consumption")) == (set(), {"l1", "l2", "l3"})
 
@@ -268,7 +269,7 @@ def test_where_there_is_one_phase_the_device_is_that_phase() -> None:
 
 
 def test_one_phase_does_not_count_the_volts_of_open_wires() -> None:
-    """Some gateways give a sum of three channels even where one wire is connected. Power and energy are right."""
+    """Some gateways add up three channels although only one wire is connected. Power and energy are right."""
     sums = reading("production", voltage=247.5, current=10.875, pwrFactor=0.9)
     for place, (volts, amperes) in enumerate([(236.25, 10.5), (4.5, 0.0), (6.75, 0.375)]):
         sums["channels"][place] |= {"voltage": volts, "current": amperes, "pwrFactor": 0.95}
@@ -293,7 +294,7 @@ def test_one_phase_is_the_whole_where_its_channel_tells_nothing_else(first: obje
 
 
 def test_voltage_of_several_phases() -> None:
-    """The gateway gives their sum, whatever the kind of grid."""
+    """The gateway gives the sum of the phases, whatever the kind of grid."""
     three, split = values("readings", TWO, THREE), values("readings", TWO, SPLIT)
     assert three["meter/production/voltage"] == "230.375"
     assert split["meter/production/voltage"] == "460.625"
@@ -314,7 +315,7 @@ def test_current_and_power_factor_of_several_phases_mean_nothing(facts: Facts) -
 
 
 def test_with_a_storage_ct_the_third_channel_of_the_net_meter_is_not_published() -> None:
-    """It repeats the storage leg: the captured numbers of an 8.2.127 home. The aggregate is right."""
+    """This channel repeats the storage leg in the captured answers of an 8.2.127 home. The aggregate is right."""
     net = reading("net-consumption", activePower=129.407)
     for place, (power, demand) in enumerate([(-201.39, -201.39), (330.797, 330.797), (-464.966, -464.966)]):
         net["channels"][place] |= {"activePower": power, "instantaneousDemand": demand}
@@ -330,7 +331,7 @@ def test_with_a_storage_ct_the_third_channel_of_the_net_meter_is_not_published()
 
 @pytest.mark.parametrize("bad", [None, 5, "text", []])
 def test_a_bad_channel_does_not_move_the_others(bad: object) -> None:
-    """L2 must never be published as L1. The device's voltage needs all of them."""
+    """L2 must never be published as L1. The device's voltage needs all channels."""
     answer = changed([reading("production")], "0.channels.0", lambda _: bad)
     good, found = values("readings", [reading("production")]), values("readings", answer)
 
@@ -397,6 +398,6 @@ SHOWN = {
 
 
 def test_a_fixed_eid_for_each_role_of_the_samples() -> None:
-    """So that a swap in the samples themselves would show."""
+    """With fixed ids, a swap within the samples themselves would show."""
     assert len(set(EIDS.values())) == len(EIDS) - 1
     assert MODES[1] == MODES[3] != MODES[2]

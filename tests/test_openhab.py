@@ -22,20 +22,20 @@ __all__ = ["shell"]
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent / "examples" / "openhab"
 CAPTURED = HERE.parents[1] / "shared" / "gateways"
-"""Real gateways' answers, which are no part of the project."""
+"""Answers of real gateways, which are not part of the project."""
 SETS = [
     *sorted(path for path in (HERE / "data").iterdir() if (path / "info").is_file()),
     *(sorted(path for path in CAPTURED.iterdir() if (path / "info").is_file()) if CAPTURED.is_dir() else []),
 ]
 FILES = ("things/enphase.things", "items/enphase.items", "sitemaps/enphase.sitemap")
-DEMO = "three-phase"
-"""The home that the example shows."""
+DEMO_HOME = "three-phase"
+"""The home in the example."""
 VERSIONS = {"device": (5, 2), "component": (5, 1)}
-"""For which openHAB a form is."""
+"""The oldest version of openHAB for each form."""
 
 
 def once(shell: Shell, form: str = "device") -> dict[str, str]:
-    """All that the bridge publishes, by topic. Where an endpoint fails, the others count."""
+    """All messages of the bridge, by topic. If an endpoint fails, the others are still there."""
     told = shell.set(homeassistant__discovery=form).run("once")
     return dict(line.split(" ", 1) for line in told.text.splitlines())
 
@@ -54,11 +54,11 @@ def captured(shell: Shell, folder: Path, form: str = "device") -> dict[str, str]
 
 
 def announced(tree: Mapping[str, str]) -> dict[str, str]:
-    return {topic: text for topic, text in tree.items() if topic.startswith(openhab.PREFIX)}
+    return {topic: text for topic, text in tree.items() if topic.startswith(openhab.DISCOVERY_PREFIX)}
 
 
 def made(folder: Path, tree: Mapping[str, str], *options: str) -> list[str]:
-    """The texts of the three files, as the example's generator makes them."""
+    """The texts of the three files, from the example's generator."""
     lines = "".join(f"{topic} {text}\n" for topic, text in tree.items())
     command = [sys.executable, str(EXAMPLE / "generate.py"), str(folder), *options]
     subprocess.run(command, input=lines, text=True, check=True, capture_output=True)
@@ -72,12 +72,12 @@ def complaints(texts: list[str]) -> list[str]:
 
 
 def unshown(texts: list[str], tree: Mapping[str, str]) -> list[str]:
-    """Channels without a topic in the tree, or whose payload openHAB could not show."""
+    """The channels without a topic in the tree, or with a payload that openHAB could not show."""
     things = openhab.things(texts[0])
     topics = {channel.parameters["stateTopic"] for channel in things.channels.values()} | things.topics
     values = ((channel, tree.get(channel.parameters["stateTopic"], "None")) for channel in things.channels.values())
     odd = [channel.uid for channel, text in values if text != "None" and not openhab.shows(channel, text)]
-    state = {"enphase/bridge/state"}  # nobody runs, so nobody says so
+    state = {"enphase/bridge/state"}  # no bridge runs, so there is no such message
     return [*sorted(topics - tree.keys() - state), *odd]
 
 
@@ -92,6 +92,7 @@ def check_all(folder: Path, tree: Mapping[str, str], form: str) -> None:
     ] == []
     assert openhab.one_thing_each(messages) == [] or form == "device"
     if form == "device":
+        texts: list[str] = []
         for options in (), ("--all", "--regex", "--broker", "mqtt:broker:other"):
             texts = made(folder, tree, *options)
             assert complaints(texts) == []
@@ -121,7 +122,7 @@ def test_captured_gateways(shell: Shell, tmp_path: Path, folder: Path, form: str
     not CAPTURED.is_dir(), reason="the captured gateways (../shared/gateways) are not on this machine"
 )
 def test_the_captures_are_there() -> None:
-    """Says in a clone elsewhere that real gateways were not checked."""
+    """If this test is skipped, real gateways were not checked."""
     assert len(SETS) > 20
 
 
@@ -129,7 +130,7 @@ def test_the_captures_are_there() -> None:
     "names", [("", ""), ("House", "Barn"), ('The "old" [mill] \\', "Bär, 2%"), ("日本", "東京")]
 )
 def test_two_gateways(shell: Shell, tmp_path: Path, names: tuple[str, str]) -> None:
-    """Everything of both, each name once, whatever they are called; the bridge is one."""
+    """The files have everything of both gateways, each name once, whatever the names. There is one bridge."""
     with ExitStack() as stack:
         homes = [Simulator("split-phase"), Simulator("no-cts")]
         gateways = [
@@ -156,13 +157,13 @@ def test_two_gateways(shell: Shell, tmp_path: Path, names: tuple[str, str]) -> N
 
 @pytest.mark.parametrize(("place", "name"), [*enumerate(FILES)])
 def test_the_example_is_what_the_generator_makes_now(shell: Shell, tmp_path: Path, place: int, name: str) -> None:
-    text = made(tmp_path, simulated(shell, DEMO))[place]
+    text = made(tmp_path, simulated(shell, DEMO_HOME))[place]
     assert (EXAMPLE / name).read_text() == text, "run what examples/openhab/README.md says"
 
 
 def test_the_example_is_complete(shell: Shell) -> None:
-    """All of the site, the meters with their phases, the inverters, the storage and the gateway."""
-    tree = simulated(shell, DEMO)
+    """It has all of the site, the meters with their phases, the inverters, the storage and the gateway."""
+    tree = simulated(shell, DEMO_HOME)
     things = openhab.things((EXAMPLE / FILES[0]).read_text())
     shown = {channel.parameters["stateTopic"] for channel in things.channels.values()}
     wanted = {
@@ -177,8 +178,8 @@ def test_the_example_is_complete(shell: Shell) -> None:
 
 
 def test_with_regex_none_is_no_value(shell: Shell, tmp_path: Path) -> None:
-    """As openHAB's add-on reads the patterns: a replacement, or one group; what does not match is passed over."""
-    channels = openhab.things(made(tmp_path, simulated(shell, DEMO), "--regex")[0]).channels.values()
+    """openHAB's add-on reads a pattern as a replacement or as one group, and skips payloads that do not match."""
+    channels = openhab.things(made(tmp_path, simulated(shell, DEMO_HOME), "--regex")[0]).channels.values()
     patterns = {
         channel.kind: channel.parameters["transformationPattern"].removeprefix("REGEX:")
         for channel in channels
@@ -205,13 +206,13 @@ def test_without_discovery_the_generator_says_what_to_do(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("page", ["docs/openhab.md", "examples/openhab/README.md"])
 def test_the_lines_that_the_pages_show_work(shell: Shell, tmp_path: Path, page: str) -> None:
-    """And every option stands in the page."""
+    """The pages also show every option."""
     text = (EXAMPLE.parents[1] / page).read_text()
     lines = re.findall(
         r"^iqgateway2mqtt once \| python3 examples/openhab/generate\.py(.*) (\S+)$", text, re.MULTILINE
     )
     assert lines
-    tree = simulated(shell, DEMO)
+    tree = simulated(shell, DEMO_HOME)
     for options, folder in lines:
         made(tmp_path / folder.strip("/"), tree, *options.split())
         assert (tmp_path / folder.strip("/") / FILES[0]).is_file()
@@ -300,8 +301,8 @@ def test_the_rules_of_text_files_notice(file: int, old: str, new: str, why: str)
 
 
 def test_what_a_channel_shows() -> None:
-    def channel(kind: str, **parameters: str) -> openhab.Channel:
-        return openhab.Channel("x", kind, parameters)
+    def channel(kind: str, **parameters: str) -> openhab.ThingChannel:
+        return openhab.ThingChannel("x", kind, parameters)
 
     number, time = channel("number"), channel("datetime")
     assert [openhab.shows(number, text) for text in ("-1.5", "0", "None", "1e3", "")] == [

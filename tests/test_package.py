@@ -1,4 +1,4 @@
-"""What people install: built once, then tried without the sources, with every Python and the oldest libraries."""
+"""The package: it is built once, then tested without the sources, with every Python and the oldest libraries."""
 
 import email
 import os
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -14,12 +15,12 @@ import pytest
 from bridge import __version__
 
 ROOT = Path(__file__).parents[1]
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 OLDEST = PYTHONS[0]
 UV = str(Path(sys.executable).with_name("uv"))
-SOURCES = ROOT / "pyproject.toml"
-QUICK = (
-    "test_config.py",
+PYPROJECT = ROOT / "pyproject.toml"
+QUICK_TESTS = (
+    "test_settings.py",
     "test_store.py",
     "test_records.py",
     "test_endpoints.py",
@@ -29,24 +30,25 @@ QUICK = (
     "test_web.py::test_ready_says_why_not",
     "test_service.py::test_values_are_those_of_the_house",
 )
-"""Tests that use every library that the program is made of, in the shortest time; the last with all of them."""
+"""Tests that use all libraries of the program in the shortest time. The last one uses all of them together."""
 LOCK = (
     "pip",
     "compile",
     "--universal",
+    "--python-version=3.11",
     "--generate-hashes",
     "--no-header",
     "--no-annotate",
-    "--extra=discover",
-    "--extra=web",
 )
+LOCKED = {"requirements.txt": ("--extra=discover", "--extra=web"), "requirements-dev.txt": ("--extra=dev",)}
+"""Files of locked versions, for the image and for CI."""
 TESTING = ("pytest", "pytest-asyncio", "pytest-httpx", "hypothesis")
 
-pytestmark = pytest.mark.skipif(not SOURCES.exists(), reason="this is no checkout of the sources")
+pytestmark = pytest.mark.skipif(not PYPROJECT.exists(), reason="this is no checkout of the sources")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """What it says. Neither this test run's settings nor its environment are its business."""
+    """Run a command without this test run's settings and environment. Returns its output."""
     kept = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
     environment = {**kept, "UV_PYTHON_DOWNLOADS": "never", "UV_CACHE_DIR": cache(), "UV_NATIVE_TLS": "true"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
@@ -55,7 +57,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def cache() -> str:
-    """uv's own one, though the tests have another home."""
+    """uv's usual cache, although the tests have another home folder."""
     return os.environ.get(
         "UV_CACHE_DIR", str(Path("~root" if os.geteuid() == 0 else "~").expanduser() / ".cache/uv")
     )
@@ -63,7 +65,7 @@ def cache() -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist, and the wheel that was made of it."""
+    """The sdist, and the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("dist")
     run(UV, "build", "-q", "-o", folder, cwd=ROOT)
     return folder
@@ -76,12 +78,12 @@ def wheel(built: Path) -> Path:
 
 
 def python_of(version: str) -> str:
-    """Its path. Debian has one version, and others can't be had from a package registry."""
-    places = [
+    """The path of a Python version. Debian has one, and others are not in a package registry."""
+    places: list[str | Path | None] = [
         shutil.which(f"python{version}"),
         *sorted(Path("~root").expanduser().glob(f".pyenv/versions/{version}.*")),
     ]
-    for place in filter(None, places):
+    for place in (place for place in places if place):
         path = Path(place)
         path = path / "bin" / "python3" if path.is_dir() else path
         done = subprocess.run([path, "-c", "import ssl, ctypes"], capture_output=True, check=False)
@@ -91,7 +93,7 @@ def python_of(version: str) -> str:
 
 
 def environment(folder: Path, version: str, *packages: str | Path, options: tuple[str, ...] = ()) -> Path:
-    """Its Python, with these packages and nothing else."""
+    """The Python of an environment with only these packages."""
     python = folder / "venv" / "bin" / "python"
     run(UV, "venv", "-q", "--python", python_of(version), folder / "venv", cwd=folder)
     run(UV, "pip", "install", "-q", "--python", python, *options, *packages, cwd=folder)
@@ -99,13 +101,13 @@ def environment(folder: Path, version: str, *packages: str | Path, options: tupl
 
 
 def try_out(python: Path, folder: Path) -> None:
-    """The quick tests, in a folder without sources."""
+    """Run the quick tests in a folder without sources."""
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(SOURCES, folder)
+    shutil.copy(PYPROJECT, folder)
     where = run(python, "-c", "import bridge; print(bridge.__file__)", cwd=folder)
     assert where.startswith(str(folder / "venv"))
     options = ("-q", "-p", "no:cacheprovider", "-o", "addopts=--strict-markers")
-    run(python, "-m", "pytest", *options, *(f"tests/{name}" for name in QUICK), cwd=folder)
+    run(python, "-m", "pytest", *options, *(f"tests/{name}" for name in QUICK_TESTS), cwd=folder)
 
 
 def test_wheel_has_what_is_needed_and_nothing_else(wheel: Path) -> None:
@@ -171,17 +173,25 @@ def test_uv_runs_it_without_installing(wheel: Path, tmp_path: Path) -> None:
     assert said == f"iqgateway2mqtt {__version__}\n"
 
 
-def test_locked_set_is_what_the_program_needs(tmp_path: Path) -> None:
-    """What is locked stays, though newer ones are out; but nothing may lack."""
-    locked = tmp_path / "requirements.txt"
-    shutil.copy(ROOT / "requirements.txt", locked)
-    run(UV, *LOCK, "-q", SOURCES, "-o", locked, cwd=tmp_path)
-    assert locked.read_text() == (ROOT / "requirements.txt").read_text()
+@pytest.mark.parametrize(("name", "extras"), LOCKED.items(), ids=str)
+def test_locked_sets_are_what_is_needed(tmp_path: Path, name: str, extras: tuple[str, ...]) -> None:
+    """Locked versions stay although newer ones exist, but no package may be missing."""
+    locked = tmp_path / name
+    shutil.copy(ROOT / name, locked)
+    run(UV, *LOCK, *extras, "-q", PYPROJECT, "-o", locked, cwd=tmp_path)
+    assert locked.read_text() == (ROOT / name).read_text()
+
+
+def test_the_development_tools_are_the_same_in_the_extra_and_in_the_groups() -> None:
+    project = tomllib.loads(PYPROJECT.read_text())
+    groups = project["dependency-groups"]
+    tools = [tool for tool in project["project"]["optional-dependencies"]["dev"] if "iqgateway2mqtt[" not in tool]
+    assert sorted(tools) == sorted(groups["lint"] + groups["test"])
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_locked_set_needs_no_compiler(tmp_path: Path, machine: str) -> None:
-    """For the image's Python, on both kinds of machine."""
+    """This holds for the image's Python, on both architectures."""
     where = (
         "--target",
         tmp_path / "site",

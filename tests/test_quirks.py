@@ -1,13 +1,15 @@
-"""Repairs of firmware faults: they act on the fault, and on nothing else."""
+"""Repairs of firmware faults: they change faulty answers and no others."""
 
 import random
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from samples import SINGLE, SPLIT, THREE, home, parse, publish, reading, values_of
 
 from bridge.model import Facts, Phase, Reading
-from bridge.quirks import QUIRKS, phase_power, repaired
+from bridge.pipeline import QUIRKS, phase_power, repaired
 from bridge.records import POWER, measurement
 
 ROW = measurement("power", POWER)
@@ -17,20 +19,20 @@ DEMAND = measurement("instantaneous_demand", POWER)
 def meter(
     total: float, powers: list[float], demands: list[float], device: str = "meter/net-consumption"
 ) -> list[Reading]:
-    """A meter whose demand adds up to its own total."""
+    """A meter whose channels' demand adds up to its total."""
     found = [Reading(device, None, ROW, total), Reading(device, None, DEMAND, total)]
     for phase, power, demand in zip(Phase, powers, demands, strict=False):
         found += [Reading(device, phase, ROW, power), Reading(device, phase, DEMAND, demand)]
     return found
 
 
-def powers(readings: object, device: str = "meter/net-consumption") -> list[object]:
-    found = [item for item in readings if item.name == "power" and item.device == device]  # type: ignore[attr-defined]
+def powers(readings: Iterable[Reading], device: str = "meter/net-consumption") -> list[Any]:
+    found = [item for item in readings if item.name == "power" and item.device == device]
     return [item.value for item in found]
 
 
 def test_the_captured_fault() -> None:
-    """D8.3.1598: the channels' activePower makes 3854.682 W, the meter 3760.828 W; the demand adds up."""
+    """D8.3.1598: the channels' activePower adds up to 3854.682 W, the meter's is 3760.828 W; the demand adds up."""
     given = meter(3760.828, [2395.037, 1459.645], [2309.657, 1451.171])
     assert powers(phase_power(given)) == [3760.828, 2309.657, 1451.171]
 
@@ -101,7 +103,7 @@ def test_only_its_own_source_is_repaired() -> None:
 
 @pytest.mark.parametrize("facts", [SINGLE, SPLIT, THREE])
 def test_a_whole_answer(facts: Facts) -> None:
-    """The repair sees what the split function makes, phases that do not exist excluded."""
+    """The repair gets the result of the split function, without phases that do not exist."""
     answer = reading("net-consumption", activePower=3760.828, instantaneousDemand=3760.828)
     for channel, power, demand in zip(
         answer["channels"], (2395.037, 1459.645, 0.0), (2309.657, 1451.171, 0.0), strict=True
@@ -136,7 +138,7 @@ def test_each_row_names_its_firmware() -> None:
 
 
 def storage(left: float, right: float, role: str = "storage") -> list[Reading]:
-    """What the split function makes of a split-phase meter whose legs have these voltages."""
+    """The result of the split function for a split-phase meter whose legs have these voltages."""
     answer = reading(role)
     for channel, volts in zip(answer["channels"], (left, right, 0.0), strict=True):
         channel["voltage"] = volts
@@ -145,22 +147,7 @@ def storage(left: float, right: float, role: str = "storage") -> list[Reading]:
 
 @pytest.mark.parametrize("legs", [(0.0, 121.5), (121.5, 0.0), (-0.0, 121.5), (0.9, 100.1)])
 def test_a_dead_leg_halves_the_meter_so_it_is_no_reading(legs: tuple[float, float]) -> None:
-    given = storage(*legs)
-    found = repaired("readings", given)
-
-    assert {item.quantity.unit for item in found} == {"V", "A", "Hz", None}
-    assert {item.name for item in given} - {item.name for item in found} == {
-        *(
-            "power",
-            "instantaneous_demand",
-            "apparent_power",
-            "reactive_power",
-            "energy_delivered",
-            "energy_received",
-        ),
-        *("apparent_energy", "reactive_energy_lagging", "reactive_energy_leading"),
-    }
-    assert {item.phase for item in found} == {None, Phase.L1, Phase.L2}
+    assert repaired("readings", storage(*legs)) == []
 
 
 @pytest.mark.parametrize("legs", [(121.4, 121.5), (0.0, 0.0), (0.5, 99.9), (1.1, 121.5)])

@@ -1,4 +1,4 @@
-"""Signals: SIGHUP makes the service read settings and tokens again, without losing what it knows."""
+"""Signals: SIGHUP makes the service read settings and tokens again, without losing its state."""
 
 import asyncio
 import os
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from houses import house
-from programs import BRIDGE, started
+from programs import BRIDGE_COMMAND, started
 from running import until
 
-GOOD = """
+GOOD_FILE = """
 [gateway]
 host = "{host}"
 token_file = "{token}"
@@ -22,12 +22,12 @@ base_topic = "{base}"
 
 
 async def test_reload(tmp_path: Path) -> None:
-    """A token that comes later, settings that are wrong, and settings that change."""
+    """A token that is added later, settings that are wrong, and settings that change."""
     config, token = tmp_path / "settings.toml", tmp_path / "token"
     async with house(tmp_path) as home:
 
         def write(base: str, extra: str = "") -> None:
-            text = GOOD.format(host=home.url, token=token, broker=home.broker.url, base=base)
+            text = GOOD_FILE.format(host=home.url, token=token, broker=home.broker.url, base=base)
             config.write_text(text + extra)
 
         def state(base: str) -> str | None:
@@ -36,7 +36,7 @@ async def test_reload(tmp_path: Path) -> None:
         write("enphase")
         token.write_text("no token yet")
         kept = {"BRIDGE_CONFIG": str(config), "BRIDGE_STATE_DIR": str(tmp_path / "state")}
-        async with started(*BRIDGE, "run", env=kept) as bridge:
+        async with started(*BRIDGE_COMMAND, "run", env=kept) as bridge:
             await until(
                 lambda: any("BRIDGE_GATEWAY__TOKEN_FILE: this is not a token" in line for line in bridge.err)
             )
@@ -61,17 +61,17 @@ async def test_reload(tmp_path: Path) -> None:
 
 
 def _withstands(pid: int, number: signal.Signals) -> bool:
-    """Whether the signal is held, or does something else than end the process."""
+    """Whether the process blocks or handles the signal, instead of ending."""
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return any(int(status[kind], 16) >> (number - 1) & 1 for kind in ("SigBlk", "SigCgt"))
 
 
 async def test_a_reload_that_comes_while_it_starts_is_done(tmp_path: Path) -> None:
     given = {"BRIDGE_GATEWAY__HOST": "http://127.0.0.1:9", "BRIDGE_STATE_DIR": str(tmp_path / "state")}
-    async with started(*BRIDGE, "run", env={**given, "BRIDGE_MQTT__URL": "mqtt://127.0.0.1:9"}) as bridge:
+    async with started(*BRIDGE_COMMAND, "run", env={**given, "BRIDGE_MQTT__URL": "mqtt://127.0.0.1:9"}) as bridge:
         await until(lambda: _withstands(bridge.process.pid, signal.SIGHUP))
         bridge.process.send_signal(signal.SIGHUP)
-        await until(lambda: any("settings and tokens are read again" in line for line in bridge.err))
+        await until(lambda: any("settings and tokens were read again" in line for line in bridge.err))
         assert await bridge.stop(signal.SIGTERM) == 0
 
 
@@ -79,19 +79,21 @@ async def test_a_reload_that_comes_while_it_starts_is_done(tmp_path: Path) -> No
 async def test_stop(tmp_path: Path, number: signal.Signals) -> None:
     async with house(tmp_path, "legacy") as home:
         given = {"BRIDGE_GATEWAY__HOST": home.url, "BRIDGE_MQTT__URL": home.broker.url}
-        async with started(*BRIDGE, "run", env={**given, "BRIDGE_STATE_DIR": str(tmp_path / "state")}) as bridge:
+        async with started(
+            *BRIDGE_COMMAND, "run", env={**given, "BRIDGE_STATE_DIR": str(tmp_path / "state")}
+        ) as bridge:
             await until(lambda: home.topic("state") == "online")
             assert await bridge.stop(number) == 0
         await until(lambda: home.topic("state") == "offline")
 
 
 async def test_a_terminal_that_goes_takes_the_service_along(tmp_path: Path) -> None:
-    """As when a connection by ssh breaks."""
+    """The terminal closes as when a connection by ssh breaks."""
     ours, its = pty.openpty()
     given = {"BRIDGE_GATEWAY__HOST": "http://127.0.0.1:9", "BRIDGE_STATE_DIR": str(tmp_path / "state")}
     environment = {**os.environ, **given, "BRIDGE_MQTT__URL": "mqtt://127.0.0.1:9"}
     process = await asyncio.create_subprocess_exec(
-        *("setsid", "--ctty", *BRIDGE, "run"), env=environment, stdin=its, stderr=asyncio.subprocess.PIPE
+        *("setsid", "--ctty", *BRIDGE_COMMAND, "run"), env=environment, stdin=its, stderr=asyncio.subprocess.PIPE
     )
     os.close(its)
     assert process.stderr is not None

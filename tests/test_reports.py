@@ -73,7 +73,7 @@ def test_both_reports_keep_their_numbers() -> None:
 
 
 def test_cumulative_values_that_mean_nothing_for_several_phases() -> None:
-    """The current is a signed sum there, the power factor a quotient, the voltage the sum of the phases."""
+    """There the current is a signed sum, the power factor a quotient, and the voltage the sum of the phases."""
     for facts in (SPLIT, THREE):
         found = values("consumption", report("net-consumption", 3), facts)
         assert "report/net-consumption/current" not in found
@@ -136,7 +136,7 @@ def test_a_bad_part_costs_only_itself(part: str, bad: object) -> None:
 
 
 def test_negative_energies_are_passed_on() -> None:
-    """They are differences that the gateway computes."""
+    """These energies are differences that the gateway computes."""
     assert values("consumption", report("net-consumption", 1), SINGLE)[
         "report/net-consumption/reactive_energy_lagging"
     ] == ("-106000.5")
@@ -190,7 +190,7 @@ def test_a_phase_without_a_name_is_known_by_its_place(name: object) -> None:
 
 @pytest.mark.parametrize("bad", [None, "text", 5, []])
 def test_a_bad_channel_of_the_grid_costs_itself_and_the_whole(bad: object) -> None:
-    """A sum of two of three phases would be false."""
+    """The sum of two phases would be false for three."""
     found = values("grid", changed(grid(), "0.channels.0", lambda _: bad))
     assert lines_of(found) == {"l2", "l3"}
     assert found["report/grid/l2/voltage"] == "232.5"

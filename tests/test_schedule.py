@@ -1,27 +1,55 @@
-"""When to ask for what: in order at first, the urgent before the slow ever after, and no source left out."""
+"""Which source is asked when: first in the order of the table, then urgent ones first, and none is left out."""
 
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.endpoints import ENDPOINTS
-from bridge.service.schedule import HEAD_START, Schedule
+from bridge.endpoints import BY_SOURCE, ENDPOINTS
+from bridge.model import SourceName
+from bridge.service.sources import URGENCY_STEP_S, Source, Sources
 
-TABLE = {endpoint.source: (endpoint.normal, endpoint.urgency) for endpoint in ENDPOINTS}
+TABLE: dict[str, tuple[float, int]] = {
+    endpoint.source: (endpoint.every.normal, endpoint.urgency) for endpoint in ENDPOINTS
+}
 START = 1000.0
+LINE = BY_SOURCE[SourceName.LIVEDATA]
 
 
-def after_first_round(periods: dict[str, tuple[float, int]], now: float = START) -> Schedule:
-    schedule = Schedule(periods, now)
+def sources(periods: Mapping[str, tuple[float, int]], now: float = START) -> Sources:
+    """Sources of these names, with their periods (seconds) and urgencies."""
+    lines = {
+        name: replace(LINE, source=cast(SourceName, name), urgency=urgency)
+        for name, (_, urgency) in periods.items()
+    }
+    made = [Source(lines[name], period) for name, (period, _) in periods.items()]
+    return Sources(made, now, budget=0.25, log=logging.LoggerAdapter(logging.getLogger(__name__), {}))
+
+
+def after_first_round(periods: Mapping[str, tuple[float, int]], now: float = START) -> Sources:
+    schedule = sources(periods, now)
     while (source := schedule.next(now)) is not None:
-        schedule.asked(source, now)
+        schedule.polled(source, now)
     return schedule
 
 
-def run(schedule: Schedule, seconds: float, takes: float = 0.1, now: float = START) -> list[tuple[float, str]]:
-    """Who is asked when, if each answer takes so long."""
+def to_ask(schedule: Sources, now: float) -> str | None:
+    """The name of the source to ask."""
+    source = schedule.next(now)
+    return None if source is None else source.name
+
+
+def polled(schedule: Sources, name: str, now: float, requests: int = 1) -> None:
+    schedule.polled(schedule.by_name[name], now, requests=requests)
+
+
+def run(schedule: Sources, seconds: float, takes: float = 0.1, now: float = START) -> list[tuple[float, str]]:
+    """Which source is asked when, if each answer takes so long and the budget slows no source down."""
     asked: list[tuple[float, str]] = []
     end = now + seconds
     while now < end:
@@ -29,9 +57,9 @@ def run(schedule: Schedule, seconds: float, takes: float = 0.1, now: float = STA
         if source is None:
             now += max(schedule.delay(now), 1e-6)
             continue
-        asked.append((now, source))
+        asked.append((now, source.name))
         now += takes
-        schedule.asked(source, now)
+        schedule.polled(source, now)
     return asked
 
 
@@ -39,31 +67,31 @@ def run(schedule: Schedule, seconds: float, takes: float = 0.1, now: float = STA
 
 
 def test_the_first_round_goes_through_all_in_the_order_of_the_table() -> None:
-    schedule, order = Schedule(TABLE, START), []
+    schedule, order = sources(TABLE), []
     while schedule.delay(START) == 0:
-        order.append(schedule.next(START))
-        schedule.asked(order[-1] or "", START)
+        order.append(to_ask(schedule, START) or "")
+        polled(schedule, order[-1], START)
     assert order == [endpoint.source for endpoint in ENDPOINTS]
     assert order[:2] == ["info", "meters"]
     assert schedule.next(START) is None
 
 
 def test_the_first_round_goes_on_while_urgent_ones_are_due_again() -> None:
-    """Answers may take so long that live data is due before the first round is over."""
-    schedule = Schedule(TABLE, START)
+    """Answers may be so slow that live data is due before the first round ends."""
+    schedule = sources(TABLE)
     order = [source for _, source in run(schedule, 6 * len(TABLE), takes=6.0)]
     assert order[: len(TABLE)] == [endpoint.source for endpoint in ENDPOINTS]
 
 
 def test_a_period_of_zero_turns_a_source_off() -> None:
-    schedule = Schedule({"a": (0, 0), "b": (10, 1)}, START)
-    assert schedule.sources == ("b",)
-    assert schedule.next(START) == "b"
-    assert (schedule.period("b"), schedule.fastest) == (10, 10)
+    schedule = sources({"a": (0, 0), "b": (10, 1)})
+    assert list(schedule.by_name) == ["b"]
+    assert to_ask(schedule, START) == "b"
+    assert (schedule.by_name["b"].period, schedule.fastest) == (10, 10)
 
 
 def test_nothing_to_ask() -> None:
-    schedule = Schedule({}, START)
+    schedule = sources({})
     assert schedule.next(START) is None
     assert schedule.fastest == 0
     assert schedule.delay(START) > 0
@@ -79,75 +107,85 @@ def test_ticks_keep_their_time() -> None:
         now = START + 10 * tick
         assert schedule.next(now - 0.01) is None
         assert schedule.delay(now - 0.01) == pytest.approx(0.01)
-        assert schedule.next(now) == "a"
-        schedule.asked("a", now + 3)
+        assert to_ask(schedule, now) == "a"
+        polled(schedule, "a", now + 3)
 
 
 @pytest.mark.parametrize(("late", "due"), [(0, 10), (9.9, 10), (10, 20), (25, 30), (1000.5, 1010)])
 def test_missed_ticks_are_skipped(late: float, due: float) -> None:
     """After a hang of minutes a source is asked once, not once for each missed tick."""
     schedule = after_first_round({"a": (10, 0)})
-    schedule.asked("a", START + 10 + late)
+    polled(schedule, "a", START + 10 + late)
     assert schedule.next(START + 10 + due - 0.001) is None
-    assert schedule.next(START + 10 + due) == "a"
+    assert to_ask(schedule, START + 10 + due) == "a"
 
 
 def test_an_answer_before_its_time_does_not_move_the_ticks_twice() -> None:
     schedule = after_first_round({"a": (10, 0)})
-    schedule.advance("a", START + 3)
-    assert schedule.next(START + 3) == "a"
-    schedule.asked("a", START + 3)
+    schedule.by_name["a"].due = START + 3
+    assert to_ask(schedule, START + 3) == "a"
+    polled(schedule, "a", START + 3)
     assert schedule.next(START + 12.9) is None
-    assert schedule.next(START + 13) == "a"
+    assert to_ask(schedule, START + 13) == "a"
 
 
 def test_a_pause_delays_one_source_only() -> None:
     schedule = after_first_round({"a": (10, 0), "b": (10, 0)})
-    schedule.asked("a", START + 10, pause=60)
-    assert schedule.next(START + 10) == "b"
-    schedule.asked("b", START + 10)
-    assert schedule.next(START + 69.9) == "b"
+    schedule.by_name["a"].record_missing()
+    polled(schedule, "a", START + 10)
+    assert to_ask(schedule, START + 10) == "b"
+    polled(schedule, "b", START + 10)
+    assert to_ask(schedule, START + 69.9) == "b"
     for _ in range(2):
-        schedule.asked("b", START + 69.9)
-    assert schedule.next(START + 70) in {"a", "b"}
-    schedule.asked("b", START + 70)
-    assert schedule.next(START + 70) == "a"
+        polled(schedule, "b", START + 69.9)
+    assert to_ask(schedule, START + 70) in {"a", "b"}
+    polled(schedule, "b", START + 70)
+    assert to_ask(schedule, START + 70) == "a"
 
 
 def test_a_pause_shorter_than_the_period_changes_nothing() -> None:
-    schedule = after_first_round({"a": (10, 0)})
-    schedule.asked("a", START + 10, pause=3)
-    assert schedule.delay(START + 10) == 10
+    schedule = after_first_round({"a": (100, 0)})
+    schedule.by_name["a"].record_missing()
+    assert schedule.by_name["a"].pause == 60
+    polled(schedule, "a", START + 100)
+    assert schedule.delay(START + 100) == 100
 
 
 def test_retries_use_up_ticks() -> None:
     schedule = after_first_round({"a": (10, 0)})
-    schedule.asked("a", START + 10.5, skip=2)
+    polled(schedule, "a", START + 10.5, requests=3)
     assert schedule.delay(START + 10.5) == 29.5
 
 
-def test_a_stretched_period_holds_for_one_tick() -> None:
+def test_a_slowdown_holds_until_the_next_poll() -> None:
     schedule = after_first_round({"a": (10, 0)})
-    schedule.asked("a", START + 10, stretch=2.5)
+    source = schedule.by_name["a"]
+    source.slowdown = 2.5
+    source.polled(START + 10)
+    assert (source.interval, source.stale_after) == (25, 75)
     assert schedule.delay(START + 10) == 25
-    schedule.asked("a", START + 35)
+    source.slowdown = 1
+    assert (source.interval, source.stale_after) == (25, 75)  # otherwise it would be stale before it is due
+    source.polled(START + 35)
+    assert source.interval == 10
     assert schedule.delay(START + 35) == 10
 
 
-def test_a_stretched_period_skips_missed_ticks_too() -> None:
+def test_a_slow_source_skips_missed_ticks_too() -> None:
     schedule = after_first_round({"a": (10, 0)})
-    schedule.asked("a", START + 45, stretch=2)
+    schedule.by_name["a"].slowdown = 2
+    schedule.by_name["a"].polled(START + 45)
     assert schedule.delay(START + 45) == 5
 
 
 def test_a_new_period_holds_from_the_next_tick_on() -> None:
     schedule = after_first_round({"a": (10, 0), "b": (60, 0)})
-    schedule.change_period("a", 100)
-    assert (schedule.period("a"), schedule.fastest) == (100, 60)
-    assert schedule.next(START + 10) == "a"
-    schedule.asked("a", START + 10)
+    schedule.by_name["a"].period = 100
+    assert (schedule.by_name["a"].period, schedule.fastest) == (100, 60)
+    assert to_ask(schedule, START + 10) == "a"
+    polled(schedule, "a", START + 10)
     assert schedule.delay(START + 60) == 0
-    schedule.asked("b", START + 60)
+    polled(schedule, "b", START + 60)
     assert schedule.delay(START + 60) == 50
 
 
@@ -158,21 +196,21 @@ def test_the_urgent_one_goes_first() -> None:
     schedule = after_first_round({"slow": (10, 4), "fast": (10, 0), "middle": (10, 1)})
     order = []
     for _ in range(3):
-        order.append(schedule.next(START + 10) or "")
-        schedule.asked(order[-1], START + 10)
+        order.append(to_ask(schedule, START + 10) or "")
+        polled(schedule, order[-1], START + 10)
     assert order == ["fast", "middle", "slow"]
 
 
 def test_one_that_waits_long_enough_goes_before_an_urgent_one() -> None:
     schedule = after_first_round({"slow": (10, 4), "fast": (1, 0)})
-    now = START + 10 + 4 * HEAD_START
+    now = START + 10 + 4 * URGENCY_STEP_S
     for time in (now - 0.1, now + 0.1):
-        schedule.advance("fast", time)
-        assert schedule.next(time) == ("fast" if time < now else "slow")
+        schedule.by_name["fast"].due = time
+        assert to_ask(schedule, time) == ("fast" if time < now else "slow")
 
 
 def test_a_gateway_that_is_too_slow_starves_no_source() -> None:
-    """Each answer takes longer than the fastest period: all slow sources still get their turn."""
+    """Each answer takes longer than the fastest period, and all slow sources still get their turn."""
     asked = run(after_first_round(TABLE), 7200, takes=6.0)
     counts = {source: sum(1 for _, name in asked if name == source) for source in TABLE}
     assert counts["meters"] >= 1
@@ -183,29 +221,7 @@ def test_a_gateway_that_is_too_slow_starves_no_source() -> None:
 def test_a_usual_gateway_is_asked_as_often_as_wanted() -> None:
     asked = run(after_first_round(TABLE), 3600, takes=0.2)
     counts = {source: sum(1 for _, name in asked if name == source) for source in TABLE}
-    assert counts == {
-        "info": 0,
-        "meters": 0,
-        "livedata": 719,
-        "readings": 359,
-        "grid": 119,
-        "consumption": 59,
-        "production": 59,
-        "energy": 59,
-        "inverters": 11,
-        "device_data": 11,
-        "device_list": 3,
-        "inventory": 11,
-        "power": 119,
-        "secctrl": 59,
-        "relay": 119,
-        "dry_contacts": 59,
-        "dry_contact_settings": 3,
-        "generator": 59,
-        "gen_config": 0,
-        "tariff": 11,
-        "status": 0,
-    }
+    assert counts == {source: max(round(3600 / period) - 1, 0) for source, (period, _) in TABLE.items()}
 
 
 def test_live_data_is_hardly_ever_late() -> None:
@@ -217,42 +233,42 @@ def test_live_data_is_hardly_ever_late() -> None:
 
 
 def test_nothing_is_due_while_held() -> None:
-    schedule = Schedule({"a": (10, 0)}, START)
+    schedule = sources({"a": (10, 0)})
     schedule.hold(START + 30)
     assert schedule.next(START + 29.9) is None
     assert (schedule.held(START + 29.9), schedule.held(START + 30)) == (True, False)
     assert schedule.delay(START + 10) == 20
-    assert schedule.next(START + 30) == "a"
+    assert to_ask(schedule, START + 30) == "a"
 
 
 def test_a_hold_ends_with_its_time_and_skips_what_it_missed() -> None:
     schedule = after_first_round({"a": (10, 0)})
     schedule.hold(START + 100)
     assert schedule.delay(START + 5) == 95
-    assert schedule.next(START + 100) == "a"
-    schedule.asked("a", START + 101)
+    assert to_ask(schedule, START + 100) == "a"
+    polled(schedule, "a", START + 101)
     assert schedule.delay(START + 101) == 9
 
 
-# Starting anew
+# Restarts
 
 
 def test_a_restart_asks_all_but_the_one_that_was_just_asked() -> None:
-    """It was `/info` that told that the gateway is back."""
+    """The answer of `/info` has shown that the gateway is back."""
     schedule = after_first_round(TABLE)
     now = START + 7200
-    schedule.asked("info", now)
-    schedule.restart(now, without="info")
+    polled(schedule, "info", now)
+    schedule.restart(now, without=schedule.by_name["info"])
 
     order = []
     while (source := schedule.next(now)) is not None:
-        order.append(source)
-        schedule.asked(source, now)
+        order.append(source.name)
+        schedule.polled(source, now)
     assert order == [endpoint.source for endpoint in ENDPOINTS][1:]
     assert schedule.delay(now) == 5
 
 
-# Whatever happens
+# Any course
 
 PERIODS = st.dictionaries(
     st.sampled_from("abcdef"),
@@ -285,16 +301,19 @@ def test_one_that_was_asked_is_not_due_again_at_once(
             now += schedule.delay(now)
             source = schedule.next(now)
             assert source is not None
-        schedule.asked(source, now)
+        schedule.polled(source, now)
         assert schedule.next(now) != source
 
 
 @settings(max_examples=60)
 @given(PERIODS, st.floats(0.01, 20))
 def test_no_source_starves(periods: dict[str, tuple[float, int]], takes: float) -> None:
-    """Between two turns of a source every other one has at most so many that its head start is used up."""
+    """Between two turns of a source, each other one is asked only until its head start is used up."""
     asked = run(after_first_round(periods), 4000, takes)
     for source, (period, urgency) in periods.items():
         times = [START, *(time for time, name in asked if name == source), START + 4000]
         longest = max(later - earlier for earlier, later in pairwise(times))
-        assert longest <= 2 * period + urgency * HEAD_START + len(periods) * (takes + 4 * HEAD_START) + 2 * takes
+        assert (
+            longest
+            <= 2 * period + urgency * URGENCY_STEP_S + len(periods) * (takes + 4 * URGENCY_STEP_S) + 2 * takes
+        )

@@ -1,4 +1,4 @@
-"""Passwords, tokens and sessions are told to nobody, whatever goes wrong: only the state file holds a token."""
+"""Passwords, tokens and sessions show nowhere, whatever fails: only the state file has a token."""
 
 import logging
 from base64 import b64encode
@@ -10,12 +10,12 @@ from urllib.parse import quote, quote_plus
 import pytest
 from brokers import Mosquitto, password_lines, watching
 from houses import House, housed
-from programs import BRIDGE, started
+from programs import BRIDGE_COMMAND, started
 from running import running, until
 
+from bridge.http_server import Receive, Scope, Send
 from bridge.simulator import PASSWORD, USER, Simulator
-from bridge.simulator.exchange import Receive, Scope, Send
-from bridge.simulator.gateway import INFO, READINGS
+from bridge.simulator.gateway import INFO_PATH, READINGS_PATH
 
 pytestmark = [pytest.mark.hasty, pytest.mark.may_log(".")]
 
@@ -47,8 +47,8 @@ STATES = (
 )
 
 
-class Witness(Simulator):
-    """It remembers what came with each request and must never be told."""
+class SecretsSimulator(Simulator):
+    """A simulator that remembers the secrets of its requests, which must not show."""
 
     came: frozenset[str] = frozenset()
 
@@ -60,16 +60,16 @@ class Witness(Simulator):
 
 
 def secrets(simulator: Simulator) -> set[str]:
-    assert isinstance(simulator, Witness)
+    assert isinstance(simulator, SecretsSimulator)
     passwords = (PASSWORD, BROKER_PASSWORD)
-    spelt = {quote(text) for text in passwords} | {quote_plus(text) for text in passwords} | {*passwords}
+    to_text = {quote(text) for text in passwords} | {quote_plus(text) for text in passwords} | {*passwords}
     basic = {b64encode(f"{user}:{text}".encode()).decode() for user in (USER, BROKER_USER) for text in passwords}
-    return spelt | basic | simulator.came | {f"{1:032x}", "sessionId=", "session_id="}
+    return to_text | basic | simulator.came | {f"{1:032x}", "sessionId=", "session_id="}
 
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Mosquitto]:
-    """A broker that knows its user, but lets others look on."""
+    """A broker with a password for the bridge, which others may read without one."""
     _, passwords = password_lines(tmp_path, BROKER_USER, BROKER_PASSWORD)
     with Mosquitto(tmp_path, "allow_anonymous true", passwords) as broker:
         yield broker
@@ -77,12 +77,15 @@ def guarded(tmp_path: Path) -> Iterator[Mosquitto]:
 
 @asynccontextmanager
 async def watched(folder: Path, broker: Mosquitto) -> AsyncIterator[House]:
-    async with housed(folder, broker, "three-phase", Witness) as home, watching(broker.port) as home.watcher:
+    async with (
+        housed(folder, broker, "three-phase", SecretsSimulator) as home,
+        watching(broker.port) as home.watcher,
+    ):
         yield home
 
 
 def told(home: House) -> str:
-    """All that anybody could read at the broker, at any time."""
+    """Everything that anybody could read at the broker at any time."""
     return "\n".join(f"{message.topic} {message.payload}" for message in home.watcher.seen)
 
 
@@ -104,7 +107,9 @@ async def test_no_state_tells_a_secret(
         settings = home.settings(gateway=home.account, mqtt=MQTT)
         async with running(settings) as service:
             await until(
-                lambda: problem(home) or home.simulator.count(READINGS) > 1 or home.simulator.count(INFO) > 2
+                lambda: (
+                    problem(home) or home.simulator.count(READINGS_PATH) > 1 or home.simulator.count(INFO_PATH) > 2
+                )
             )
             objects = repr([settings, settings.all_gateways, settings.mqtt, service])
         known = secrets(home.simulator)
@@ -132,7 +137,7 @@ async def test_the_state_file_holds_the_token_and_no_password(tmp_path: Path, gu
 async def test_the_program_prints_no_secret(
     command: str, orders: tuple[tuple[str, str], ...], tmp_path: Path, guarded: Mosquitto
 ) -> None:
-    """At its most talkative."""
+    """The log level is DEBUG."""
     async with watched(tmp_path, guarded) as home:
         for order in orders:
             home.simulator.faults.add(*order)
@@ -147,10 +152,10 @@ async def test_the_program_prints_no_secret(
             "BRIDGE_LOG__LEVEL": "DEBUG",
             "BRIDGE_LOG__FORMAT": "json",
         }
-        async with started(*BRIDGE, command, env=environment) as program:
+        async with started(*BRIDGE_COMMAND, command, env=environment) as program:
             if command == "run":
                 await until(lambda: any("device_list" in line for line in program.err) or orders != ())
-                await until(lambda: home.simulator.count(INFO) > 0 and len(program.err) > 1)
+                await until(lambda: home.simulator.count(INFO_PATH) > 0 and len(program.err) > 1)
                 assert await program.stop() == 0
             else:
                 await program.ended()
@@ -171,7 +176,7 @@ async def test_the_program_prints_no_secret(
     ids=lambda wrong: next(iter(wrong)),
 )
 async def test_a_wrong_setting_is_told_without_its_value(wrong: dict[str, str]) -> None:
-    async with started(*BRIDGE, "run", env=wrong) as program:
+    async with started(*BRIDGE_COMMAND, "run", env=wrong) as program:
         assert await program.ended() == 78
     assert len(program.err) == 1
     for secret in (PASSWORD, BROKER_PASSWORD, quote(BROKER_PASSWORD), quote(BROKER_PASSWORD, safe="")):

@@ -1,4 +1,4 @@
-"""`setup`, answered as a person would, against a simulated home, its cloud and a real broker."""
+"""`setup`, with the answers of a person, a simulated home, its cloud and a real broker."""
 
 import os
 import pty
@@ -15,19 +15,15 @@ from brokers import Mosquitto, password_lines
 from cli import NOWHERE, Shell, Told, served, shell
 from dotenv import dotenv_values
 from nearby import LOOPBACK, alone, announced
-from programs import BRIDGE
+from programs import BRIDGE_COMMAND
 
 from bridge.commands import setup
+from bridge.commands.session import CommandTiming
 from bridge.simulator import PASSWORD, USER, Simulator
 
 __all__ = ["alone", "shell"]
 pytestmark = pytest.mark.usefixtures("alone")
 BROKER_USER, BROKER_PASSWORD = "bridge", 'it\'s "hard" #1 $\\ to quote'
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "LISTEN", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +40,29 @@ def home() -> Simulator:
 
 @pytest.fixture
 def address(shell: Shell, home: Simulator) -> Iterator[str]:
-    """Nothing of the home is in the settings but where the cloud is."""
+    """The only setting about the home is the address of its cloud."""
     with served(shell, home, with_cloud=True) as place:
         shell.unset("gateway__host")
         shell.secrets |= {PASSWORD, BROKER_PASSWORD, home.token()}
         yield place
 
 
-def answered(shell: Shell, *answers: str, arguments: tuple[str, ...] = ()) -> Told:
-    told = shell.run("setup", "--interface", LOOPBACK, *arguments, stdin="".join(f"{line}\n" for line in answers))
+def answered(shell: Shell, *answers: str, arguments: tuple[str, ...] = (), listen: float = 0.1) -> Told:
+    """Run `setup` with these answers; it listens for gateways so many seconds."""
+    told = shell.run(
+        *("setup", "--interface", LOOPBACK, *arguments),
+        stdin="".join(f"{line}\n" for line in answers),
+        timing=CommandTiming(announcement=listen),
+    )
     assert not Path(".env.tmp").exists()
     return told
 
 
 def test_an_account_a_found_gateway_and_a_broker(
-    shell: Shell, home: Simulator, address: str, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+    shell: Shell, home: Simulator, address: str, broker: Mosquitto
 ) -> None:
-    monkeypatch.setattr(setup, "LISTEN", 8.0)
     with announced(home.serial, int(address.rpartition(":")[2])):
-        told = answered(shell, "", USER, PASSWORD, broker.url, BROKER_USER, BROKER_PASSWORD)
+        told = answered(shell, "", USER, PASSWORD, broker.url, BROKER_USER, BROKER_PASSWORD, listen=8.0)
     assert told.code == 0
     assert f"gateway {home.serial} at " in told.text
     assert "Now: iqgateway2mqtt run" in told.text
@@ -92,7 +92,7 @@ def test_what_to_do_next_can_be_typed_as_it_stands(
     program.touch(mode=0o700)
     monkeypatch.setenv("PATH", path.format(here=tmp_path))
     monkeypatch.setattr(sys, "argv", [called.format(here=tmp_path), "setup"])
-    assert setup._program() == shown
+    assert setup._program_name() == shown
 
 
 def test_a_pasted_token_and_a_toml_file(
@@ -127,7 +127,7 @@ def test_wrong_answers_are_told_and_asked_for_again(shell: Shell, address: str, 
 
 
 def test_the_environment_is_shown_only_where_it_is_asked_for(shell: Shell, address: str, broker: Mosquitto) -> None:
-    shell.secrets.clear()  # that is what it is asked for
+    shell.secrets.clear()  # `--show` prints secrets
     answers = (address, USER, PASSWORD, broker.url, BROKER_USER, BROKER_PASSWORD)
     told = answered(shell, *answers, arguments=("--show",))
     assert told.code == 0
@@ -152,7 +152,7 @@ def test_it_gives_up_where_nothing_works(shell: Shell) -> None:
     ],
 )
 def test_it_says_what_to_do_next(file: str, command: str) -> None:
-    assert setup._start(Path(file)) == command
+    assert setup._start_line(Path(file)) == command
 
 
 @pytest.mark.parametrize(
@@ -165,21 +165,23 @@ def test_it_says_what_to_do_next(file: str, command: str) -> None:
     ids=["Ctrl-D", "Ctrl-D at a secret", "Ctrl-C"],
 )
 def test_keys_that_end_it_end_it_quietly(address: str, keys: list[bytes], code: int, said: bytes) -> None:
-    """At a real terminal, once the gateway has been met."""
+    """On a real terminal, after the gateway has been identified."""
     ours, its = pty.openpty()
-    heeding = ("env", "--default-signal=INT")  # whatever a shell starts in its background ignores Ctrl-C
-    command = (*heeding, "setsid", "--ctty", "--wait", *BRIDGE, "setup", "--interface", LOOPBACK)
+    heeding = ("env", "--default-signal=INT")  # programs that a shell starts in the background ignore Ctrl-C
+    command = (*heeding, "setsid", "--ctty", "--wait", *BRIDGE_COMMAND, "setup", "--interface", LOOPBACK)
     with subprocess.Popen(command, stdin=its, stdout=its, stderr=its) as process:
         os.close(its)
         seen = b""
         for wanted, key in zip(
-            (b"envoy.local]: ", b"paste a token): ", b"not show): "), [f"{address}\n".encode(), *keys], strict=False
+            (b"envoy.local]: ", b"paste a token): ", b"not shown): "),
+            [f"{address}\n".encode(), *keys],
+            strict=False,
         ):
             seen = _until_shown(ours, wanted)
             os.write(ours, key)
         while True:
             if not select.select([ours], [], [], 1)[0]:
-                os.write(ours, keys[-1])  # who was not reading yet may have missed it
+                os.write(ours, keys[-1])  # a program that was not reading yet may have missed the key
             elif more := _read(ours):
                 seen += more
             else:
@@ -192,9 +194,12 @@ def test_keys_that_end_it_end_it_quietly(address: str, keys: list[bytes], code: 
 
 
 def _until_shown(terminal: int, text: bytes) -> bytes:
-    """What it shows until then, or until it ends."""
+    """The output until this text, or until the end. If the text does not come, the test fails."""
     seen = b""
-    while text not in seen and (more := _read(terminal)):
+    while text not in seen:
+        assert select.select([terminal], [], [], 60)[0], f"not shown: {text!r}, but {seen!r}"
+        if not (more := _read(terminal)):
+            break
         seen += more
     return seen
 
@@ -202,7 +207,7 @@ def _until_shown(terminal: int, text: bytes) -> bytes:
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 4096)
-    except OSError:  # all who had it open have gone
+    except OSError:  # no process has the terminal open any more
         return b""
 
 
@@ -217,7 +222,7 @@ def test_a_file_that_is_there_is_not_touched(shell: Shell) -> None:
     Path(".env").write_text("OTHERS=1\n")
     told = answered(shell)
     assert told.code == 78
-    assert "--output: .env is there already" in told.errors
+    assert "--output: .env exists already" in told.errors
     assert Path(".env").read_text() == "OTHERS=1\n"
 
 
@@ -230,7 +235,7 @@ def test_where_nothing_can_be_written_nobody_is_asked(shell: Shell, output: str)
 
 
 def test_what_a_dotenv_file_would_expand_goes_into_a_toml_file(tmp_path: Path) -> None:
-    assert "iqgateway2mqtt.toml" in setup._keep({"mqtt": {"password": "${HOME}"}}, tmp_path / ".env")
+    assert "iqgateway2mqtt.toml" in setup._save({"mqtt": {"password": "${HOME}"}}, tmp_path / ".env")
     assert tomllib.loads((tmp_path / "iqgateway2mqtt.toml").read_text()) == {"mqtt": {"password": "${HOME}"}}
 
 

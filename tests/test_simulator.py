@@ -1,4 +1,4 @@
-"""The simulator must be right on its own: everything else is tested with it."""
+"""Tests of the simulator itself, because everything else is tested with it."""
 
 import asyncio
 import json
@@ -14,43 +14,43 @@ from xml.etree import ElementTree as ET
 
 import httpx
 import pytest
+from running import Clock
 
 from bridge.model import Phase
-from bridge.simulator import ENDPOINTS, HOMES, NAMES, NEVER, PASSWORD, USER, Cloud, Simulator, named
-from bridge.simulator.exchange import Line, Reply
-from bridge.simulator.faults import KINDS, fixed
-from bridge.simulator.homes import NET, PRODUCTION, STORAGE, TOTAL
-from bridge.simulator.physics import House
+from bridge.simulator import (
+    BRIEF_PATHS,
+    HARMFUL_PATHS,
+    HOME_NAMES,
+    HOMES,
+    PASSWORD,
+    USER,
+    SimulatedCloud,
+    Simulator,
+    fault_by_name,
+)
+from bridge.simulator.cloud import decode_token, encode_token
+from bridge.simulator.faults import FAULTS_BY_NAME, always
+from bridge.simulator.house import House
+from bridge.simulator.http import HttpReply, ReplyChannel
+from bridge.simulator.presets import NET_CONSUMPTION, PRODUCTION, STORAGE, TOTAL_CONSUMPTION
 from bridge.simulator.serve import self_signed, serve, serve_in_thread
-from bridge.simulator.tokens import decode, encode
-from bridge.simulator.truth import Flow, Flows, Truth
+from bridge.simulator.truth import EnergyBalance, Flow, Truth
 
 AFTERNOON = 1_750_000_000.0
-"""15:06:40 UTC: the sun shines."""
+"""15:06:40 UTC, when the sun shines."""
 NIGHT = AFTERNOON + 9 * 3600
-CAPTURES = Path(__file__).parents[2] / "shared" / "gateways"
-READINGS = "/ivp/meters/readings"
-LIVEDATA = "/ivp/livedata/status"
-STREAM = "/ivp/livedata/stream"
-INVERTERS = "/api/v1/production/inverters"
-DEVICES = "/ivp/ensemble/device_list"
-DETAILS = "/ivp/pdm/device_data"
-
-
-class Clock:
-    def __init__(self, now: float = AFTERNOON) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def forward(self, seconds: float) -> None:
-        self.now += seconds
+CAPTURED = Path(__file__).parents[2] / "shared" / "gateways"
+READINGS_PATH = "/ivp/meters/readings"
+LIVEDATA_PATH = "/ivp/livedata/status"
+STREAM_PATH = "/ivp/livedata/stream"
+INVERTERS_PATH = "/api/v1/production/inverters"
+DEVICE_LIST_PATH = "/ivp/ensemble/device_list"
+DEVICE_DATA_PATH = "/ivp/pdm/device_data"
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(AFTERNOON)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def simulator(clock: Clock) -> Simulator:
 
 @asynccontextmanager
 async def asking(simulator: Simulator, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with a good token (unless told otherwise), without a socket."""
+    """A client without a socket, with a valid token unless `headers` are given."""
     options.setdefault("headers", {"Authorization": f"Bearer {simulator.token()}"})
     transport = httpx.ASGITransport(simulator)
     async with httpx.AsyncClient(transport=transport, base_url="https://envoy.local", **options) as client:
@@ -84,16 +84,16 @@ def milliwatts(flow: Flow) -> int:
     return round(flow.power * 1000)
 
 
-def flows(truth: Truth) -> Iterator[Flows]:
+def flows(truth: Truth) -> Iterator[EnergyBalance]:
     yield truth.site
     yield from truth.phases.values()
 
 
-# ---------------------------------------------------------------- physics
+# ---------------------------------------------------------------- the model of the house
 
 
 def test_the_command_line_lists_every_home() -> None:
-    assert list(NAMES) == sorted(HOMES)
+    assert list(HOME_NAMES) == sorted(HOMES)
 
 
 @pytest.mark.parametrize("name", HOMES)
@@ -116,7 +116,7 @@ def test_site_is_the_sum_of_its_phases(name: str) -> None:
     assert list(truth.phases) == list(Phase)[: HOMES[name].legs]
 
 
-@pytest.mark.parametrize("role", [PRODUCTION, NET, STORAGE, TOTAL])
+@pytest.mark.parametrize("role", [PRODUCTION, NET_CONSUMPTION, STORAGE, TOTAL_CONSUMPTION])
 def test_energy_is_the_integral_of_power(role: str) -> None:
     house = House(HOMES["three-phase"], start=AFTERNOON)
     before = house.truth()
@@ -132,7 +132,7 @@ def test_energy_is_the_integral_of_power(role: str) -> None:
         assert gained == pytest.approx(joules[phase] / 3600, abs=1e-6)
 
 
-def test_counters_never_fall_and_only_one_end_moves_at_a_time() -> None:
+def test_counters_never_decrease() -> None:
     house = House(HOMES["three-phase"], start=AFTERNOON)
     last = house.truth()
     for step in range(1, 100):
@@ -240,19 +240,21 @@ def test_a_clock_that_goes_back_changes_nothing() -> None:
     assert house.truth() == truth
 
 
-def test_a_month_is_not_lived_through_second_by_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House(HOMES["large"], start=AFTERNOON)
-    settled = 0
-    settle = House._settle
+class CountingHouse(House):
+    """A house that counts how often it computes its powers."""
 
-    def counted(self: House, local: float) -> None:
-        nonlocal settled
-        settled += 1
-        settle(self, local)
+    steps = 0
 
-    monkeypatch.setattr(House, "_settle", counted)
+    def _set_powers(self, local: float) -> None:
+        self.steps += 1
+        super()._set_powers(local)
+
+
+def test_a_month_is_simulated_in_few_steps() -> None:
+    house = CountingHouse(HOMES["large"], start=AFTERNOON)
+    house.steps = 0
     house.advance(AFTERNOON + 30 * 86400)
-    assert 720 < settled < 1200
+    assert 720 < house.steps < 1200
     assert len(house.truth().inverters) == 500
 
 
@@ -295,7 +297,7 @@ def test_inverters_add_up_to_the_sun_of_their_phase() -> None:
 
 
 def test_inverters_have_made_what_their_phase_has() -> None:
-    """In all, today, and each of the days before."""
+    """The sums of the inverters match those of the phases in lifetime, today, and each of the days before."""
     home = HOMES["three-phase"]
     house = House(home, start=AFTERNOON)
     truth = house.truth()
@@ -315,21 +317,21 @@ def test_inverters_have_made_what_their_phase_has() -> None:
 
 
 @pytest.mark.parametrize("name", HOMES)
-@pytest.mark.parametrize("path", [path for path in (*ENDPOINTS, DETAILS) if path != "/info"])
-async def test_answers_are_json_or_a_plain_refusal(name: str, path: str) -> None:
-    simulator = Simulator(name, clock=Clock())
+@pytest.mark.parametrize("path", [path for path in (*BRIEF_PATHS, DEVICE_DATA_PATH) if path != "/info"])
+async def test_answers_are_json_or_an_error_status(name: str, path: str) -> None:
+    simulator = Simulator(name, clock=Clock(AFTERNOON))
     async with asking(simulator) as client:
         answer = await client.get(path)
     if answer.status_code == 200:
         answer.json()
     else:
         assert name in {"legacy", "single-phase", "no-cts", "large", "ac-batteries"}
-        assert (answer.status_code, path) in {(404, path), (401, "/ivp/meters"), (401, INVERTERS)}
+        assert (answer.status_code, path) in {(404, path), (401, "/ivp/meters"), (401, INVERTERS_PATH)}
 
 
 @pytest.mark.parametrize("name", HOMES)
 async def test_info_is_xml_and_needs_no_token(name: str) -> None:
-    simulator = Simulator(name, clock=Clock())
+    simulator = Simulator(name, clock=Clock(AFTERNOON))
     async with asking(simulator, headers={}) as client:
         answer = await client.get("/info")
     root = ET.fromstring(answer.content)  # noqa: S314 (our own)
@@ -344,10 +346,10 @@ async def test_info_is_xml_and_needs_no_token(name: str) -> None:
     assert (root.find("build_info") is None) == (name == "legacy")
 
 
-async def test_readings_tell_the_truth(simulator: Simulator) -> None:
+async def test_readings_match_the_truth(simulator: Simulator) -> None:
     truth = simulator.truth()
     roles = {meter.eid: meter.role for meter in simulator.home.meters if meter.enabled}
-    answer = {meter["eid"]: meter for meter in await fetch(simulator, READINGS)}
+    answer = {meter["eid"]: meter for meter in await fetch(simulator, READINGS_PATH)}
     for eid, role in roles.items():
         everything = [(answer[eid], truth.meters[role].total)]
         everything += zip(answer[eid]["channels"], truth.meters[role].phases.values(), strict=True)
@@ -359,14 +361,14 @@ async def test_readings_tell_the_truth(simulator: Simulator) -> None:
             assert shown["timestamp"] == int(AFTERNOON)
 
 
-async def test_a_meters_total_adds_up_even_what_makes_no_sense(simulator: Simulator) -> None:
-    for meter in await fetch(simulator, READINGS):
+async def test_a_meters_total_adds_up_even_voltages_and_power_factors(simulator: Simulator) -> None:
+    for meter in await fetch(simulator, READINGS_PATH):
         for field in ("activePower", "voltage", "current", "reactivePower", "actEnergyDlvd", "pwrFactor"):
             assert meter[field] == pytest.approx(sum(c[field] for c in meter["channels"]), abs=0.003)
 
 
-async def test_every_number_of_every_phase_and_meter_is_its_own(simulator: Simulator) -> None:
-    meters = (await fetch(simulator, READINGS))[:3]
+async def test_the_values_of_all_phases_and_meters_differ(simulator: Simulator) -> None:
+    meters = (await fetch(simulator, READINGS_PATH))[:3]
     channels = [reading for meter in meters for reading in (meter, *meter["channels"])]
     for field in channels[1].keys() - {"timestamp", "freq", "pwrFactor"}:
         values = [reading[field] for reading in channels]
@@ -374,8 +376,8 @@ async def test_every_number_of_every_phase_and_meter_is_its_own(simulator: Simul
         assert 0 not in values, field
 
 
-async def test_every_inverter_is_its_own(simulator: Simulator) -> None:
-    inverters = await fetch(simulator, INVERTERS)
+async def test_the_values_of_all_inverters_differ(simulator: Simulator) -> None:
+    inverters = await fetch(simulator, INVERTERS_PATH)
     for field in ("serialNumber", "lastReportDate", "maxReportWatts"):
         assert len({inverter[field] for inverter in inverters}) == 21, field
     assert len({(i["lastReportDate"], i["lastReportWatts"]) for i in inverters}) == 21
@@ -383,12 +385,12 @@ async def test_every_inverter_is_its_own(simulator: Simulator) -> None:
 
 
 async def units(simulator: Simulator) -> list[dict[str, Any]]:
-    """The microinverters of `device_data`."""
-    given = (await fetch(simulator, DETAILS)).values()
+    """Return the microinverters of `device_data`."""
+    given = (await fetch(simulator, DEVICE_DATA_PATH)).values()
     return [item for item in given if isinstance(item, dict) and item["devName"] == "pcu"]
 
 
-async def test_details_tell_the_truth(simulator: Simulator) -> None:
+async def test_device_data_matches_the_truth(simulator: Simulator) -> None:
     for unit, truth in zip(await units(simulator), simulator.truth().inverters, strict=True):
         channels = unit["channels"]
         lifetime = sum(channel["lifetime"].get("joulesProduced", 0) for channel in channels) / 3600
@@ -402,7 +404,7 @@ async def test_details_tell_the_truth(simulator: Simulator) -> None:
             assert reading["acVoltageINmV"] == pytest.approx(230_000, rel=0.03)
 
 
-async def test_every_unit_and_every_input_has_its_own_details(simulator: Simulator) -> None:
+async def test_the_device_data_of_all_inverters_and_inputs_differ(simulator: Simulator) -> None:
     found = await units(simulator)
     channels = [channel for unit in found for channel in unit["channels"] if channel["lastReading"]]
     assert sorted(len(unit["channels"]) for unit in found) == [1] * 19 + [2] * 2
@@ -413,50 +415,50 @@ async def test_every_unit_and_every_input_has_its_own_details(simulator: Simulat
     assert len({channel["lifetime"]["joulesProduced"] for channel in channels}) == len(channels) == 22
 
 
-async def test_of_500_inverters_49_have_details() -> None:
-    """Some of their counters have begun again already."""
-    simulator = Simulator("large", clock=Clock())
-    answer = await fetch(simulator, DETAILS)
+async def test_device_data_has_49_of_500_inverters() -> None:
+    """Some of their 32-bit counters have wrapped around."""
+    simulator = Simulator("large", clock=Clock(AFTERNOON))
+    answer = await fetch(simulator, DEVICE_DATA_PATH)
     shown = await units(simulator)
     assert (len(shown), answer["deviceCount"], answer["deviceDataLimit"]) == (49, 50, 50)
-    assert len(await fetch(simulator, INVERTERS)) == 500
+    assert len(await fetch(simulator, INVERTERS_PATH)) == 500
     wrapped = [unit for unit in simulator.truth().inverters[:49] if unit.lifetime * 3600 > 2**32]
     assert 0 < len(wrapped) < 49
     assert all(unit["channels"][0]["lifetime"]["joulesProduced"] < 2**32 for unit in shown)
 
 
-async def test_at_night_the_modules_are_gone() -> None:
-    clock = Clock()
+async def test_at_night_inverters_are_active_without_modules() -> None:
+    clock = Clock(AFTERNOON)
     simulator = Simulator("single-phase", clock=clock, start_hour=12.0)
     assert not any(unit["modGone"] for unit in await units(simulator))
     clock.now += 11 * 3600
     assert all(unit["modGone"] and unit["active"] for unit in await units(simulator))
 
 
-async def test_meters_stand_beside_the_inverters_with_unsigned_watts() -> None:
-    simulator = Simulator("single-phase", clock=Clock(), start_hour=2.0)
-    found = [item for item in (await fetch(simulator, DETAILS)).values() if isinstance(item, dict)]
+async def test_device_data_has_meters_with_unsigned_watts() -> None:
+    simulator = Simulator("single-phase", clock=Clock(AFTERNOON), start_hour=2.0)
+    found = [item for item in (await fetch(simulator, DEVICE_DATA_PATH)).values() if isinstance(item, dict)]
     meters = {item["sn"]: item for item in found if item["devName"] == "eim"}
     assert meters.keys() == {f"{simulator.serial}EIM1", f"{simulator.serial}EIM2"}
     assert meters[f"{simulator.serial}EIM1"]["channels"][0]["watts"]["now"] == 2**32 - 1
 
 
-async def test_inverters_on_split_phases_are_on_both() -> None:
-    found = await units(Simulator("split-phase", clock=Clock()))
+async def test_inverters_on_split_phase_are_connected_to_both_phases() -> None:
+    found = await units(Simulator("split-phase", clock=Clock(AFTERNOON)))
     volts = [unit["channels"][0]["lastReading"]["acVoltageINmV"] for unit in found]
     assert volts == pytest.approx([240_000] * 16, rel=0.03)
 
 
-async def test_firmware_8_3_reports_a_meter_that_nobody_knows(simulator: Simulator) -> None:
+async def test_firmware_8_3_reports_a_meter_that_it_does_not_list(simulator: Simulator) -> None:
     listed = {meter["eid"] for meter in await fetch(simulator, "/ivp/meters")}
-    reported = {meter["eid"] for meter in await fetch(simulator, READINGS)}
+    reported = {meter["eid"] for meter in await fetch(simulator, READINGS_PATH)}
     assert reported - listed == {1023410688}
 
 
-async def test_disabled_meters_report_something_all_the_same() -> None:
-    simulator = Simulator("no-cts", clock=Clock())
+async def test_disabled_meters_still_report_values() -> None:
+    simulator = Simulator("no-cts", clock=Clock(AFTERNOON))
     assert {meter["state"] for meter in await fetch(simulator, "/ivp/meters")} == {"disabled"}
-    for meter in await fetch(simulator, READINGS):
+    for meter in await fetch(simulator, READINGS_PATH):
         assert meter["activePower"] != 0
         assert meter["actEnergyDlvd"] + meter["actEnergyRcvd"] > 0
     assert (await fetch(simulator, "/api/v1/production"))["wattHoursLifetime"] == 1583
@@ -464,10 +466,10 @@ async def test_disabled_meters_report_something_all_the_same() -> None:
     assert pcu["wattHoursLifetime"] == int(simulator.truth().site.solar.delivered)
 
 
-async def test_a_gateway_without_meters_knows_what_its_inverters_say() -> None:
-    simulator = Simulator("split-phase", clock=Clock())
+async def test_a_gateway_without_meters_sums_its_inverters() -> None:
+    simulator = Simulator("split-phase", clock=Clock(AFTERNOON))
     simulator.become(meters=(), imeter=False, gear=(), batteries=())
-    for path in ("/ivp/meters", READINGS, "/ivp/meters/gridReading", "/ivp/meters/reports/consumption"):
+    for path in ("/ivp/meters", READINGS_PATH, "/ivp/meters/gridReading", "/ivp/meters/reports/consumption"):
         assert await fetch(simulator, path) == []
     production = await fetch(simulator, "/api/v1/production")
     energy = (await fetch(simulator, "/ivp/pdm/energy"))["production"]
@@ -478,15 +480,15 @@ async def test_a_gateway_without_meters_knows_what_its_inverters_say() -> None:
 
 
 async def test_a_home_with_one_phase_has_noise_on_the_others() -> None:
-    simulator = Simulator("single-phase", clock=Clock())
+    simulator = Simulator("single-phase", clock=Clock(AFTERNOON))
     production, net = (await fetch(simulator, "/ivp/meters"))[:2]
     assert (production["phaseMode"], production["phaseCount"]) == ("three", 1)
-    for meter in (await fetch(simulator, READINGS))[:2]:
+    for meter in (await fetch(simulator, READINGS_PATH))[:2]:
         used, *unused = meter["channels"]
         assert all(1 < channel["voltage"] < 13 for channel in unused)
         assert {**used, "eid": meter["eid"]} == {key: meter[key] for key in used}
     assert net["eid"] == 704643584
-    assert b"-0.000" in await raw(simulator, READINGS)
+    assert b"-0.000" in await raw(simulator, READINGS_PATH)
 
 
 async def raw(simulator: Simulator, path: str) -> bytes:
@@ -494,21 +496,21 @@ async def raw(simulator: Simulator, path: str) -> bytes:
         return (await client.get(path)).content
 
 
-async def test_split_phase_shows_its_battery_only_live() -> None:
-    simulator = Simulator("split-phase", clock=Clock())
+async def test_split_phase_has_its_battery_only_in_live_data() -> None:
+    simulator = Simulator("split-phase", clock=Clock(AFTERNOON))
     roles = {meter["measurementType"] for meter in await fetch(simulator, "/ivp/meters")}
     assert roles == {"production", "net-consumption"}
-    live = (await fetch(simulator, LIVEDATA))["meters"]
+    live = (await fetch(simulator, LIVEDATA_PATH))["meters"]
     truth = simulator.truth()
     assert live["is_split_phase"] == 1
     assert live["storage"]["agg_p_mw"] == milliwatts(truth.site.battery)
     assert live["storage"]["agg_p_ph_c_mw"] == 0
-    kinds = {device["device_type"] for device in (await fetch(simulator, DEVICES))["devices"]}
+    kinds = {device["device_type"] for device in (await fetch(simulator, DEVICE_LIST_PATH))["devices"]}
     assert kinds == {13, 17, 22}
 
 
 async def test_devices_of_three_phase(simulator: Simulator) -> None:
-    devices = (await fetch(simulator, DEVICES))["devices"]
+    devices = (await fetch(simulator, DEVICE_LIST_PATH))["devices"]
     assert [device["device_type"] for device in devices] == [13, 13, 0]
     assert devices[0]["dev_info"] == {"capacity": 5000, "DER_Index": 1}
     assert "dev_info" not in devices[2]
@@ -546,8 +548,8 @@ async def test_grid_reading_and_reports_are_those_of_the_net_meter(simulator: Si
 
 
 @pytest.mark.parametrize(("name", "lines"), [("single-phase", 1), ("split-phase", 2), ("three-phase", 3)])
-async def test_reports_hold_the_real_phases_only_and_the_grid_always_three(name: str, lines: int) -> None:
-    simulator = Simulator(name, clock=Clock())
+async def test_reports_have_the_real_phases_and_the_grid_reading_always_three(name: str, lines: int) -> None:
+    simulator = Simulator(name, clock=Clock(AFTERNOON))
     for report in await fetch(simulator, "/ivp/meters/reports/consumption"):
         assert len(report["lines"]) == lines
     assert len((await fetch(simulator, "/ivp/meters/gridReading"))[0]["channels"]) == 3
@@ -555,16 +557,16 @@ async def test_reports_hold_the_real_phases_only_and_the_grid_always_three(name:
 
 @pytest.mark.parametrize("name", ["three-phase", "split-phase", "single-phase"])
 async def test_live_data_balances_on_every_phase(name: str) -> None:
-    simulator = Simulator(name, clock=Clock())
-    meters = (await fetch(simulator, LIVEDATA))["meters"]
+    simulator = Simulator(name, clock=Clock(AFTERNOON))
+    meters = (await fetch(simulator, LIVEDATA_PATH))["meters"]
     for key in ("agg_p_mw", "agg_p_ph_a_mw", "agg_p_ph_b_mw", "agg_p_ph_c_mw"):
         assert meters["load"][key] == sum(meters[flow][key] for flow in ("pv", "grid", "storage"))
     assert meters["pv"]["agg_p_mw"] == milliwatts(simulator.truth().site.solar)
     assert meters["soc"] == round(simulator.truth().soc)
 
 
-async def test_live_data_has_both_spellings(simulator: Simulator) -> None:
-    counters = (await fetch(simulator, LIVEDATA))["counters"]
+async def test_live_data_has_both_spellings_of_a_counter(simulator: Simulator) -> None:
+    counters = (await fetch(simulator, LIVEDATA_PATH))["counters"]
     assert {"MqttClient_connect_err", "MqttClient_connect_Err"} < set(counters)
 
 
@@ -572,7 +574,7 @@ async def test_live_data_is_fresh_only_while_the_stream_is_on(
     simulator: Simulator, client: httpx.AsyncClient, clock: Clock
 ) -> None:
     async def look() -> tuple[str, float, int, bool]:
-        answer = (await client.get(LIVEDATA)).json()
+        answer = (await client.get(LIVEDATA_PATH)).json()
         shown = answer["meters"]
         on = answer["connection"]["sc_stream"]
         return on, shown["last_update"], shown["pv"]["agg_p_mw"], "info" in answer
@@ -581,7 +583,7 @@ async def test_live_data_is_fresh_only_while_the_stream_is_on(
     assert first[0] == "disabled"
     clock.forward(30)
     assert await look() == first
-    assert (await client.post(STREAM, json={"enable": 1})).json() == {"sc_stream": "enabled"}
+    assert (await client.post(STREAM_PATH, json={"enable": 1})).json() == {"sc_stream": "enabled"}
     clock.forward(30)
     assert await look() == ("enabled", clock.now, milliwatts(simulator.truth().site.solar), False)
     clock.forward(869)
@@ -589,14 +591,14 @@ async def test_live_data_is_fresh_only_while_the_stream_is_on(
     assert last[:2] == ("enabled", clock.now)
     clock.forward(1)
     assert await look() == ("disabled", *last[1:3], True)
-    await client.post(STREAM, json={"enable": 1})
-    await client.post(STREAM, json={"enable": 0})
+    await client.post(STREAM_PATH, json={"enable": 1})
+    await client.post(STREAM_PATH, json={"enable": 0})
     assert (await look())[0] == "disabled"
-    assert (await client.post(STREAM, content=b"[]")).status_code == 400
+    assert (await client.post(STREAM_PATH, content=b"[]")).status_code == 400
 
 
-@pytest.mark.parametrize("path", NEVER)
-async def test_forbidden_paths_are_answered_and_remembered(simulator: Simulator, path: str) -> None:
+@pytest.mark.parametrize("path", HARMFUL_PATHS)
+async def test_harmful_paths_are_answered_and_logged(simulator: Simulator, path: str) -> None:
     await fetch(simulator, path)
     assert [(seen.method, seen.path, seen.status) for seen in simulator.requests] == [("GET", path, 200)]
     assert simulator.count(path) == simulator.count() == 1
@@ -604,48 +606,48 @@ async def test_forbidden_paths_are_answered_and_remembered(simulator: Simulator,
 
 SAME_SHAPE = [
     ("three-phase", "8.3.5169_ACB_inventory", "/ivp/meters"),
-    ("single-phase", "8.3.5169_ACB_inventory", READINGS),
-    ("three-phase", "8.3.1598_collar", READINGS),
+    ("single-phase", "8.3.5169_ACB_inventory", READINGS_PATH),
+    ("three-phase", "8.3.1598_collar", READINGS_PATH),
     ("three-phase", "8.3.5169_ACB_inventory", "/ivp/meters/gridReading"),
     ("three-phase", "8.3.5169_ACB_inventory", "/ivp/pdm/energy"),
     ("three-phase", "8.3.5169_ACB_inventory", "/api/v1/production"),
-    ("three-phase", "8.3.5169_ACB_inventory", INVERTERS),
+    ("three-phase", "8.3.5169_ACB_inventory", INVERTERS_PATH),
 ]
 
 
-@pytest.mark.skipif(not CAPTURES.exists(), reason="needs the captured gateways beside the project")
+@pytest.mark.skipif(not CAPTURED.exists(), reason="needs the captured gateways beside the project")
 @pytest.mark.parametrize(("name", "capture", "path"), SAME_SHAPE)
 async def test_answers_have_the_shape_of_real_ones(name: str, capture: str, path: str) -> None:
-    real = json.loads((CAPTURES / capture / path[1:].replace("/", "_")).read_text())
-    assert shape(await fetch(Simulator(name, clock=Clock()), path)) == shape(real)
+    real = json.loads((CAPTURED / capture / path[1:].replace("/", "_")).read_text())
+    assert shape(await fetch(Simulator(name, clock=Clock(AFTERNOON)), path)) == shape(real)
 
 
-@pytest.mark.skipif(not CAPTURES.exists(), reason="needs the captured gateways beside the project")
+@pytest.mark.skipif(not CAPTURED.exists(), reason="needs the captured gateways beside the project")
 @pytest.mark.parametrize("capture", ["8.2.4345_with_device_data", "8.3.5167_3rd-pv"])
-async def test_details_have_the_shape_of_real_ones(simulator: Simulator, capture: str) -> None:
-    real = json.loads((CAPTURES / capture / "ivp_pdm_device_data").read_text())
-    ours = await fetch(simulator, DETAILS)
+async def test_device_data_has_the_shape_of_real_ones(simulator: Simulator, capture: str) -> None:
+    real = json.loads((CAPTURED / capture / "ivp_pdm_device_data").read_text())
+    ours = await fetch(simulator, DEVICE_DATA_PATH)
     assert next(iter(real)) == next(iter(ours)) == "553648384"
     assert shape(ours["553648384"]) == shape(real["553648384"])
     assert [*ours][-2:] == [*real][-2:]
 
 
-@pytest.mark.skipif(not CAPTURES.exists(), reason="needs the captured gateways beside the project")
+@pytest.mark.skipif(not CAPTURED.exists(), reason="needs the captured gateways beside the project")
 async def test_reports_have_the_shape_of_real_ones(simulator: Simulator) -> None:
-    real = json.loads((CAPTURES / "8.3.5169_ACB_inventory" / "ivp_meters_reports").read_text())
+    real = json.loads((CAPTURED / "8.3.5169_ACB_inventory" / "ivp_meters_reports").read_text())
     assert shape(await fetch(simulator, "/ivp/meters/reports/consumption")) == shape(real[1:])
 
 
-@pytest.mark.skipif(not CAPTURES.exists(), reason="needs the captured gateways beside the project")
+@pytest.mark.skipif(not CAPTURED.exists(), reason="needs the captured gateways beside the project")
 @pytest.mark.parametrize(("name", "capture"), [("three-phase", "8.3.5167_3rd-pv"), ("legacy", "3.17.3")])
 async def test_info_has_the_elements_of_real_ones(name: str, capture: str) -> None:
-    real = ET.fromstring((CAPTURES / capture / "info").read_bytes())  # noqa: S314 (files of ours)
-    ours = ET.fromstring(await raw(Simulator(name, clock=Clock()), "/info"))  # noqa: S314
+    real = ET.fromstring((CAPTURED / capture / "info").read_bytes())  # noqa: S314 (files of ours)
+    ours = ET.fromstring(await raw(Simulator(name, clock=Clock(AFTERNOON)), "/info"))  # noqa: S314
     assert {element.tag for element in ours.iter()} == {element.tag for element in real.iter()}
 
 
 def shape(value: Any) -> Any:
-    """Names in their order and kinds of values; of a list, the shape of its first item."""
+    """Return the names in their order and the types of values; for a list, the shape of its first item."""
     match value:
         case dict():
             return {"names": list(value), "shapes": {key: shape(item) for key, item in value.items()}}
@@ -655,7 +657,7 @@ def shape(value: Any) -> Any:
             return type(value)
 
 
-# ---------------------------------------------------------------- who may ask
+# ---------------------------------------------------------------- authentication
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -677,14 +679,14 @@ BAD_TOKENS: dict[str, Callable[[Simulator], dict[str, str]]] = {
 @pytest.mark.parametrize("kind", BAD_TOKENS)
 async def test_bad_tokens_are_refused_with_a_page(simulator: Simulator, kind: str) -> None:
     async with asking(simulator, headers=BAD_TOKENS[kind](simulator)) as client:
-        for path in ("/ivp/meters", "/api/v1/production", STREAM, "/auth/check_jwt", "/home"):
+        for path in ("/ivp/meters", "/api/v1/production", STREAM_PATH, "/auth/check_jwt", "/home"):
             answer = await client.get(path)
             assert answer.status_code == 401
             assert answer.headers["content-type"] == "text/html"
             assert answer.text.startswith("<html>")
 
 
-async def test_a_good_token_is_good_until_it_expires(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_a_valid_token_is_accepted_until_it_expires(client: httpx.AsyncClient, clock: Clock) -> None:
     assert (await client.get("/ivp/meters")).status_code == 200
     clock.forward(366 * 86400)
     assert (await client.get("/ivp/meters")).status_code == 401
@@ -702,7 +704,7 @@ async def test_check_gives_a_session_that_needs_no_token(client: httpx.AsyncClie
     assert (await client.get("/ivp/meters")).status_code == 401
 
 
-async def test_some_gateways_want_the_check_first(simulator: Simulator, client: httpx.AsyncClient) -> None:
+async def test_some_gateways_require_the_token_check_first(simulator: Simulator, client: httpx.AsyncClient) -> None:
     simulator.gateway.guard.needs_check = True
     assert (await client.get("/ivp/meters")).status_code == 401
     await client.get("/auth/check_jwt")
@@ -720,9 +722,9 @@ async def test_revoked_tokens_and_their_sessions_are_refused(
 
 
 async def test_missing_storage_gear_and_missing_paths_are_not_found() -> None:
-    simulator = Simulator("single-phase", clock=Clock())
+    simulator = Simulator("single-phase", clock=Clock(AFTERNOON))
     async with asking(simulator) as client:
-        answer = await client.get(DEVICES)
+        answer = await client.get(DEVICE_LIST_PATH)
         assert (answer.status_code, answer.json()) == (404, {"err": "404 - Not Found"})
         assert answer.headers["content-type"] == "application/json; charset=ISO-8859-4"
         assert (await client.get("/nothing")).status_code == 404
@@ -736,57 +738,59 @@ async def test_answers_carry_the_headers_of_a_gateway(client: httpx.AsyncClient)
     assert (await client.get("/api/v1/production")).headers["content-type"] == "application/json"
 
 
-async def test_legacy_needs_no_token_but_a_digest_here_and_there() -> None:
-    simulator = Simulator("legacy", clock=Clock())
+async def test_legacy_needs_no_token_but_digest_authentication_on_some_paths() -> None:
+    simulator = Simulator("legacy", clock=Clock(AFTERNOON))
     async with asking(simulator, headers={}) as client:
         assert (await client.get("/api/v1/production")).json()["wattsNow"] > 100
         assert (await client.get("/ivp/pdm/energy")).status_code == 404
-        refused = await client.get(INVERTERS)
+        refused = await client.get(INVERTERS_PATH)
         assert (refused.status_code, refused.text) == (401, "Error: 401")
         assert refused.headers["www-authenticate"].startswith("Digest ")
         assert refused.headers["connection"] == "close"
         right = httpx.DigestAuth("envoy", simulator.serial[-6:])
-        inverters = (await client.get(INVERTERS, auth=right)).json()
+        inverters = (await client.get(INVERTERS_PATH, auth=right)).json()
         assert len(inverters) == 8
         assert "devType" not in inverters[0]
         wrong = httpx.DigestAuth("envoy", "000000")
-        assert (await client.get(INVERTERS, auth=wrong)).status_code == 401
+        assert (await client.get(INVERTERS_PATH, auth=wrong)).status_code == 401
         assert (await client.get("/ivp/meters", auth=right)).status_code == 401
 
 
 # ---------------------------------------------------------------- the cloud
 
-GOOD = {"user[email]": USER, "user[password]": PASSWORD}
+LOGIN_FORM = {"user[email]": USER, "user[password]": PASSWORD}
 
 
 async def test_login_then_tokens(simulator: Simulator, client: httpx.AsyncClient) -> None:
-    login = await client.post("/login/login.json", data=GOOD)
+    login = await client.post("/login/login.json", data=LOGIN_FORM)
     assert login.status_code == 200
     assert login.json()["message"] == "success"
     order = {"session_id": login.json()["session_id"], "serial_num": simulator.serial, "username": USER}
     answer = await client.post("/tokens", json=order)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain")
-    claims = decode(answer.text)
+    claims = decode_token(answer.text)
     assert (claims["aud"], claims["iss"], claims["enphaseUser"]) == (simulator.serial, "Entrez", "owner")
     assert claims["exp"] == int(AFTERNOON) + 365 * 86400
     assert (await client.get("/ivp/meters", headers=bearer(answer.text))).status_code == 200
 
 
-async def test_login_then_the_briefs_road(simulator: Simulator, client: httpx.AsyncClient) -> None:
+async def test_login_then_the_token_endpoint_of_the_brief(simulator: Simulator, client: httpx.AsyncClient) -> None:
     road = f"/entrez-auth-token?serial_num={simulator.serial}"
     assert (await client.get(road)).status_code == 401
-    await client.post("/login/login.json", data=GOOD)
+    await client.post("/login/login.json", data=LOGIN_FORM)
     answer = (await client.get(road)).json()
-    assert decode(answer["token"])["exp"] == answer["expires_at"]
+    assert decode_token(answer["token"])["exp"] == answer["expires_at"]
     assert answer["generation_time"] == int(AFTERNOON)
     assert (await client.get("/entrez-auth-token?serial_num=1")).status_code == 403
     assert simulator.requests[-1].path == "/entrez-auth-token"
 
 
-async def test_what_the_cloud_refuses(simulator: Simulator, client: httpx.AsyncClient) -> None:
-    wrong = {**GOOD, "user[password]": "wrong"}
+async def test_the_cloud_refuses_wrong_credentials_and_unknown_serials(
+    simulator: Simulator, client: httpx.AsyncClient
+) -> None:
+    wrong = {**LOGIN_FORM, "user[password]": "wrong"}
     assert (await client.post("/login/login.json", data=wrong)).status_code == 401
-    session = (await client.post("/login/login.json", data=GOOD)).json()["session_id"]
+    session = (await client.post("/login/login.json", data=LOGIN_FORM)).json()["session_id"]
     order = {"session_id": session, "serial_num": simulator.serial, "username": USER}
     for change in ({"session_id": "x"}, {"serial_num": "1"}, {"username": "x@example.com"}):
         assert (await client.post("/tokens", json={**order, **change})).status_code in (401, 403)
@@ -794,15 +798,15 @@ async def test_what_the_cloud_refuses(simulator: Simulator, client: httpx.AsyncC
     assert (await client.get("/tokens")).status_code == 405
 
 
-def test_installers_tokens_live_twelve_hours(simulator: Simulator) -> None:
+def test_installers_tokens_are_valid_for_twelve_hours(simulator: Simulator) -> None:
     simulator.cloud.role = "installer"
-    assert decode(simulator.token())["exp"] == int(AFTERNOON) + 12 * 3600
-    assert decode(simulator.token(enphaseUser="owner"))["exp"] == int(AFTERNOON) + 365 * 86400
+    assert decode_token(simulator.token())["exp"] == int(AFTERNOON) + 12 * 3600
+    assert decode_token(simulator.token(enphaseUser="owner"))["exp"] == int(AFTERNOON) + 365 * 86400
     assert simulator.token() != simulator.token()
 
 
 async def test_gateways_can_share_a_cloud(clock: Clock) -> None:
-    cloud = Cloud(clock=clock, password="shared")
+    cloud = SimulatedCloud(clock=clock, password="shared")
     one = Simulator("three-phase", clock=clock, shared_cloud=cloud)
     two = Simulator("split-phase", clock=clock, shared_cloud=cloud)
     assert cloud.serials == {one.serial, two.serial}
@@ -814,35 +818,35 @@ async def test_gateways_can_share_a_cloud(clock: Clock) -> None:
 # ---------------------------------------------------------------- faults
 
 
-async def test_a_fault_meets_its_path_so_many_times(simulator: Simulator, client: httpx.AsyncClient) -> None:
+async def test_a_fault_affects_its_path_so_many_times(simulator: Simulator, client: httpx.AsyncClient) -> None:
     simulator.faults.add("/ivp/*", "404")
     simulator.faults.add("/ivp/meters", "status:503", times=2)
     simulator.faults.add("/ivp/meters", "502", times=1)
     codes = [(await client.get("/ivp/meters")).status_code for _ in range(4)]
     assert codes == [503, 503, 502, 404]
-    assert (await client.get(READINGS)).status_code == 404
+    assert (await client.get(READINGS_PATH)).status_code == 404
     assert (await client.get("/api/v1/production")).status_code == 200
     simulator.faults.clear()
     assert (await client.get("/ivp/meters")).status_code == 200
 
 
-async def test_clearing_one_place_leaves_the_others(simulator: Simulator, client: httpx.AsyncClient) -> None:
+async def test_clearing_a_place_keeps_the_faults_of_others(simulator: Simulator, client: httpx.AsyncClient) -> None:
     simulator.faults.add("gateway", "booting")
     simulator.faults.add("login", "mfa")
     assert (await client.get("/info")).status_code == 503
     simulator.faults.clear("gateway")
     assert (await client.get("/info")).status_code == 200
-    assert "session_id" not in (await client.post("/login/login.json", data=GOOD)).json()
+    assert "session_id" not in (await client.post("/login/login.json", data=LOGIN_FORM)).json()
 
 
-def test_a_fault_that_nobody_knows_is_an_error(simulator: Simulator) -> None:
+def test_an_unknown_fault_is_an_error(simulator: Simulator) -> None:
     with pytest.raises(ValueError, match="no fault is called 'nonsense'; there are "):
         simulator.faults.add("/info", "nonsense")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_fault_can_be_ordered_by_name(kind: str) -> None:
-    assert named(kind).name
+@pytest.mark.parametrize("kind", FAULTS_BY_NAME)
+def test_every_fault_can_be_added_by_name(kind: str) -> None:
+    assert fault_by_name(kind).name
     assert not kind.startswith("_")
 
 
@@ -863,7 +867,9 @@ BODIES: dict[str, Callable[[httpx.Response, bytes], bool]] = {
 
 
 @pytest.mark.parametrize("kind", BODIES)
-async def test_what_faults_send_with_200(simulator: Simulator, client: httpx.AsyncClient, kind: str) -> None:
+async def test_bodies_that_faults_send_with_status_200(
+    simulator: Simulator, client: httpx.AsyncClient, kind: str
+) -> None:
     real = (await client.get("/ivp/meters")).content
     simulator.faults.add("/ivp/meters", kind)
     answer = await client.get("/ivp/meters")
@@ -871,7 +877,7 @@ async def test_what_faults_send_with_200(simulator: Simulator, client: httpx.Asy
     assert BODIES[kind](answer, real)
 
 
-async def test_garbage_is_no_text(simulator: Simulator, client: httpx.AsyncClient) -> None:
+async def test_garbage_is_not_valid_utf_8(simulator: Simulator, client: httpx.AsyncClient) -> None:
     simulator.faults.add("/ivp/meters", "garbage")
     with pytest.raises(UnicodeDecodeError):
         (await client.get("/ivp/meters")).content.decode()
@@ -881,34 +887,36 @@ CODES = {"booting": 503, "wrong_password": 401, "down": 503, "not_your_serial": 
 
 
 @pytest.mark.parametrize(("kind", "code"), CODES.items())
-async def test_what_faults_refuse(simulator: Simulator, client: httpx.AsyncClient, kind: str, code: int) -> None:
+async def test_status_codes_that_faults_send(
+    simulator: Simulator, client: httpx.AsyncClient, kind: str, code: int
+) -> None:
     simulator.faults.add("cloud", kind, times=1)
     assert (await client.get("/ivp/meters")).status_code == 200
-    assert (await client.post("/login/login.json", data=GOOD)).status_code == code
+    assert (await client.post("/login/login.json", data=LOGIN_FORM)).status_code == code
     assert simulator.requests[-1].status == code
 
 
 @pytest.mark.parametrize(("kind", "claim"), [("wrong_aud", "aud"), ("expired", "exp")])
-async def test_tokens_that_are_no_good(
+async def test_faulty_tokens_are_refused_by_the_gateway(
     simulator: Simulator, client: httpx.AsyncClient, kind: str, claim: str
 ) -> None:
     simulator.faults.add("tokens", kind)
     simulator.faults.add("entrez", kind)
-    session = (await client.post("/login/login.json", data=GOOD)).json()["session_id"]
+    session = (await client.post("/login/login.json", data=LOGIN_FORM)).json()["session_id"]
     order = {"session_id": session, "serial_num": simulator.serial, "username": USER}
-    good = decode(simulator.token())
+    good = decode_token(simulator.token())
     for token in (
         (await client.post("/tokens", json=order)).text,
         (await client.get(f"/entrez-auth-token?serial_num={simulator.serial}")).json()["token"],
     ):
-        assert decode(token)[claim] != good[claim]
+        assert decode_token(token)[claim] != good[claim]
         assert (await client.get("/ivp/meters", headers=bearer(token))).status_code == 401
 
 
 async def test_a_refused_request_changes_nothing(simulator: Simulator, client: httpx.AsyncClient) -> None:
     simulator.faults.add("stream", "503", times=1)
-    assert (await client.post(STREAM, json={"enable": 1})).status_code == 503
-    assert (await client.get(LIVEDATA)).json()["connection"]["sc_stream"] == "disabled"
+    assert (await client.post(STREAM_PATH, json={"enable": 1})).status_code == 503
+    assert (await client.get(LIVEDATA_PATH)).json()["connection"]["sc_stream"] == "disabled"
 
 
 async def test_cut_without_a_socket_is_an_error(simulator: Simulator, client: httpx.AsyncClient) -> None:
@@ -920,12 +928,12 @@ async def test_cut_without_a_socket_is_an_error(simulator: Simulator, client: ht
 async def test_reboot_shows_zeros_for_a_while(
     simulator: Simulator, client: httpx.AsyncClient, clock: Clock
 ) -> None:
-    await client.post(STREAM, json={"enable": 1})
+    await client.post(STREAM_PATH, json={"enable": 1})
     simulator.reboot(zeros=120)
-    meters = (await client.get(READINGS)).json()
+    meters = (await client.get(READINGS_PATH)).json()
     assert {(m["actEnergyDlvd"], m["activePower"]) for m in meters if m["eid"] < 704644608} == {(0.0, 0.0)}
     assert (await client.get("/api/v1/production")).json()["wattHoursLifetime"] == 0
-    assert (await client.get(LIVEDATA)).json()["connection"]["sc_stream"] == "disabled"
+    assert (await client.get(LIVEDATA_PATH)).json()["connection"]["sc_stream"] == "disabled"
     clock.forward(121)
     assert (await client.get("/api/v1/production")).json()["wattHoursLifetime"] > 1_000_000
 
@@ -948,7 +956,7 @@ def trusting_anybody() -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def dialing(simulator: Simulator, address: str, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def connected(simulator: Simulator, address: str, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     options.setdefault("headers", bearer(simulator.token()))
     scheme = "https" if simulator.home.secure else "http"
     base, context = f"{scheme}://{address}", trusting_anybody()
@@ -957,14 +965,14 @@ async def dialing(simulator: Simulator, address: str, **options: Any) -> AsyncIt
 
 
 async def test_all_ten_over_tls_on_one_connection(simulator: Simulator) -> None:
-    async with serve(simulator, tls=True) as address, dialing(simulator, address) as client:
+    async with serve(simulator, tls=True) as address, connected(simulator, address) as client:
         streams = set()
-        for path in ENDPOINTS:
+        for path in BRIEF_PATHS:
             answer = await client.get(path)
             assert answer.status_code == 200
             streams.add(answer.extensions["network_stream"].get_extra_info("socket").getsockname())
     assert len(streams) == 1
-    assert [seen.path for seen in simulator.requests] == list(ENDPOINTS)
+    assert [seen.path for seen in simulator.requests] == list(BRIEF_PATHS)
 
 
 async def test_certificate_is_the_gateways_own_and_tls_1_2_will_do(simulator: Simulator) -> None:
@@ -983,40 +991,40 @@ async def test_certificate_is_the_gateways_own_and_tls_1_2_will_do(simulator: Si
     assert self_signed("1")[1] != self_signed("1")[1]
 
 
-async def test_legacy_speaks_plain_http_and_hangs_up() -> None:
-    simulator = Simulator("legacy", clock=Clock())
-    async with serve(simulator, tls=False) as address, dialing(simulator, address, headers={}) as client:
+async def test_legacy_uses_plain_http_and_closes_connections() -> None:
+    simulator = Simulator("legacy", clock=Clock(AFTERNOON))
+    async with serve(simulator, tls=False) as address, connected(simulator, address, headers={}) as client:
         auth = httpx.DigestAuth("envoy", simulator.serial[-6:])
-        answer = await client.get(INVERTERS, auth=auth)
+        answer = await client.get(INVERTERS_PATH, auth=auth)
         assert answer.status_code == 200
         assert answer.headers["connection"] == "close"
 
 
 @pytest.mark.parametrize("kind", ["reset", "drop"])
 async def test_cut_connections(simulator: Simulator, kind: str) -> None:
-    async with serve(simulator, tls=True) as address, dialing(simulator, address) as client:
-        simulator.faults.add(READINGS, kind, times=1)
+    async with serve(simulator, tls=True) as address, connected(simulator, address) as client:
+        simulator.faults.add(READINGS_PATH, kind, times=1)
         with pytest.raises(httpx.TransportError):
-            await client.get(READINGS)
-        assert (await client.get(READINGS)).status_code == 200
+            await client.get(READINGS_PATH)
+        assert (await client.get(READINGS_PATH)).status_code == 200
 
 
-async def test_hanging_and_dripping_end_when_the_client_has_had_enough(simulator: Simulator) -> None:
-    async with serve(simulator, tls=True) as address, dialing(simulator, address) as client:
+async def test_hanging_and_slow_replies_end_when_the_client_gives_up(simulator: Simulator) -> None:
+    async with serve(simulator, tls=True) as address, connected(simulator, address) as client:
         simulator.faults.add("/ivp/meters", "hang")
-        simulator.faults.add(READINGS, "slow:0.01")
+        simulator.faults.add(READINGS_PATH, "slow:0.01")
         with pytest.raises(httpx.ReadTimeout):
             await client.get("/ivp/meters", timeout=0.1)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await client.get(READINGS, timeout=5)
+                await client.get(READINGS_PATH, timeout=5)
     assert [seen.status for seen in simulator.requests] == [0, 200]
 
 
-async def test_a_huge_answer_has_no_length_and_can_be_broken_off(simulator: Simulator) -> None:
-    simulator.faults.add(READINGS, "huge")
-    async with serve(simulator, tls=True) as address, dialing(simulator, address) as client:
-        async with client.stream("GET", READINGS) as answer:
+async def test_a_huge_answer_has_no_length_and_can_be_aborted(simulator: Simulator) -> None:
+    simulator.faults.add(READINGS_PATH, "huge")
+    async with serve(simulator, tls=True) as address, connected(simulator, address) as client:
+        async with client.stream("GET", READINGS_PATH) as answer:
             assert "content-length" not in answer.headers
             async for piece in answer.aiter_bytes():
                 assert piece
@@ -1025,26 +1033,26 @@ async def test_a_huge_answer_has_no_length_and_can_be_broken_off(simulator: Simu
 
 
 async def test_the_port_is_free_again_at_once(simulator: Simulator) -> None:
-    async with serve(simulator, tls=True) as address, dialing(simulator, address) as client:
+    async with serve(simulator, tls=True) as address, connected(simulator, address) as client:
         port = int(address.partition(":")[2])
         await client.get("/info")
         with pytest.raises(OSError, match="in use"):
             await serve(simulator, tls=True, port=port).__aenter__()
-    async with serve(simulator, tls=True, port=port) as again, dialing(simulator, again) as client:
+    async with serve(simulator, tls=True, port=port) as again, connected(simulator, again) as client:
         assert again == address
         assert (await client.get("/ivp/meters")).status_code == 200
 
 
-async def test_leaving_cuts_what_hangs_and_says_nothing(
+async def test_stopping_cuts_hanging_requests_and_logs_nothing(
     simulator: Simulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     tasks, arrived = asyncio.all_tasks(), asyncio.Event()
 
-    async def hold(_body: bytes, line: Line) -> None:
+    async def hold(_body: bytes, channel: ReplyChannel) -> None:
         arrived.set()
-        await line.gone()
+        await channel.wait_closed()
 
-    simulator.faults.add("/ivp/meters", fixed("hold", Reply(0, pace=hold)))
+    simulator.faults.add("/ivp/meters", always("hold", HttpReply(0, send_body=hold)))
     caplog.set_level(logging.DEBUG)
     async with asyncio.timeout(10):
         async with serve(simulator, tls=True) as address:
@@ -1080,7 +1088,7 @@ async def test_the_cloud_can_have_an_address_of_its_own(simulator: Simulator) ->
         serve(simulator, tls=False) as cloud,
         httpx.AsyncClient(verify=trusting_anybody()) as client,
     ):
-        login = await client.post(f"http://{cloud}/login/login.json", data=GOOD)
+        login = await client.post(f"http://{cloud}/login/login.json", data=LOGIN_FORM)
         order = {"session_id": login.json()["session_id"], "serial_num": simulator.serial, "username": USER}
         token = (await client.post(f"http://{cloud}/tokens", json=order)).text
         answer = await client.get(f"https://{gateway}/ivp/meters", headers=bearer(token))
@@ -1101,7 +1109,7 @@ def test_importing_needs_nothing_of_the_demo_extra() -> None:
 
 
 def test_tokens_survive_a_round_trip() -> None:
-    assert decode(encode({"aud": "1", "exp": 2})) == {"aud": "1", "exp": 2}
+    assert decode_token(encode_token({"aud": "1", "exp": 2})) == {"aud": "1", "exp": 2}
 
 
 def test_homes_have_nothing_in_common() -> None:

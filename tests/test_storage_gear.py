@@ -1,4 +1,4 @@
-"""Storage gear: batteries, controllers, collars, combiners, relays, generators, and the settings of it all."""
+"""Storage gear: batteries, controllers, collars, combiners, relays, generators, and their settings."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from samples import NOW, SERIAL, SINGLE, THREE, feed, known, parse, publish, tree, unit, values, values_of
 
 from bridge.endpoints import BY_SOURCE, ENDPOINTS
-from bridge.model import MOST_GEAR, BadAnswer, Facts
+from bridge.model import MAX_GEAR, BadAnswer, Facts
 
 BATTERY, CONTROLLER, COLLAR, COMBINER = "492300000001", "482303009999", "482520020939", "482523040549"
 
@@ -120,7 +120,7 @@ def test_whether_the_grid_is_connected(state: str, connected: str) -> None:
     [("ENCMN_MDE_ON_GRID", "ON"), ("ENCMN_MDE_OFF_GRID", "OFF"), ("ENCMN_MDE_SYNCING", "None")],
 )
 def test_a_collar_tells_of_the_grid_in_its_state(state: str, connected: str) -> None:
-    """Its `grid_state` was seen to stay the same off the grid."""
+    """A collar's `grid_state` was seen to stay the same without the grid."""
     device = unit(COLLAR, 88, admin_state_str=state, grid_state="on_grid", mid_state="close", control_error=0)
     found = told("inventory", inventory(("COLLAR", device)), f"collar/{COLLAR}")
     assert (found["grid_connected"], found["admin_state"], found["grid_state"]) == (connected, state, "on_grid")
@@ -147,7 +147,7 @@ def test_a_combiner_and_its_meter() -> None:
     [("encharge_capacity", "battery"), ("mains_oper_state", "controller"), ("mid_state", "collar")],
 )
 def test_a_new_type_shows_what_it_is(field: str, device: str) -> None:
-    """An IQ Battery of the next generation must not become a nameless device."""
+    """An IQ Battery of the next generation must not become a device without a name."""
     found = values("inventory", inventory(("ENCHARGE GEN5", unit("1", 2, **{field: "5"}))))
     assert {topic.split("/")[0] for topic in found} == {device}
 
@@ -177,7 +177,7 @@ def test_a_bad_unit_costs_only_itself(bad: object) -> None:
 
 
 def test_the_firmware_of_2021_tells_more_in_its_inventory() -> None:
-    """Each battery's power, and the grid profile in an item that has no units."""
+    """It has each battery's power, and the grid profile in an item that has no units."""
     profile = {
         "grid_profile_name": "EN 50549 2019",
         "id": "9f:0",
@@ -224,11 +224,13 @@ def test_powers_of_batteries(key: str) -> None:
     }
 
 
-# Who tells best
+# The best source of each value
 
 
 def test_each_value_comes_from_who_knows_it_best() -> None:
-    """Charge from the powers, which are newer; status and capacity from the list; the phase from the inventory."""
+    """The charge comes from the powers, which are newer, status and capacity from the list, the phase from the
+    inventory.
+    """
     into = tree()
     device = unit(BATTERY, 6, percentFull=90, phase="ph-a", encharge_capacity=3360)
     listed = {"serial_number": BATTERY, "device_type": 13, "status": "Connected", "dev_info": {"DER_Index": 2}}
@@ -250,8 +252,8 @@ def test_each_value_comes_from_who_knows_it_best() -> None:
     }
     document = json.loads(newest[place])
     assert (document["soc"], document["status"], document["phase"]) == (41, "connected", "l1")
-    assert {row.measurement.name: row.source for row in into.rows()} | {"soc": "power", "phase": "inventory"} == {
-        row.measurement.name: row.source for row in into.rows()
+    assert {row.measurement.name: row.source for row in into.rows} | {"soc": "power", "phase": "inventory"} == {
+        row.measurement.name: row.source for row in into.rows
     }
 
 
@@ -260,7 +262,7 @@ def test_without_the_others_the_inventory_tells_charge_and_status() -> None:
     assert (found["soc"], found["status"]) == ("90", "envoy.global.ok,prop.done")
 
 
-# What is asked at all
+# Which endpoints are asked
 
 GEAR = (
     "power",
@@ -276,7 +278,7 @@ GEAR = (
 
 
 def asked(facts: Facts) -> set[str]:
-    return {endpoint.source for endpoint in ENDPOINTS if endpoint.wanted(facts)} - {
+    return {str(endpoint.source) for endpoint in ENDPOINTS if endpoint.wanted(facts)} - {
         endpoint.source for endpoint in ENDPOINTS if endpoint.appendix or endpoint.source == "device_data"
     }
 
@@ -342,7 +344,7 @@ def test_gear_is_never_more_than_a_home_can_have() -> None:
     answer = [{"type": "ENCHARGE", "devices": [{"serial_num": str(place)} for place in range(1000)]}]
     learnt = parse("inventory", answer).facts
     assert learnt is not None
-    assert len(learnt.gear) == MOST_GEAR
+    assert len(learnt.gear) == MAX_GEAR
     assert parse("inventory", inventory(("COLLAR", unit("x", 1))), learnt).facts is None
 
 
@@ -575,7 +577,7 @@ def test_a_generator() -> None:
 
 @pytest.mark.parametrize(("present", "kind"), [(1, 0), (0, 1), (0, 0)])
 def test_no_generator(present: int, kind: int) -> None:
-    """Each of the three was seen where there is none."""
+    """Each of these three answers was seen in a home without a generator."""
     answer = {**GENERATOR, "admin_state": "unknown", "oper_state": "open", "present": present, "type": kind}
     assert parse("generator", answer).readings == ()
     assert parse("generator", answer).facts is None

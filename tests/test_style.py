@@ -1,4 +1,4 @@
-"""The tools that keep the code in shape, run as everybody runs them; and what must stand in no file."""
+"""The tools that check the code pass, and no file has texts that must not be published."""
 
 import re
 import subprocess
@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = (ROOT / "bridge", ROOT / "tests", ROOT / "pyproject.toml")
+CHECKED_PATHS = (ROOT / "bridge", ROOT / "tests", ROOT / "pyproject.toml")
 TOOLS = (
     ("ruff", "check"),
     ("ruff", "format", "--check"),
     ("mypy",),
+    ("mypy", "--cache-dir=.mypy_cache/acceptance", "tests/acceptance/conftest.py"),
     ("lint-imports", "--no-cache"),
 )
 NOT_OURS = re.compile(
@@ -22,13 +23,13 @@ NOT_OURS = re.compile(
 """Paths of one machine, and hosts of package registries."""
 
 pytestmark = pytest.mark.skipif(
-    not all(path.exists() for path in SOURCES),
+    not all(path.exists() for path in CHECKED_PATHS),
     reason="this is no checkout of the sources: there is nothing to check",
 )
 
 
 @pytest.mark.parametrize("command", TOOLS, ids=" ".join)
-def test_tool_is_content(command: tuple[str, ...]) -> None:
+def test_tool_finds_nothing(command: tuple[str, ...]) -> None:
     program, *options = command
     path = Path(sys.executable).with_name(program)
     done = subprocess.run([path, *options], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -36,7 +37,7 @@ def test_tool_is_content(command: tuple[str, ...]) -> None:
 
 
 def tracked() -> list[Path]:
-    """What would be published: all that git does not ignore, or all there is where git is not at hand."""
+    """The files that would be published: those that git does not ignore, or all files if there is no git."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

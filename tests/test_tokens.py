@@ -1,4 +1,4 @@
-"""Tokens: what is read in them, which one serves, and how Enphase's cloud is asked for one."""
+"""Tokens: what they contain, which one is used, and how Enphase's cloud is asked for one."""
 
 import asyncio
 import base64
@@ -15,41 +15,47 @@ from urllib.parse import parse_qs
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from pytest_httpx import HTTPXMock
 
-from bridge.config import CloudSettings, GatewaySettings
-from bridge.gateway import (
+from bridge.gateway.cloud import Cloud, CloudLimits
+from bridge.gateway.errors import (
     Blocked,
-    Cloud,
-    CloudLimits,
     CloudRejected,
     CloudUnavailable,
     MultiFactor,
     NotOnAccount,
-    Token,
     TokenRejected,
-    TokenSource,
     WrongPassword,
 )
-from bridge.gateway.renewal import PAUSES, Kept, Pause
-from bridge.model import BadSetting, BridgeError, Rejected, Unavailable
+from bridge.gateway.token import Token
+from bridge.gateway.tokens import CLOUD_PAUSES_S, Backoff, TokenSource
+from bridge.model import DAY_S, BadSetting, BridgeError, Rejected, Unavailable
+from bridge.settings import CloudSettings, GatewaySettings
+from bridge.state import CloudPause
 
-SERIAL, OTHER = "122125067699", "122125067700"
+SERIAL, OTHER_SERIAL = "122125067699", "122125067700"
 NOW = 1_800_000_000.0
-DAY, YEAR = 86_400, 365 * 86_400
+YEAR_S = 365 * DAY_S
 PASSWORD, SESSION, COOKIE = "Pa55w0rd-secret", "5e5510n-secret", "c00k1e-secret"
 USER = "user@example.com"
-CLOUD = CloudSettings()
-LOGIN = {"message": "success", "session_id": SESSION, "manager_token": "m4nager-secret", "is_consumer": True}
-QUICK = CloudLimits(retry_wait=0)
-PAGE = "<!DOCTYPE html><html><body>We will be back soon (b0dy-secret)</body></html>"
+CLOUD_SETTINGS = CloudSettings()
+LOGIN_ANSWER = {"message": "success", "session_id": SESSION, "manager_token": "m4nager-secret", "is_consumer": True}
+QUICK_LIMITS = CloudLimits(retry_wait=0)
+HTML_PAGE = "<!DOCTYPE html><html><body>We will be back soon (b0dy-secret)</body></html>"
 
 
 def jwt(**claims: Any) -> str:
-    own = {"aud": SERIAL, "iss": "Entrez", "enphaseUser": "owner", "exp": NOW + YEAR, "iat": NOW, "username": USER}
+    own = {
+        "aud": SERIAL,
+        "iss": "Entrez",
+        "enphaseUser": "owner",
+        "exp": NOW + YEAR_S,
+        "iat": NOW,
+        "username": USER,
+    }
     return ".".join([_part({"alg": "ES256", "typ": "JWT"}), _part({**own, **claims}), "c2lnbmF0dXJl"])
 
 
@@ -79,7 +85,7 @@ def advice(error: BaseException | str | None) -> str:
 
 @dataclass
 class Hands:
-    """Both clocks, moved by hand."""
+    """Both clocks, which the test moves."""
 
     now: float = NOW
 
@@ -88,41 +94,51 @@ class Hands:
 
 
 @dataclass
-class Desk:
-    """A token source and what came of it."""
+class Runs:
+    """The token sources of one gateway in one run after the other, and the state in its store."""
 
     clock: Hands = field(default_factory=Hands)
-    kept: list[Token] = field(default_factory=list)
-    paused: dict[str, Any] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    pause: CloudPause | None = None
+    stored: str | None = None
 
-    def pause(self, kept: Kept) -> None:
-        """As the store keeps it."""
-        self.paused = json.loads(json.dumps(dict(kept)))
-        assert_no_secret(str(self.paused))
+    def load_tokens(self, serial: str) -> tuple[SecretStr | None, CloudPause | None]:
+        assert serial == SERIAL
+        return (SecretStr(self.stored) if self.stored else None), self.pause
+
+    def save_token(self, serial: str, token: SecretStr) -> None:
+        assert serial == SERIAL
+        self.kept.append(token.get_secret_value())
+
+    def save_pause(self, serial: str, pause: CloudPause | None) -> None:
+        """Save the pause in the form that the file has."""
+        assert serial == SERIAL
+        self.pause = pause and CloudPause.model_validate_json(pause.model_dump_json())
+        assert_no_secret(str(self.pause))
 
     def restarted(self, password: str = PASSWORD, **settings: Any) -> TokenSource:
-        """Another run of the bridge."""
+        """Start another run of the bridge, whose gateway has told its serial number."""
         source = self.source(username=USER, password=SecretStr(password), **settings)
-        source.recall(self.paused)
+        source.identify(SERIAL)
         return source
 
-    def source(self, stored: str | None = None, *, account: bool = True, **settings: Any) -> TokenSource:
+    def source(
+        self,
+        stored: str | None = None,
+        *,
+        account: bool = True,
+        limits: CloudLimits = QUICK_LIMITS,
+        **settings: Any,
+    ) -> TokenSource:
         own = GatewaySettings(serial=SERIAL, **settings)
-        cloud = Cloud(CLOUD, USER, own.password or SecretStr(PASSWORD), limits=QUICK) if account else None
-        return TokenSource(
-            own,
-            cloud,
-            stored=SecretStr(stored) if stored else None,
-            on_new_token=self.kept.append,
-            on_pause=self.pause,
-            clock=self.clock,
-            monotonic=self.clock,
-        )
+        cloud = Cloud(CLOUD_SETTINGS, USER, own.password or SecretStr(PASSWORD), limits=limits) if account else None
+        self.stored = stored
+        return TokenSource(own, cloud, store=self, serial=SERIAL, clock=self.clock, monotonic=self.clock)
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def runs() -> Runs:
+    return Runs()
 
 
 def secret(token: Token) -> str:
@@ -137,7 +153,7 @@ def test_token_tells_what_it_is_for() -> None:
     assert token.serials == (SERIAL,)
     assert token.role == "owner"
     assert token.issued == datetime.fromtimestamp(NOW, UTC)
-    assert token.expires == datetime.fromtimestamp(NOW + YEAR, UTC)
+    assert token.expires == datetime.fromtimestamp(NOW + YEAR_S, UTC)
 
 
 def test_token_never_shows_itself() -> None:
@@ -166,7 +182,7 @@ def test_token_as_people_paste_it(pasted: str) -> None:
     [
         "",
         "hello",
-        PAGE,
+        HTML_PAGE,
         "a.b.c",
         "{",
         '{"token": 5}',
@@ -191,14 +207,12 @@ def test_what_is_no_token(text: str) -> None:
     assert "entrez.enphaseenergy.com" in advice(error.value)
 
 
-@settings(deadline=None)
 @given(st.text() | st.lists(st.text(alphabet="abcXYZ019-_="), min_size=3, max_size=3).map(".".join))
 def test_any_text_is_a_token_or_is_refused(text: str) -> None:
     with pytest.raises(TokenRejected):
         Token.parse(text)
 
 
-@settings(deadline=None)
 @given(
     st.fixed_dictionaries(
         {},
@@ -218,14 +232,14 @@ def test_any_claims_are_read_or_refused(claims: dict[str, Any]) -> None:
 
 
 def test_token_for_several_gateways() -> None:
-    token = Token.parse(jwt(aud=[OTHER, SERIAL]))
+    token = Token.parse(jwt(aud=[OTHER_SERIAL, SERIAL]))
     token.check(SERIAL, NOW)
     Token.parse(jwt(aud=int(SERIAL))).check(SERIAL, NOW)
 
 
 def test_token_of_another_gateway_is_refused() -> None:
-    with pytest.raises(TokenRejected, match=f"is for gateway {OTHER}, this one is {SERIAL}") as error:
-        Token.parse(jwt(aud=OTHER)).check(SERIAL, NOW)
+    with pytest.raises(TokenRejected, match=f"is for gateway {OTHER_SERIAL}, this one is {SERIAL}") as error:
+        Token.parse(jwt(aud=OTHER_SERIAL)).check(SERIAL, NOW)
     advice(error.value)
 
 
@@ -245,7 +259,7 @@ def test_expired_token_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "life", "last_tenth"), [("owner", YEAR, 36.5 * DAY), ("installer", 12 * 3600, 4320)]
+    ("role", "life", "last_tenth"), [("owner", YEAR_S, 36.5 * DAY_S), ("installer", 12 * 3600, 4320)]
 )
 @pytest.mark.parametrize("dated", [True, False])
 def test_renewal_is_due_at_the_last_tenth(role: str, life: float, last_tenth: float, dated: bool) -> None:
@@ -264,19 +278,19 @@ def test_renewal_is_due_at_the_last_tenth(role: str, life: float, last_tenth: fl
 
 @pytest.fixture
 def cloud() -> Cloud:
-    return Cloud(CLOUD, USER, SecretStr(PASSWORD), limits=QUICK)
+    return Cloud(CLOUD_SETTINGS, USER, SecretStr(PASSWORD), limits=QUICK_LIMITS)
 
 
 def login(mock: HTTPXMock, **answer: Any) -> None:
-    mock.add_response(method="POST", url=CLOUD.login_url, **(answer or {"json": LOGIN}))
+    mock.add_response(method="POST", url=CLOUD_SETTINGS.login_url, **(answer or {"json": LOGIN_ANSWER}))
 
 
 def tokens(mock: HTTPXMock, **answer: Any) -> None:
-    mock.add_response(method="POST", url=CLOUD.token_url, **(answer or {"text": jwt()}))
+    mock.add_response(method="POST", url=CLOUD_SETTINGS.token_url, **(answer or {"text": jwt()}))
 
 
 def entrez(mock: HTTPXMock, **answer: Any) -> None:
-    mock.add_response(method="GET", url=f"{CLOUD.entrez_url}?serial_num={SERIAL}", **answer)
+    mock.add_response(method="GET", url=f"{CLOUD_SETTINGS.entrez_url}?serial_num={SERIAL}", **answer)
 
 
 async def test_login_then_token(httpx_mock: HTTPXMock, cloud: Cloud) -> None:
@@ -290,8 +304,8 @@ async def test_login_then_token(httpx_mock: HTTPXMock, cloud: Cloud) -> None:
 
 async def test_the_other_road_goes_by_the_cookie(httpx_mock: HTTPXMock, cloud: Cloud) -> None:
     cookie = {"Set-Cookie": f"_enlighten_4_session={COOKIE}; path=/; secure; HttpOnly"}
-    login(httpx_mock, json=LOGIN, headers=cookie)
-    tokens(httpx_mock, text=PAGE)
+    login(httpx_mock, json=LOGIN_ANSWER, headers=cookie)
+    tokens(httpx_mock, text=HTML_PAGE)
     entrez(httpx_mock, json={"generation_time": 1, "token": jwt(), "expires_at": 2})
     assert secret(await cloud.token(SERIAL)) == jwt()
     assert COOKIE in httpx_mock.get_requests()[-1].headers["Cookie"]
@@ -301,16 +315,16 @@ async def test_the_other_road_goes_by_the_cookie(httpx_mock: HTTPXMock, cloud: C
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
-        ({"status_code": 401, "text": PAGE}, WrongPassword, "BRIDGE_GATEWAY__PASSWORD"),
+        ({"status_code": 401, "text": HTML_PAGE}, WrongPassword, "BRIDGE_GATEWAY__PASSWORD"),
         ({"json": {"success": True, "isBlocked": False}}, MultiFactor, "second factor"),
         ({"json": {"message": "success", "session_id": None}}, MultiFactor, "second factor"),
         ({"json": {"success": False, "isBlocked": True}}, Blocked, "blocked"),
-        ({"json": {**LOGIN, "isBlocked": True}}, Blocked, "blocked"),
+        ({"json": {**LOGIN_ANSWER, "isBlocked": True}}, Blocked, "blocked"),
         ({"status_code": 406}, CloudUnavailable, "406"),
         ({"status_code": 429}, CloudUnavailable, "429"),
-        ({"status_code": 500, "text": PAGE}, CloudUnavailable, "500"),
+        ({"status_code": 500, "text": HTML_PAGE}, CloudUnavailable, "500"),
         ({"status_code": 302, "headers": {"Location": "https://elsewhere"}}, CloudUnavailable, "302"),
-        ({"status_code": 200, "html": PAGE}, CloudUnavailable, "page instead of data"),
+        ({"status_code": 200, "html": HTML_PAGE}, CloudUnavailable, "page instead of data"),
         ({"status_code": 200, "text": ""}, CloudUnavailable, "page instead of data"),
         ({"status_code": 200, "text": "[" * 100_000}, CloudUnavailable, "page instead of data"),
         ({"status_code": 200, "json": ["secret"]}, CloudUnavailable, "page instead of data"),
@@ -332,7 +346,7 @@ async def test_states_of_the_login(
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 async def test_serial_not_on_the_account(httpx_mock: HTTPXMock, cloud: Cloud, status: int) -> None:
     login(httpx_mock)
-    tokens(httpx_mock, status_code=status, text=PAGE)
+    tokens(httpx_mock, status_code=status, text=HTML_PAGE)
     with pytest.raises(NotOnAccount, match=SERIAL) as error:
         await cloud.token(SERIAL)
     advice(error.value)
@@ -341,7 +355,7 @@ async def test_serial_not_on_the_account(httpx_mock: HTTPXMock, cloud: Cloud, st
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ({"status_code": 200, "html": PAGE}, "no token"),
+        ({"status_code": 200, "html": HTML_PAGE}, "no token"),
         ({"status_code": 200, "json": {"message": "try later"}}, "no token"),
         ({"status_code": 200, "content": b"\xff\xfe"}, "no token"),
         ({"status_code": 500}, "500"),
@@ -408,7 +422,7 @@ async def test_a_cloud_that_never_answers_is_given_up(httpx_mock: HTTPXMock) -> 
         raise AssertionError
 
     httpx_mock.add_callback(never)
-    cloud = Cloud(CLOUD, USER, SecretStr(PASSWORD), limits=CloudLimits(deadline=0.01))
+    cloud = Cloud(CLOUD_SETTINGS, USER, SecretStr(PASSWORD), limits=CloudLimits(deadline=0.01))
     with pytest.raises(CloudUnavailable, match="did not answer in time"):
         await cloud.token(SERIAL)
 
@@ -425,36 +439,36 @@ def test_a_wrong_ca_file_is_told_at_the_start(tmp_path: Path, content: str | Non
 # --- which token serves ---
 
 
-async def test_a_pasted_token_needs_no_cloud(desk: Desk) -> None:
-    tokens = desk.source(token=jwt())
+async def test_a_pasted_token_needs_no_cloud(runs: Runs) -> None:
+    tokens = runs.source(token=jwt())
     assert secret(await tokens.current()) == jwt()
     assert tokens.problem is None
     assert tokens.role == "owner"
-    assert tokens.expires == datetime.fromtimestamp(NOW + YEAR, UTC)
+    assert tokens.expires == datetime.fromtimestamp(NOW + YEAR_S, UTC)
     assert "secret" not in repr(tokens)
 
 
-async def test_a_stored_token_serves_after_a_restart(desk: Desk) -> None:
-    tokens = desk.source(stored=jwt())
+async def test_a_stored_token_serves_after_a_restart(runs: Runs) -> None:
+    tokens = runs.source(stored=jwt())
     assert secret(await tokens.current()) == jwt()
 
 
-async def test_a_token_that_is_found_later(desk: Desk) -> None:
-    """The store knows it by the serial, which only the gateway could tell."""
-    tokens = desk.source(account=False)
-    tokens.offer(SecretStr("damaged"))
-    tokens.offer(SecretStr(jwt()))
+async def test_a_token_that_is_found_later(runs: Runs) -> None:
+    """The store finds the token by the serial number, which only the gateway could tell."""
+    tokens = TokenSource(GatewaySettings(), None, store=runs, clock=runs.clock, monotonic=runs.clock)
+    runs.stored = jwt()
+    tokens.identify(SERIAL)
     assert secret(await tokens.current()) == jwt()
 
 
-async def test_a_token_from_a_file(desk: Desk, tmp_path: Path) -> None:
+async def test_a_token_from_a_file(runs: Runs, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(jwt() + "\n")
-    assert secret(await desk.source(account=False, token_file=file).current()) == jwt()
+    assert secret(await runs.source(account=False, token_file=file).current()) == jwt()
 
 
-async def test_without_a_serial_no_token_is_given_out(desk: Desk) -> None:
-    tokens = TokenSource(GatewaySettings(token=SecretStr(jwt())), None, clock=desk.clock)
+async def test_without_a_serial_no_token_is_given_out(runs: Runs) -> None:
+    tokens = TokenSource(GatewaySettings(token=SecretStr(jwt())), None, clock=runs.clock)
     with pytest.raises(Unavailable, match="serial"):
         await tokens.current()
     tokens.identify(SERIAL)
@@ -467,11 +481,11 @@ async def test_without_a_serial_no_token_is_given_out(desk: Desk) -> None:
         (None, "there is no token"),
         ("nonsense", "BRIDGE_GATEWAY__TOKEN: this is not a token"),
         (jwt(exp=NOW - 1), "expired"),
-        (jwt(aud=OTHER), OTHER),
+        (jwt(aud=OTHER_SERIAL), OTHER_SERIAL),
     ],
 )
-async def test_without_an_account_a_person_must_act(desk: Desk, pasted: str | None, words: str) -> None:
-    tokens = desk.source(account=False, token=pasted)
+async def test_without_an_account_a_person_must_act(runs: Runs, pasted: str | None, words: str) -> None:
+    tokens = runs.source(account=False, token=pasted)
     with pytest.raises(Rejected) as error:
         await tokens.current()
     assert words in advice(error.value)
@@ -479,34 +493,34 @@ async def test_without_an_account_a_person_must_act(desk: Desk, pasted: str | No
     assert tokens.problem == str(error.value)
 
 
-@pytest.mark.parametrize("pasted", [None, "nonsense", jwt(exp=NOW - 1), jwt(aud=OTHER)])
-async def test_a_useless_token_gives_way_to_a_stored_one(desk: Desk, pasted: str | None) -> None:
-    tokens = desk.source(token=pasted, stored=jwt(jti="stored"))
+@pytest.mark.parametrize("pasted", [None, "nonsense", jwt(exp=NOW - 1), jwt(aud=OTHER_SERIAL)])
+async def test_a_useless_token_gives_way_to_a_stored_one(runs: Runs, pasted: str | None) -> None:
+    tokens = runs.source(token=pasted, stored=jwt(jti="stored"))
     assert secret(await tokens.current()) == jwt(jti="stored")
 
 
-@pytest.mark.parametrize("pasted", [None, "nonsense", jwt(exp=NOW - 1), jwt(aud=OTHER)])
+@pytest.mark.parametrize("pasted", [None, "nonsense", jwt(exp=NOW - 1), jwt(aud=OTHER_SERIAL)])
 async def test_a_useless_token_gives_way_to_the_account(
-    httpx_mock: HTTPXMock, desk: Desk, pasted: str | None
+    httpx_mock: HTTPXMock, runs: Runs, pasted: str | None
 ) -> None:
     login(httpx_mock)
     tokens(httpx_mock)
-    source = desk.source(token=pasted, stored=jwt(exp=NOW - 5))
+    source = runs.source(token=pasted, stored=jwt(exp=NOW - 5))
     assert source.problem is None or pasted
     assert secret(await source.current()) == jwt()
-    assert [secret(token) for token in desk.kept] == [jwt()]
+    assert runs.kept == [jwt()]
     assert source.problem is None
 
 
-async def test_a_token_file_is_read_again_when_its_token_is_of_no_use(desk: Desk, tmp_path: Path) -> None:
+async def test_a_token_file_is_read_again_when_its_token_is_of_no_use(runs: Runs, tmp_path: Path) -> None:
     file = tmp_path / "token"
-    tokens = desk.source(account=False, token_file=file)
+    tokens = runs.source(account=False, token_file=file)
     with pytest.raises(Rejected, match=r"TOKEN_FILE: .*No such file") as error:
         await tokens.current()
     advice(error.value)
     file.write_text(jwt(exp=NOW + 10))
     assert secret(await tokens.current()) == jwt(exp=NOW + 10)
-    file.write_text(jwt()[:40])  # somebody is writing it just now
+    file.write_text(jwt()[:40])  # another program is just writing the file
     assert secret(await tokens.current()) == jwt(exp=NOW + 10)
     file.write_text(jwt(jti="new"))
     assert secret(await tokens.replace(Token.parse(jwt(exp=NOW + 10)))) == jwt(jti="new")
@@ -516,56 +530,56 @@ async def test_a_token_file_is_read_again_when_its_token_is_of_no_use(desk: Desk
 
 
 async def settle(source: TokenSource) -> None:
-    """Lets a renewal in the background come to its end."""
+    """Let a renewal in the background end."""
     if source._renewal and source._renewal._attempt:
         await asyncio.wait([source._renewal._attempt])
 
 
-async def test_the_old_token_serves_while_the_new_one_is_fetched(httpx_mock: HTTPXMock, desk: Desk) -> None:
+async def test_the_old_token_serves_while_the_new_one_is_fetched(httpx_mock: HTTPXMock, runs: Runs) -> None:
     login(httpx_mock)
     tokens(httpx_mock, text=jwt(jti="new"))
-    old = jwt(exp=NOW + DAY, iat=NOW - 300 * DAY)
-    source = desk.source(stored=old)
+    old = jwt(exp=NOW + DAY_S, iat=NOW - 300 * DAY_S)
+    source = runs.source(stored=old)
     assert secret(await source.current()) == old
     await settle(source)
     assert secret(await source.current()) == jwt(jti="new")
-    assert [secret(token) for token in desk.kept] == [jwt(jti="new")]
+    assert runs.kept == [jwt(jti="new")]
     assert source.problem is None
 
 
 @pytest.mark.parametrize(
-    "bad", [jwt(aud=OTHER), jwt(exp=NOW - 1), "nonsense", jwt()[:-200], json.dumps({"message": "no"})]
+    "bad", [jwt(aud=OTHER_SERIAL), jwt(exp=NOW - 1), "nonsense", jwt()[:-200], json.dumps({"message": "no"})]
 )
 @pytest.mark.expects_log("no new token")
 async def test_a_new_token_is_checked_before_it_replaces_the_old(
-    httpx_mock: HTTPXMock, desk: Desk, bad: str
+    httpx_mock: HTTPXMock, runs: Runs, bad: str
 ) -> None:
     login(httpx_mock)
     tokens(httpx_mock, text=bad)
     httpx_mock.add_response(method="GET", status_code=500, is_optional=True)
-    old = jwt(exp=NOW + DAY, iat=NOW - 300 * DAY)
-    source = desk.source(stored=old)
+    old = jwt(exp=NOW + DAY_S, iat=NOW - 300 * DAY_S)
+    source = runs.source(stored=old)
     await source.current()
     await settle(source)
     assert secret(await source.current()) == old
-    assert desk.kept == []
+    assert runs.kept == []
     assert "serves until" in advice(source.problem)
 
 
 @pytest.mark.expects_log("no new token")
 async def test_a_cloud_that_is_down_is_asked_ever_more_seldom(
-    httpx_mock: HTTPXMock, desk: Desk, caplog: pytest.LogCaptureFixture
+    httpx_mock: HTTPXMock, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The old token serves on, one WARNING, and never two attempts in 15 minutes after three."""
+    """The old token is still used, there is one WARNING, and after three attempts at most one in 15 minutes."""
     httpx_mock.add_response(status_code=500, is_reusable=True)
-    source = desk.source(stored=jwt(exp=NOW + 2 * DAY, iat=NOW - 300 * DAY))
+    source = runs.source(stored=jwt(exp=NOW + 2 * DAY_S, iat=NOW - 300 * DAY_S))
     attempts: list[float] = []
     for minute in range(24 * 60):
-        desk.clock.now = NOW + 60 * minute
+        runs.clock.now = NOW + 60 * minute
         before = len(httpx_mock.get_requests())
         await source.current()
         await settle(source)
-        attempts += [desk.clock.now] * (len(httpx_mock.get_requests()) - before)
+        attempts += [runs.clock.now] * (len(httpx_mock.get_requests()) - before)
     gaps = [later - earlier for earlier, later in pairwise(attempts)]
     assert min(gaps[2:]) >= 15 * 60
     assert max(gaps) >= 4 * 3600
@@ -575,16 +589,16 @@ async def test_a_cloud_that_is_down_is_asked_ever_more_seldom(
 
 
 async def test_without_any_token_a_cloud_that_is_down_is_no_fault_of_the_owner(
-    httpx_mock: HTTPXMock, desk: Desk
+    httpx_mock: HTTPXMock, runs: Runs
 ) -> None:
     httpx_mock.add_response(status_code=500, is_reusable=True)
-    source = desk.source()
+    source = runs.source()
     for _ in range(20):
         with pytest.raises(Unavailable) as error:
             await source.current()
         advice(error.value)
+        assert source.problem == str(error.value)
     assert len(httpx_mock.get_requests()) == 1
-    assert source.problem == str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -596,17 +610,17 @@ async def test_without_any_token_a_cloud_that_is_down_is_no_fault_of_the_owner(
     ],
 )
 async def test_a_refused_account_is_left_alone(
-    httpx_mock: HTTPXMock, desk: Desk, answer: dict[str, Any], kind: type[CloudRejected], again: bool
+    httpx_mock: HTTPXMock, runs: Runs, answer: dict[str, Any], kind: type[CloudRejected], again: bool
 ) -> None:
     httpx_mock.add_response(is_reusable=True, **answer)
-    source = desk.source()
+    source = runs.source()
     for hour in range(23):
-        desk.clock.now = NOW + 3600 * hour
+        runs.clock.now = NOW + 3600 * hour
         with pytest.raises(kind):
             await source.current()
     assert len(httpx_mock.get_requests()) == 1
     assert advice(source.problem)
-    desk.clock.now = NOW + 365 * DAY
+    runs.clock.now = NOW + 365 * DAY_S
     with pytest.raises(kind):
         await source.current()
     assert len(httpx_mock.get_requests()) == 1 + again
@@ -622,82 +636,90 @@ async def test_a_refused_account_is_left_alone(
     ],
 )
 async def test_a_restart_costs_no_login(
-    httpx_mock: HTTPXMock, desk: Desk, answer: dict[str, Any], kind: type[BridgeError], hours: float
+    httpx_mock: HTTPXMock, runs: Runs, answer: dict[str, Any], kind: type[BridgeError], hours: float
 ) -> None:
     """A bridge that is restarted again and again must not get the account locked."""
     httpx_mock.add_response(is_reusable=True, **answer)
     with pytest.raises(kind):
-        await desk.source().current()
+        await runs.source().current()
     for share in (0.0, 0.5, 0.5):
-        desk.clock.now += share * hours * 3600
-        source = desk.restarted()
+        runs.clock.now += share * hours * 3600
+        source = runs.restarted()
         with pytest.raises(kind) as error:
             await source.current()
         assert source.problem == advice(error.value)
     assert len(httpx_mock.get_requests()) == 1
     with pytest.raises(kind):
-        await desk.restarted("another, secret").current()
+        await runs.restarted("another, secret").current()
     assert len(httpx_mock.get_requests()) == 2
 
 
-async def test_a_restart_makes_a_long_outage_of_the_cloud_shorter(httpx_mock: HTTPXMock, desk: Desk) -> None:
-    """Whoever restarts wants to see something happen, but not at once."""
+async def test_a_restart_makes_a_long_outage_of_the_cloud_shorter(httpx_mock: HTTPXMock, runs: Runs) -> None:
+    """After a restart the next attempt comes soon, but not at once."""
     httpx_mock.add_response(status_code=500, is_reusable=True)
-    source = desk.source()
-    for _ in PAUSES:
+    source = runs.source()
+    for _ in CLOUD_PAUSES_S:
         with pytest.raises(CloudUnavailable):
             await source.current()
-        desk.clock.now += 1.3 * PAUSES[-1]
-    desk.clock.now -= 1.3 * PAUSES[-1]
+        runs.clock.now += 1.3 * CLOUD_PAUSES_S[-1]
+    runs.clock.now -= 1.3 * CLOUD_PAUSES_S[-1]
     asked = len(httpx_mock.get_requests())
-    source = desk.restarted()
+    source = runs.restarted()
     for wait, more in ((0, 0), (14 * 60, 0), (2 * 60, 1), (3600, 1)):
-        desk.clock.now += wait
+        runs.clock.now += wait
         with pytest.raises(CloudUnavailable):
             await source.current()
         assert len(httpx_mock.get_requests()) == asked + more
 
 
-async def test_a_clock_that_was_never_set_makes_no_pause_longer(httpx_mock: HTTPXMock, desk: Desk) -> None:
+async def test_a_clock_that_was_never_set_makes_no_pause_longer(httpx_mock: HTTPXMock, runs: Runs) -> None:
     login(httpx_mock, json={"isBlocked": True})
     with pytest.raises(Blocked):
-        await desk.source().current()
-    desk.clock.now = 0.0
-    source = desk.restarted()
+        await runs.source().current()
+    runs.clock.now = 0.0
+    source = runs.restarted()
     login(httpx_mock)
     tokens(httpx_mock)
     with pytest.raises(Blocked):
         await source.current()
-    desk.clock.now = 31 * 3600
+    runs.clock.now = 31 * 3600
     assert secret(await source.current()) == jwt()
 
 
-@pytest.mark.parametrize("damaged", [None, 3, [], {"account": None}, {"account": "x"}, {"why": "WrongPassword"}])
-async def test_what_cannot_be_recalled_is_forgotten(httpx_mock: HTTPXMock, desk: Desk, damaged: object) -> None:
+async def test_a_damaged_stored_token_is_dropped_silently(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = runs.source(stored="damaged", account=False)
+    with pytest.raises(TokenRejected, match="there is no token"):
+        await tokens.current()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("damaged", [{}, {"account": None}, {"account": "x"}, {"why": "WrongPassword"}])
+async def test_what_cannot_be_recalled_is_forgotten(httpx_mock: HTTPXMock, runs: Runs, damaged: object) -> None:
     login(httpx_mock)
     tokens(httpx_mock)
-    source = desk.source()
-    source.recall(damaged)
+    source = runs.source()
+    runs.pause = CloudPause.model_validate(damaged)
+    source.identify(SERIAL)
     assert secret(await source.current()) == jwt()
 
 
-async def test_a_token_that_is_proved_ends_the_memory_of_failures(httpx_mock: HTTPXMock, desk: Desk) -> None:
+async def test_a_token_that_is_proved_ends_the_memory_of_failures(httpx_mock: HTTPXMock, runs: Runs) -> None:
     login(httpx_mock, status_code=500)
-    source = desk.source()
+    source = runs.source()
     with pytest.raises(CloudUnavailable):
         await source.current()
-    assert desk.paused
-    desk.clock.now += 3600
+    assert runs.pause
+    runs.clock.now += 3600
     login(httpx_mock)
     tokens(httpx_mock)
     source.accepted(await source.current())
-    assert desk.paused == {}
+    assert runs.pause is None
 
 
-async def test_a_pasted_token_helps_a_refused_account(httpx_mock: HTTPXMock, desk: Desk, tmp_path: Path) -> None:
+async def test_a_pasted_token_helps_a_refused_account(httpx_mock: HTTPXMock, runs: Runs, tmp_path: Path) -> None:
     login(httpx_mock, json={"success": True})
     file = tmp_path / "token"
-    source = desk.source(token_file=file)
+    source = runs.source(token_file=file)
     with pytest.raises(MultiFactor):
         await source.current()
     file.write_text(jwt())
@@ -705,16 +727,16 @@ async def test_a_pasted_token_helps_a_refused_account(httpx_mock: HTTPXMock, des
     assert source.problem is None
 
 
-async def test_whoever_waits_may_give_up_and_the_login_goes_on(httpx_mock: HTTPXMock, desk: Desk) -> None:
+async def test_whoever_waits_may_give_up_and_the_login_goes_on(httpx_mock: HTTPXMock, runs: Runs) -> None:
     slow = asyncio.Event()
 
     async def answer(_: httpx.Request) -> httpx.Response:
         await slow.wait()
-        return httpx.Response(200, json=LOGIN)
+        return httpx.Response(200, json=LOGIN_ANSWER)
 
-    httpx_mock.add_callback(answer, method="POST", url=CLOUD.login_url)
+    httpx_mock.add_callback(answer, method="POST", url=CLOUD_SETTINGS.login_url)
     tokens(httpx_mock)
-    source = desk.source()
+    source = runs.source()
     for _ in range(3):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(source.current(), 0.01)
@@ -723,51 +745,48 @@ async def test_whoever_waits_may_give_up_and_the_login_goes_on(httpx_mock: HTTPX
     assert len(httpx_mock.get_requests()) == 2
 
 
-async def test_a_cloud_that_hangs_does_not_pass_for_a_gateway_that_does(
-    httpx_mock: HTTPXMock, desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cloud_that_hangs_does_not_pass_for_a_gateway_that_does(httpx_mock: HTTPXMock, runs: Runs) -> None:
     async def never(_: httpx.Request) -> httpx.Response:
         await asyncio.Event().wait()
         raise AssertionError
 
     httpx_mock.add_callback(never)
-    monkeypatch.setattr(Cloud, "patience", 0.01)
-    source = desk.source()
+    source = runs.source(limits=CloudLimits(retry_wait=0, patience=0.01))
     with pytest.raises(CloudUnavailable, match="not answered yet") as error:
         await source.current()
     advice(error.value)
     await source.aclose()
 
 
-async def test_closing_ends_a_login(httpx_mock: HTTPXMock, desk: Desk) -> None:
+async def test_closing_ends_a_login(httpx_mock: HTTPXMock, runs: Runs) -> None:
     async def never(_: httpx.Request) -> httpx.Response:
         await asyncio.Event().wait()
         raise AssertionError
 
     httpx_mock.add_callback(never)
-    source = desk.source(stored=jwt(exp=NOW + DAY, iat=NOW - 300 * DAY))
+    source = runs.source(stored=jwt(exp=NOW + DAY_S, iat=NOW - 300 * DAY_S))
     await source.current()
     await asyncio.sleep(0)
     await source.aclose()
     assert source._renewal
     assert source._renewal._attempt
     assert source._renewal._attempt.cancelled()
-    await desk.source().aclose()
+    await runs.source().aclose()
 
 
-@pytest.mark.may_log("no new token")  # where an older one is given another chance just then
+@pytest.mark.may_log("no new token")  # unless an older token is tried again just then
 async def test_a_new_token_that_the_gateway_refuses_is_not_fetched_for_ever(
-    httpx_mock: HTTPXMock, desk: Desk, warned: Sequence[str]
+    httpx_mock: HTTPXMock, runs: Runs, warned: Sequence[str]
 ) -> None:
-    """A gateway with a wrong clock, say: it refuses all of them, and the cloud must not pay for it."""
-    httpx_mock.add_response(url=CLOUD.login_url, json=LOGIN, is_reusable=True)
+    """A gateway with a wrong clock refuses all tokens, and the bridge must not ask the cloud for ever more."""
+    httpx_mock.add_response(url=CLOUD_SETTINGS.login_url, json=LOGIN_ANSWER, is_reusable=True)
     issued = iter(range(1000))
     httpx_mock.add_callback(
-        lambda _: httpx.Response(200, text=jwt(jti=next(issued))), url=CLOUD.token_url, is_reusable=True
+        lambda _: httpx.Response(200, text=jwt(jti=next(issued))), url=CLOUD_SETTINGS.token_url, is_reusable=True
     )
-    source = desk.source()
+    source = runs.source()
     for minute in range(24 * 60):
-        desk.clock.now = NOW + 60 * minute
+        runs.clock.now = NOW + 60 * minute
         try:
             token = await source.current()
         except Rejected as error:
@@ -778,69 +797,69 @@ async def test_a_new_token_that_the_gateway_refuses_is_not_fetched_for_ever(
     assert "refuses even a new token" in advice(source.problem)
     assert len(warned) <= 1, "told once, not with each attempt"
 
-    desk.clock.now = NOW + 3 * DAY
+    runs.clock.now = NOW + 3 * DAY_S
     source.accepted(await source.current())
     assert source.problem is None
 
 
 @pytest.mark.expects_log("no new token")
-async def test_the_old_token_serves_where_the_new_one_is_refused(httpx_mock: HTTPXMock, desk: Desk) -> None:
+async def test_the_old_token_serves_where_the_new_one_is_refused(httpx_mock: HTTPXMock, runs: Runs) -> None:
     login(httpx_mock)
     tokens(httpx_mock, text=jwt(jti="new"))
-    old = jwt(exp=NOW + DAY, iat=NOW - 300 * DAY)
-    source = desk.source(stored=old)
+    old = jwt(exp=NOW + DAY_S, iat=NOW - 300 * DAY_S)
+    source = runs.source(stored=old)
     await source.current()
     await settle(source)
     new = await source.current()
     assert secret(await source.replace(new)) == old
 
 
-async def test_a_refused_token_gets_another_chance(desk: Desk) -> None:
-    """A gateway that has just started has a wrong clock; its owner's only token must not be lost."""
-    source = desk.source(account=False, token=jwt())
+async def test_a_refused_token_gets_another_chance(runs: Runs) -> None:
+    """A gateway that has just started has a wrong clock. Its only token must not be lost."""
+    source = runs.source(account=False, token=jwt())
     with pytest.raises(Rejected, match="the gateway refuses the token"):
         await source.replace(await source.current())
-    desk.clock.now += 301
+    runs.clock.now += 301
     token = await source.current()
     source.accepted(token)
     assert secret(token) == jwt()
 
 
-async def test_revoked_tokens_do_not_keep_the_account_from_being_asked(httpx_mock: HTTPXMock, desk: Desk) -> None:
-    """Each gets another chance after five minutes; a bridge that asks every fifteen would try them for ever."""
+async def test_revoked_tokens_do_not_keep_the_account_from_being_asked(httpx_mock: HTTPXMock, runs: Runs) -> None:
+    """Each token is tried again after five minutes; a bridge that polls every fifteen would try them for ever."""
     login(httpx_mock)
     tokens(httpx_mock, text=jwt(jti="third"))
-    source = desk.source(token=jwt(), stored=jwt(jti="second"))
-    source._shelf.refuse(await source.current())
-    source._shelf.refuse(await source.current())
-    desk.clock.now += 900
+    source = runs.source(token=jwt(), stored=jwt(jti="second"))
+    source._cache.refuse(await source.current())
+    source._cache.refuse(await source.current())
+    runs.clock.now += 900
     assert secret(await source.current()) == jwt(jti="third")
 
 
-async def test_a_token_refused_once_comes_last(desk: Desk) -> None:
-    """A pasted token that was revoked must not cost the gateway a refusal every few minutes."""
-    source = desk.source(token=jwt(), stored=jwt(jti="stored"))
+async def test_a_token_refused_once_comes_last(runs: Runs) -> None:
+    """A pasted token that was revoked must not cause a refusal every few minutes."""
+    source = runs.source(token=jwt(), stored=jwt(jti="stored"))
     assert secret(await source.replace(await source.current())) == jwt(jti="stored")
-    desk.clock.now += DAY
+    runs.clock.now += DAY_S
     assert secret(await source.current()) == jwt(jti="stored")
 
 
-async def test_an_expiring_token_without_an_account_is_told_in_time(desk: Desk) -> None:
-    source = desk.source(account=False, token=jwt())
-    desk.clock.now = NOW + YEAR - 30 * DAY
+async def test_an_expiring_token_without_an_account_is_told_in_time(runs: Runs) -> None:
+    source = runs.source(account=False, token=jwt())
+    runs.clock.now = NOW + YEAR_S - 30 * DAY_S
     assert secret(await source.current()) == jwt()
     assert "expires on 2028-01-15" in advice(source.problem)
 
 
 async def test_a_cloud_whose_tokens_are_always_due_is_not_asked_at_each_tick(
-    httpx_mock: HTTPXMock, desk: Desk
+    httpx_mock: HTTPXMock, runs: Runs
 ) -> None:
-    httpx_mock.add_response(url=CLOUD.login_url, json=LOGIN, is_reusable=True)
-    due = jwt(exp=NOW + DAY, iat=NOW - 300 * DAY)
-    httpx_mock.add_response(url=CLOUD.token_url, text=due, is_reusable=True)
-    source = desk.source()
+    httpx_mock.add_response(url=CLOUD_SETTINGS.login_url, json=LOGIN_ANSWER, is_reusable=True)
+    due = jwt(exp=NOW + DAY_S, iat=NOW - 300 * DAY_S)
+    httpx_mock.add_response(url=CLOUD_SETTINGS.token_url, text=due, is_reusable=True)
+    source = runs.source()
     for second in range(600):
-        desk.clock.now = NOW + second
+        runs.clock.now = NOW + second
         source.accepted(await source.current())
         await settle(source)
     assert len(httpx_mock.get_requests()) == 2
@@ -848,28 +867,28 @@ async def test_a_cloud_whose_tokens_are_always_due_is_not_asked_at_each_tick(
 
 def test_pauses_grow_and_end() -> None:
     clock = Hands()
-    pause = Pause(clock, jitter=lambda: 1.0)
-    for seconds in (*PAUSES, PAUSES[-1], PAUSES[-1]):
+    pause = Backoff(clock, jitter=lambda: 1.0)
+    for seconds in (*CLOUD_PAUSES_S, CLOUD_PAUSES_S[-1], CLOUD_PAUSES_S[-1]):
         pause.begin()
         clock.now += seconds
-        assert not pause.over  # the jitter only ever lengthens
+        assert not pause.is_over  # jitter makes pauses longer, never shorter
         clock.now += seconds / 4
-        assert pause.over
-    pause.proved()
+        assert pause.is_over
+    pause.succeed()
     pause.begin()
-    clock.now += 1.25 * PAUSES[0]
-    assert pause.over
+    clock.now += 1.25 * CLOUD_PAUSES_S[0]
+    assert pause.is_over
 
 
 def test_at_most_two_good_tokens_in_a_quarter_of_an_hour() -> None:
-    """A gateway that takes a token and refuses it again must not cost a login each time."""
+    """A gateway that accepts a token and then refuses it must not cost a login each time."""
     clock = Hands()
-    pause = Pause(clock)
+    pause = Backoff(clock)
     attempts = 0
     for _ in range(4 * 3600):
         clock.now += 1
-        if pause.over:
+        if pause.is_over:
             attempts += 1
             pause.begin()
-            pause.proved()
+            pause.succeed()
     assert 16 <= attempts <= 33

@@ -1,19 +1,21 @@
-"""From readings to messages: what a value looks like, and what a device's topics and documents say together."""
+"""Turns readings into messages: the payload of each value, and that topics and documents of a device agree."""
 
 import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import NOW, PREFIX, SERIAL, documents_of, flat, tree, values_of
+from samples import BASE_TOPIC, NOW, SERIAL, documents_of, flat, restored, tree, values_of
 
-from bridge.model import Measurement, Message, Phase, Rank, Reading, Scalar, Structure
+from bridge.model import Measurement, Message, Phase, Priority, Reading, Scalar, Structure
 from bridge.records import COUNT, POWER, TEXT, TIME, VOLTAGE, measurement
+from bridge.service.publisher import TreeState
 from bridge.topics import Names, Row, Tree, bridge_info, online, text
 
 WHEN = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
@@ -87,7 +89,7 @@ def test_times_have_an_offset(moment: datetime, payload: str) -> None:
 
 
 PLAIN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]{0,2}[1-9])?")
-"""No exponent, no padding, at most three decimals."""
+"""A number without exponent or padding, with at most three decimals."""
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**20), 10**20))
@@ -124,14 +126,15 @@ def test_names_of_another_base_and_instance() -> None:
 
 
 def test_states() -> None:
-    assert online("a/b", is_online=True) == Message("a/b", "online", qos=1, rank=Rank.AVAILABILITY)
+    assert online("a/b", is_online=True) == Message("a/b", "online", qos=1, priority=Priority.AVAILABILITY)
     assert online("a/b", is_online=False).payload == "offline"
 
 
 def test_bridge_info() -> None:
-    message = bridge_info(Names(), "1.2.3", WHEN, {"2", "1"})
+    message = bridge_info(Names(), "1.2.3", WHEN, {"2", "1"}, 60.0, standing_by={"3": "enphase/bridge/a"})
     assert (message.topic, message.qos, message.content_type) == ("enphase/bridge/info", 1, "application/json")
-    assert json.loads(message.payload) == {"version": "1.2.3", "started": STAMP, "gateways": ["1", "2"]}
+    expected = {"version": "1.2.3", "started": STAMP, "gateways": ["1", "2"], "heartbeat": 60}
+    assert json.loads(message.payload) == {**expected, "standing_by": {"3": "enphase/bridge/a"}}
 
 
 # The tree
@@ -163,11 +166,11 @@ def test_what_a_message_carries() -> None:
     slow = measurement("task", COUNT, interval=60)
     power, task, *documents = update(tree(), "livedata", read("live/pv", POWER_ROW, 1), read("live/tasks", slow, 2))
 
-    assert power == Message(f"{PREFIX}live/pv/power", "1", deadband=1)
-    assert task == Message(f"{PREFIX}live/tasks/task", "2", interval=60)
-    assert [(document.interval, document.qos, document.rank) for document in documents] == [
-        (1, 0, Rank.VALUE),
-        (60, 0, Rank.VALUE),
+    assert power == Message(f"{BASE_TOPIC}live/pv/power", "1", deadband=1)
+    assert task == Message(f"{BASE_TOPIC}live/tasks/task", "2", interval=60)
+    assert [(document.interval, document.qos, document.priority) for document in documents] == [
+        (1, 0, Priority.VALUE),
+        (60, 0, Priority.VALUE),
     ]
 
 
@@ -183,7 +186,7 @@ def test_payload_modes(payload: str, topics: int, documents: int) -> None:
     messages = update(into, "readings", read("meter/load", POWER_ROW, 1), read("meter/load", VOLTAGE_ROW, 2))
     assert (len(values_of(messages)), len(documents_of(messages))) == (topics, documents)
     assert len(messages) == topics + documents
-    assert len(list(into.rows())) == 2
+    assert len(list(into.rows)) == 2
 
 
 def test_sources_of_one_device_make_one_document() -> None:
@@ -204,7 +207,7 @@ def test_sources_of_one_device_make_one_document() -> None:
 
 @pytest.mark.parametrize("order", [("inverters", "device_list"), ("device_list", "inverters")])
 def test_the_first_source_of_the_table_owns_a_value_that_two_give(order: Sequence[str]) -> None:
-    """An inverter's `type` is the number that `inverters` tells, whoever answers first."""
+    """An inverter's `type` is the number from `inverters`, whichever source answers first."""
     into, kinds = tree(), {"inverters": "1", "device_list": "microinverter"}
     first = [update(into, source, read("inverter/7", TYPE_ROW, kinds[source])) for source in order]
     documents = [documents_of(messages) for messages in first]
@@ -218,7 +221,7 @@ def test_the_first_source_of_the_table_owns_a_value_that_two_give(order: Sequenc
 
     assert values_of(messages) == {"inverter/7/note": "x"}
     assert documents_of(messages)["inverter/7"] == {"timestamp": STAMP, "type": "1", "note": "x"}
-    assert [(row.measurement.name, row.source) for row in into.rows()] == [
+    assert [(row.measurement.name, row.source) for row in into.rows] == [
         ("type", "inverters"),
         ("note", "device_list"),
     ]
@@ -247,12 +250,36 @@ def test_a_value_called_timestamp_does_not_hide_the_documents_own() -> None:
     assert documents_of(messages)["live/tasks"] == {"timestamp": STAMP, "timestamp_2": "2026-11-21T06:00:00+00:00"}
 
 
+def test_a_document_that_is_too_long_is_cleared_and_told_once_and_its_values_go_on() -> None:
+    into = tree()
+    short, long = ({f"p{n}": "x" * 250 for n in range(count)} for count in (10, 1_100))
+    packages = measurement("packages", TEXT, document_only=True)
+
+    def given(note: str, value: Structure) -> tuple[str, str | None]:
+        """The payload of the value topic, and that of the document if there is one."""
+        found = update(into, "info", read("gateway", NOTE_ROW, note), read("gateway", packages, value))
+        payloads = {message.topic: message.payload for message in found}
+        return payloads[f"enphase/{SERIAL}/gateway/note"], payloads.get(f"enphase/{SERIAL}/gateway")
+
+    def events() -> list[str]:
+        return [event.name for event in into.take_events()]
+
+    assert len(given("a", short)[1] or "") > 2_500
+    assert events() == []
+    assert given("b", long) == ("b", "")
+    assert events() == ["long_document"]
+    assert given("c", long) == ("c", None)
+    assert len(given("d", short)[1] or "") > 2_500
+    assert given("e", long) == ("e", "")
+    assert events() == []
+
+
 def test_what_stands_in_the_document_only() -> None:
     into, row = tree(), measurement("packages", TEXT, document_only=True)
     messages = update(into, "info", read("gateway", row, {"app": {"version": "7", "size": 1.0, "ok": True}}))
     assert values_of(messages) == {}
     assert documents_of(messages)["gateway"]["packages"] == {"app": {"version": "7", "size": 1, "ok": True}}
-    assert list(into.rows()) == []
+    assert list(into.rows) == []
 
 
 # What can be announced
@@ -263,7 +290,7 @@ def test_rows_are_told_in_the_order_of_their_first_appearance() -> None:
     update(into, "readings", read("meter/load", POWER_ROW, 1), read("meter/load", POWER_ROW, 2, Phase.L1))
     update(into, "info", read("gateway", TYPE_ROW, "x"))
     update(into, "readings", read("meter/load", POWER_ROW, 1))
-    assert list(into.rows()) == [
+    assert list(into.rows) == [
         Row("meter/load", None, POWER_ROW, "readings"),
         Row("meter/load", Phase.L1, POWER_ROW, "readings"),
         Row("gateway", None, TYPE_ROW, "info"),
@@ -282,7 +309,7 @@ def test_the_version_grows_only_when_there_is_something_new() -> None:
         ("readings", read("meter/load", POWER_ROW, 2, Phase.L1)),
     ):
         update(into, source, reading)
-        versions.append(into.version)
+        versions.append(into.rows.version)
     assert [new > old for old, new in pairwise(versions)] == [
         *(True, False, True, False),
         *(True, True, False),
@@ -290,65 +317,65 @@ def test_the_version_grows_only_when_there_is_something_new() -> None:
 
 
 def test_a_long_text_is_published_but_is_no_entity_until_it_is_short() -> None:
-    """Home Assistant takes no state of more than 255 characters."""
+    """Home Assistant accepts no state of more than 255 characters."""
     into = tree()
     messages = update(into, "info", read("gateway", NOTE_ROW, "x" * 255), read("gateway", TYPE_ROW, "y" * 256))
-    assert [row.measurement.name for row in into.rows()] == ["note"]
+    assert [row.measurement.name for row in into.rows] == ["note"]
     assert values_of(messages) == {"gateway/note": "x" * 255, "gateway/type": "y" * 256}
 
-    before = into.version
+    before = into.rows.version
     update(into, "info", read("gateway", NOTE_ROW, "x" * 256), read("gateway", TYPE_ROW, "y"))
-    assert [row.measurement.name for row in into.rows()] == ["type"]
-    assert into.version > before
+    assert [row.measurement.name for row in into.rows] == ["type"]
+    assert into.rows.version > before
 
 
 def test_what_is_no_entity_is_published_all_the_same() -> None:
     into = tree()
     messages = update(into, "info", read("gateway", measurement("x", COUNT, entity=False), 1))
     assert values_of(messages) == {"gateway/x": "1"}
-    assert list(into.rows()) == []
+    assert list(into.rows) == []
 
 
-# What is gone, and what is remembered
+# Rows that are gone, and rows that are remembered
 
-DAY = timedelta(days=1)
+ONE_DAY = timedelta(days=1)
 
 
 def cleared(messages: Sequence[Message]) -> list[str]:
-    return [message.topic.removeprefix(PREFIX) for message in messages if not message.payload]
+    return [message.topic.removeprefix(BASE_TOPIC) for message in messages if not message.payload]
 
 
 def test_what_is_absent_for_seven_days_is_gone() -> None:
     into = tree()
     power, voltage = read("meter/load", POWER_ROW, 1), read("meter/load", VOLTAGE_ROW, 2, Phase.L2)
     update(into, "readings", power, voltage)
-    assert cleared(update(into, "readings", power, when=WHEN + DAY)) == []
-    assert cleared(update(into, "readings", power, when=WHEN + 7.99 * DAY)) == []
-    assert len(list(into.rows())) == 2
+    assert cleared(update(into, "readings", power, when=WHEN + ONE_DAY)) == []
+    assert cleared(update(into, "readings", power, when=WHEN + 7.99 * ONE_DAY)) == []
+    assert len(list(into.rows)) == 2
 
-    before = into.version
-    assert cleared(update(into, "readings", power, when=WHEN + 8 * DAY)) == ["meter/load/l2/voltage"]
-    assert into.version > before
-    assert [row.measurement.name for row in into.rows()] == ["power"]
-    assert [(row.measurement.name, row.phase) for row in into.gone()] == [("voltage", Phase.L2)]
-    assert cleared(update(into, "readings", power, when=WHEN + 30 * DAY)) == []
+    before = into.rows.version
+    assert cleared(update(into, "readings", power, when=WHEN + 8 * ONE_DAY)) == ["meter/load/l2/voltage"]
+    assert into.rows.version > before
+    assert [row.measurement.name for row in into.rows] == ["power"]
+    assert [(row.measurement.name, row.phase) for row in into.rows.gone.values()] == [("voltage", Phase.L2)]
+    assert cleared(update(into, "readings", power, when=WHEN + 30 * ONE_DAY)) == []
 
 
 def test_a_device_that_is_gone_takes_its_document_along() -> None:
     into = tree()
     unit, other = read("inverter/7", POWER_ROW, 1), read("inverter/8", POWER_ROW, 2)
     update(into, "inverters", unit, other)
-    update(into, "inverters", other, when=WHEN + DAY)
-    assert cleared(update(into, "inverters", other, when=WHEN + 8 * DAY)) == ["inverter/7/power", "inverter/7"]
-    assert {row.device for row in into.rows()} == {"inverter/8"}
+    update(into, "inverters", other, when=WHEN + ONE_DAY)
+    assert cleared(update(into, "inverters", other, when=WHEN + 8 * ONE_DAY)) == ["inverter/7/power", "inverter/7"]
+    assert {row.device for row in into.rows} == {"inverter/8"}
 
 
 def test_a_device_of_which_another_source_tells_stays() -> None:
     into = tree()
     update(into, "device_list", read("inverter/7", NOTE_ROW, "x"))
     update(into, "inverters", read("inverter/7", POWER_ROW, 1), read("inverter/8", POWER_ROW, 2))
-    update(into, "inverters", read("inverter/8", POWER_ROW, 2), when=WHEN + DAY)
-    found = update(into, "inverters", read("inverter/8", POWER_ROW, 2), when=WHEN + 8 * DAY)
+    update(into, "inverters", read("inverter/8", POWER_ROW, 2), when=WHEN + ONE_DAY)
+    found = update(into, "inverters", read("inverter/8", POWER_ROW, 2), when=WHEN + 8 * ONE_DAY)
     assert cleared(found) == ["inverter/7/power"]
 
 
@@ -356,8 +383,8 @@ def test_what_comes_back_in_time_is_not_gone() -> None:
     into = tree()
     power, voltage = read("meter/load", POWER_ROW, 1), read("meter/load", VOLTAGE_ROW, 2)
     for day in range(0, 40, 4):
-        update(into, "readings", power, voltage, when=WHEN + day * DAY)
-        assert cleared(update(into, "readings", power, when=WHEN + (day + 2) * DAY)) == []
+        update(into, "readings", power, voltage, when=WHEN + day * ONE_DAY)
+        assert cleared(update(into, "readings", power, when=WHEN + (day + 2) * ONE_DAY)) == []
 
 
 def test_what_comes_back_too_late_is_new() -> None:
@@ -365,12 +392,12 @@ def test_what_comes_back_too_late_is_new() -> None:
     power, voltage = read("meter/load", POWER_ROW, 1), read("meter/load", VOLTAGE_ROW, 2)
     update(into, "readings", power, voltage)
     for day in (1, 9):
-        update(into, "readings", power, when=WHEN + day * DAY)
-    found = update(into, "readings", power, voltage, when=WHEN + 10 * DAY)
+        update(into, "readings", power, when=WHEN + day * ONE_DAY)
+    found = update(into, "readings", power, voltage, when=WHEN + 10 * ONE_DAY)
 
     assert values_of(found)["meter/load/voltage"] == "2"
-    assert list(into.gone()) == []
-    assert len(list(into.rows())) == 2
+    assert list(into.rows.gone.values()) == []
+    assert len(list(into.rows)) == 2
 
 
 @pytest.mark.parametrize("answer", [[], [read("inverter/7", POWER_ROW, 1)]])
@@ -379,30 +406,35 @@ def test_an_empty_answer_and_another_source_say_nothing_of_what_is_gone(answer: 
     update(into, "readings", read("meter/load", POWER_ROW, 1))
     for day in range(20):
         source = "inverters" if answer else "readings"
-        assert cleared(update(into, source, *answer, when=WHEN + day * DAY)) == []
+        assert cleared(update(into, source, *answer, when=WHEN + day * ONE_DAY)) == []
 
 
 def test_an_empty_list_with_a_count_says_nothing_of_what_is_gone() -> None:
-    """Snow on the roof for two weeks: `[]`, and no inverter is gone."""
+    """With snow on the roof, the list is `[]` for two weeks, and no inverter is gone."""
     into = tree()
     count = read("gateway", POWER_ROW, 1), read("gateway", VOLTAGE_ROW, 2)
     update(into, "inverters", *count, read("inverter/7", POWER_ROW, 1))
     for day in range(14):
-        found = cleared(update(into, "inverters", count[0], when=WHEN + day * DAY))
+        found = cleared(update(into, "inverters", count[0], when=WHEN + day * ONE_DAY))
         assert found == (["gateway/voltage"] if day == 7 else [])
-    assert {row.device for row in into.rows()} == {"gateway", "inverter/7"}
+    assert {row.device for row in into.rows} == {"gateway", "inverter/7"}
+
+
+def rows_of(into: Tree) -> tuple[Row, ...]:
+    """The rows of a tree that the next run reads."""
+    return restored(TreeState(rows=tuple(into.rows))).rows
 
 
 def test_seven_days_are_seven_days_over_restarts() -> None:
-    """A Pi that starts anew each night must not keep an inverter for ever that was taken off the roof."""
+    """A bridge that is restarted each night must remove an inverter that was taken off the roof."""
     unit, other = read("inverter/7", POWER_ROW, 1), read("inverter/8", POWER_ROW, 2)
     into = tree()
     update(into, "inverters", unit, other)
     seen = []
     for night in range(1, 10):
-        kept, into = into.dump(), tree()
-        assert into.restore(json.loads(json.dumps(kept)))
-        seen += [(night, topic) for topic in cleared(update(into, "inverters", other, when=WHEN + night * DAY))]
+        kept, into = rows_of(into), tree()
+        assert into.rows.restore(kept)
+        seen += [(night, topic) for topic in cleared(update(into, "inverters", other, when=WHEN + night * ONE_DAY))]
     assert seen == [(8, "inverter/7/power"), (8, "inverter/7")]
 
 
@@ -410,28 +442,28 @@ def test_what_was_back_before_a_restart_is_not_gone() -> None:
     unit, other = read("inverter/7", POWER_ROW, 1), read("inverter/8", POWER_ROW, 2)
     into = tree()
     update(into, "inverters", unit, other)
-    update(into, "inverters", other, when=WHEN + DAY)
-    update(into, "inverters", unit, other, when=WHEN + 2 * DAY)
-    kept, into = into.dump(), tree()
-    assert into.restore(kept)
-    assert cleared(update(into, "inverters", other, when=WHEN + 9 * DAY)) == []
+    update(into, "inverters", other, when=WHEN + ONE_DAY)
+    update(into, "inverters", unit, other, when=WHEN + 2 * ONE_DAY)
+    kept, into = rows_of(into), tree()
+    assert into.rows.restore(kept)
+    assert cleared(update(into, "inverters", other, when=WHEN + 9 * ONE_DAY)) == []
 
 
 def test_rows_outlive_the_process() -> None:
-    """So that what was published before a restart can be cleared after it."""
+    """So topics that were published before a restart can be cleared after it."""
     into = tree()
     power, other = read("inverter/7", POWER_ROW, 1), read("inverter/8", VOLTAGE_ROW, 2, Phase.L3)
     update(into, "inverters", power, other)
-    kept = json.loads(json.dumps(into.dump()))
+    kept = rows_of(into)
 
     again = tree()
-    assert again.restore(kept)
-    assert list(again.rows()) == list(into.rows())
-    before = again.version
-    update(again, "inverters", power, when=WHEN + DAY)
-    assert again.version == before, "what was restored is nothing new"
-    assert next(again.rows()).measurement is POWER_ROW, "it would be compared word for word with each answer"
-    assert cleared(update(again, "inverters", power, when=WHEN + 8 * DAY)) == [
+    assert again.rows.restore(kept)
+    assert list(again.rows) == list(into.rows)
+    before = again.rows.version
+    update(again, "inverters", power, when=WHEN + ONE_DAY)
+    assert again.rows.version == before, "what was restored is nothing new"
+    assert next(iter(again.rows)).measurement is POWER_ROW, "it would be compared word for word with each answer"
+    assert cleared(update(again, "inverters", power, when=WHEN + 8 * ONE_DAY)) == [
         "inverter/8/l3/voltage",
         "inverter/8",
     ]
@@ -439,18 +471,16 @@ def test_rows_outlive_the_process() -> None:
 
 @pytest.mark.parametrize("kept", [None, [], "x", [1], [{}], {"a": 1}, [{"device": "x", "source": "inverters"}]])
 def test_what_can_not_be_restored_is_nothing(kept: object) -> None:
-    into = tree()
-    assert not into.restore(kept)
-    assert list(into.rows()) == []
+    assert TreeState.model_validate({"rows": kept}).rows == ()
 
 
 def test_rows_of_a_source_that_is_no_more_are_not_restored() -> None:
     into = tree()
     update(into, "info", read("gateway", TYPE_ROW, "x"))
-    kept = [{**row, "source": "another"} for row in into.dump()]
-    assert not tree().restore(kept)
+    kept = [replace(row, source="another") for row in into.rows]
+    assert not tree().rows.restore(kept)
 
 
 def test_the_serial_number_is_a_level() -> None:
-    assert f"enphase/{SERIAL}/" == PREFIX
+    assert f"enphase/{SERIAL}/" == BASE_TOPIC
     assert datetime.fromtimestamp(NOW, UTC).isoformat() == "2025-11-22T08:26:40+00:00"

@@ -1,4 +1,4 @@
-"""`capture`: all answers of a gateway, redacted, in one zip: for a bug report, and for `simulate`."""
+"""`capture`: collects all answers of a gateway, redacted, in a zip for a bug report or for `simulate`."""
 
 import asyncio
 import io
@@ -7,40 +7,36 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import aclosing
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from bridge import __version__
-from bridge.commands import log
 from bridge.commands.redaction import Redactor
-from bridge.commands.report import Report, plural, size
-from bridge.commands.visit import TELLS_MORE, Visit, only
-from bridge.config import LogSettings, Settings
+from bridge.commands.report import Report, configure_log, plural, size
+from bridge.commands.session import DEFAULT_TIMING, SEE_CHECK, CommandTiming, GatewaySession, only
 from bridge.endpoints import ENDPOINTS
-from bridge.gateway import CloudRejected, CloudUnavailable, Exchange, KeyChanged, TokenRejected
+from bridge.gateway.client import Exchange
+from bridge.gateway.errors import CloudRejected, CloudUnavailable, KeyChanged, TokenRejected
 from bridge.model import BadSetting, BridgeError, Facts, Rejected, Request
+from bridge.settings import LogSettings, Settings
 from bridge.simulator.replay import LOG_SUFFIX, file_of
-from bridge.store import Store
+from bridge.store import PRIVATE_FILE_MODE, Store
 
-MORE = (
+EXTRA_PATHS = (
     "/ivp/meters/reports",
     "/ivp/meters/pvReading",
     "/ivp/ss/gen_schedule",
     "/ivp/ss/pel_settings",
     "/ivp/sc/pvlimit",
 )
-"""What a gateway tells quickly, beside the endpoints of the table. Those that take it down are none of them."""
-PATHS = (*(endpoint.path for endpoint in ENDPOINTS), *MORE)
-PATIENCE = 15.0
-"""Seconds for one request with its retries."""
-ENOUGH = 3
-"""A gateway that leaves so many requests in a row unanswered is left in peace."""
-OK = 200
-PRIVATE = 0o600
-HEADERS = ("content-type", "connection", "retry-after")
-"""The rest tells nothing of the gateway, or a session."""
-README = """\
+"""Paths outside the endpoint table that a gateway answers quickly. Paths that can make it crash are left out."""
+CAPTURED_PATHS = (*(endpoint.path for endpoint in ENDPOINTS), *EXTRA_PATHS)
+KEPT_HEADERS = ("content-type", "connection", "retry-after")
+"""Headers that are kept. The others say nothing about the gateway, or hold a session."""
+README_TEXT = """\
 Answers of an Enphase IQ Gateway, redacted by iqgateway2mqtt {version} on {date}.
 Firmware {firmware}, part number {part}.
 
@@ -49,16 +45,16 @@ Serial numbers, addresses, names and secrets are made up or removed; energy figu
 {missing}"""
 
 
-class Album:
-    """What came back, the newest answer of each path; and why there is none."""
+class Archive:
+    """The newest answer of each path, and for paths without one the reason."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Exchange] = {}
         self.missing: dict[str, str] = {}
 
     def keep(self, exchange: Exchange) -> None:
-        """Token checks and other roads are nobody's business."""
-        if exchange.path in PATHS:
+        """Keep the answer to one of `CAPTURED_PATHS`; others, such as token checks, are not part of a capture."""
+        if exchange.path in CAPTURED_PATHS:
             self.answers[exchange.path] = exchange
 
     def pack(self, redactor: Redactor, facts: Facts) -> bytes:
@@ -69,12 +65,12 @@ class Album:
             archive.writestr("_readme", redactor.apply(self._readme(facts).encode()))
             for path, exchange in self.answers.items():
                 archive.writestr(file_of(path), redactor.apply(exchange.body))
-                archive.writestr(f"{file_of(path)}{LOG_SUFFIX}", redactor.apply(_seen(exchange)))
+                archive.writestr(f"{file_of(path)}{LOG_SUFFIX}", redactor.apply(_log_of(exchange)))
         return content.getvalue()
 
     def _readme(self, facts: Facts) -> str:
         missing = "".join(f"No answer: {path}: {reason}\n" for path, reason in self.missing.items())
-        return README.format(
+        return README_TEXT.format(
             version=__version__,
             date=datetime.now(UTC).date(),
             firmware=facts.firmware or "unknown",
@@ -83,61 +79,60 @@ class Album:
         )
 
 
-def _seen(exchange: Exchange) -> bytes:
-    headers = {name: value for name, value in exchange.headers.items() if name.lower() in HEADERS}
+def _log_of(exchange: Exchange) -> bytes:
+    headers = {name: value for name, value in exchange.headers.items() if name.lower() in KEPT_HEADERS}
     seen = {"headers": headers, "code": exchange.status, "duration_seconds": round(exchange.elapsed, 3)}
     return json.dumps(seen).encode()
 
 
-async def _take(visit: Visit, album: Album, report: Report) -> None:
-    """One request after another, each path once.
+async def _collect(session: GatewaySession, archive: Archive, report: Report) -> None:
+    """Ask each path once, one after another.
 
     Raises:
-        BridgeError: the gateway can't be asked, or not any more.
+        BridgeError: the gateway can't be identified, or it refuses the token.
     """
-    visit.gateway.listen(album.keep)
-    report.section(f"Gateway {visit.own.base_url}")
-    facts = await visit.introduce()
+    session.gateway.listen(archive.keep)
+    report.section(f"Gateway {session.own.base_url}")
+    facts = await session.identify()
     report.ok("gateway", f"{facts.serial}, firmware {facts.firmware or 'unknown'}")
-    if visit.secure:
-        await visit.gateway.tokens.current()
-    silent = 0
-    for path in PATHS:
-        if silent >= ENOUGH:
-            album.missing[path] = "not asked any more, for the gateway had not answered several times"
-        elif path not in album.answers:
-            await _ask(visit, album, path)
-        silent = silent + 1 if path in album.missing else 0
-        _tell(report, album, path)
+    if session.secure:
+        await session.gateway.tokens.current()
+    for path in CAPTURED_PATHS:
+        if session.unresponsive:
+            archive.missing[path] = "not asked, because the gateway had stopped answering"
+        elif path not in archive.answers:
+            await _ask(session, archive, path)
+        session.count_request(answered=path not in archive.missing)
+        _show(report, archive, path)
 
 
-async def _ask(visit: Visit, album: Album, path: str) -> None:
-    """A refusal is an answer too, unless it is us who are refused."""
+async def _ask(session: GatewaySession, archive: Archive, path: str) -> None:
+    """Ask one path. An error status is an answer too, unless the token or the account is refused."""
     try:
-        await visit.gateway.fetch(Request(path), deadline=PATIENCE)
+        await session.gateway.fetch(Request(path), deadline=session.timing.request)
     except (TokenRejected, CloudRejected, CloudUnavailable, KeyChanged):
         raise
     except BridgeError as error:
-        if path not in album.answers:
-            album.missing[path] = str(error)
+        if path not in archive.answers:
+            archive.missing[path] = str(error)
 
 
-def _tell(report: Report, album: Album, path: str) -> None:
-    exchange = album.answers.get(path)
+def _show(report: Report, archive: Archive, path: str) -> None:
+    exchange = archive.answers.get(path)
     if exchange is None:
-        report.note("no answer", f"{path}: {album.missing[path]}")
+        report.note("no answer", f"{path}: {archive.missing[path]}")
         return
     text = f"{exchange.elapsed:5.2f} s {size(len(exchange.body)):>9}  {path}"
-    if exchange.status == OK:
+    if exchange.status == HTTPStatus.OK:
         report.ok("200", text)
     else:
         report.note(f"{exchange.status}", text)
 
 
-def _secrets(settings: Settings, visit: Visit) -> Iterator[str]:
-    """What we know and nobody else must learn."""
-    own, mqtt = visit.own, settings.mqtt
-    for secret in (own.token, own.password, mqtt.password, visit.state.token):
+def _secrets(settings: Settings, session: GatewaySession) -> Iterator[str]:
+    """Secrets and names from the settings and the state, which must not be in the zip."""
+    own, mqtt = session.own, settings.mqtt
+    for secret in (own.token, own.password, mqtt.password, session.state.token):
         if secret is not None:
             yield secret.get_secret_value()
     yield from filter(None, (own.username, own.name, mqtt.username))
@@ -147,31 +142,31 @@ def _secrets(settings: Settings, visit: Visit) -> Iterator[str]:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """For the owner's eyes only, until they have looked at it. Nothing is overwritten."""
+    """Write a file that only its owner may read. An existing file is not overwritten. Raises BadSetting."""
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE_MODE)
         with open(descriptor, "wb") as target:  # noqa: PTH123 - a descriptor, no path
             target.write(content)
     except OSError as error:
-        raise _unusable(file, error.strerror or "can't be written") from None
+        raise _bad_output(file, error.strerror or "can't be written") from None
 
 
-def _unusable(file: Path, reason: str) -> BadSetting:
+def _bad_output(file: Path, reason: str) -> BadSetting:
     return BadSetting(f"--output: {file}: {reason}")
 
 
-def _usable(output: str | None) -> Path | None:
-    """Told before the gateway is asked for anything."""
+def _checked_output(output: str | None) -> Path | None:
+    """The file to write, checked before the gateway is asked for anything. Raises BadSetting."""
     if output is None:
         return None
     file = Path(output)
     try:
         if file.exists():
-            raise _unusable(file, "exists already; name another file")
+            raise _bad_output(file, "exists already; name another file")
         if not file.parent.is_dir():
-            raise _unusable(file, "there is no such folder")
+            raise _bad_output(file, "there is no such folder")
     except OSError as error:
-        raise _unusable(file, error.strerror or "can't be used") from None
+        raise _bad_output(file, error.strerror or "can't be used") from None
     return file
 
 
@@ -180,19 +175,19 @@ def _file_name(facts: Facts) -> Path:
     return Path(f"iqgateway2mqtt-{firmware}-{datetime.now(UTC):%Y%m%d-%H%M%S}.zip")
 
 
-async def _capture(settings: Settings, visit: Visit, file: Path | None) -> int:
-    report, album = Report(), Album()
+async def _capture(settings: Settings, session: GatewaySession, file: Path | None) -> int:
+    report, archive = Report(), Archive()
     try:
-        await _take(visit, album, report)
+        await _collect(session, archive, report)
     except BridgeError as error:
-        report.fault("gateway", error, "" if isinstance(error, Rejected) else TELLS_MORE)
+        report.fault("gateway", error, "" if isinstance(error, Rejected) else SEE_CHECK)
         return report.worst
-    redactor = Redactor(_secrets(settings, visit))
-    content = album.pack(redactor, visit.facts)
-    file = file or _file_name(visit.facts)
+    redactor = Redactor(_secrets(settings, session))
+    content = archive.pack(redactor, session.facts)
+    file = file or _file_name(session.facts)
     _write(file, content)
     replaced = ", ".join(plural(count, kind) for kind, count in redactor.counts.items())
-    report.section(f"Written to {file} ({size(len(content))}, readable for you alone)")
+    report.section(f"Written to {file} ({size(len(content))}, readable only by you)")
     report.fact("replaced", replaced or "nothing")
     report.fact("still in it", "energy figures, tariff, dates and times, firmware and part numbers")
     report.fact("look at it", f"unzip -p {file} | less")
@@ -200,13 +195,17 @@ async def _capture(settings: Settings, visit: Visit, file: Path | None) -> int:
     return 0
 
 
-async def _run(settings: Settings, gateway: str | None, output: str | None) -> int:
-    own, file = only(settings, gateway), _usable(output)
-    async with Visit(settings, own, Store(settings.state_dir)) as visit:
-        return await _capture(settings, visit, file)
+async def _run(settings: Settings, gateway: str | None, output: str | None, timing: CommandTiming) -> int:
+    own, file = only(settings, gateway), _checked_output(output)
+    async with aclosing(GatewaySession(settings, own, Store(settings.state_dir), timing)) as session:
+        return await _capture(settings, session, file)
 
 
-def run(settings: Settings, gateway: str | None, output: str | None) -> int:
-    """Raises BadSetting where gateway or file can't be used."""
-    log.configure(LogSettings(level="ERROR", format=settings.log.format))
-    return asyncio.run(_run(settings, gateway, output))
+def run(settings: Settings, gateway: str | None, output: str | None, timing: CommandTiming = DEFAULT_TIMING) -> int:
+    """Run the command. Returns its exit code.
+
+    Raises:
+        BadSetting: gateway or file can't be used.
+    """
+    configure_log(LogSettings(level="ERROR", format=settings.log.format))
+    return asyncio.run(_run(settings, gateway, output, timing))

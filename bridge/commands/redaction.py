@@ -1,7 +1,8 @@
-"""What must not leave the house is replaced: by the names of fields, and by value wherever it stands.
+"""Replaces serial numbers, addresses, names and secrets in the answers of a gateway.
 
-The same thing becomes the same made-up thing in every answer, so that what belongs together still does. Nothing
-else changes, not even a blank: the texts are edited, not written anew.
+They are found by the names of fields, and by their form anywhere in the text. The same value gets the same
+replacement in every answer, so that references still match. Nothing else changes, not even white space, because
+the texts are edited and not serialized anew.
 """
 
 import ipaddress
@@ -13,17 +14,18 @@ from functools import cached_property
 from typing import Any
 
 REMOVED = "[removed]"
-SHORTEST, SURE = 4, 8
-"""Characters of a serial number or a secret, and of one that is looked for inside of words too."""
-FEW, TELLING = 2, 4
-"""Digits, and letters, that tell a number from a word, and a random text from ENS_DEVICE_STATE_READY."""
-SERIAL = re.compile(r"(?<!\d)(?<!\d\.)\d{12}(?!\d)(?!\.\d)")
+MIN_SECRET_LETTERS, MIN_SECRET_LETTERS_INSIDE_WORDS = 4, 8
+"""Shortest serial number or secret, and shortest one that is also replaced inside of words."""
+MIN_SERIAL_DIGITS, MIN_RANDOM_CHARACTERS = 2, 4
+"""Digits that tell a serial number from a word; digits and letters that tell a random text from a constant such as
+ENS_DEVICE_STATE_READY."""
+SERIAL_PATTERN = re.compile(r"(?<!\d)(?<!\d\.)\d{12}(?!\d)(?!\.\d)")
 SERIAL_FIELD = re.compile(
     r"\w*(?<!to)serial(s|nos?|nbs?|nums?|numbers?)?|sn|(device|generator|site|system)id|uu?id|imei|iccid"
 )
-"""Names of fields are spelt in small letters here, without digits and signs. `…ToSerial` counts something."""
-BY_SERIAL = "submodules"
-"""A field whose keys are serial numbers, as those of `serial_nums` are."""
+"""Compared with field names in lower case, letters only. `…ToSerial` is left out, since such a field is a count."""
+KEYED_BY_SERIAL = "submodules"
+"""A field whose keys are serial numbers; those of `serial_nums` are too."""
 PERSONAL_FIELD = re.compile(
     r"""(?x)
     (user|first|last|full|nick|customer|load|site|system|host)?name | user | owner | customer | lastupdatedby
@@ -35,78 +37,84 @@ PERSONAL_FIELD = re.compile(
 )
 JSON_FIELD = re.compile(r'("([^"\\]{1,64})"\s*:\s*)("(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*)')
 XML_FIELD = re.compile(r"(<([A-Za-z_][\w.-]{0,63})[^<>]*>)([^<>]+)(?=</\2>)")
-FIELDS = (JSON_FIELD, XML_FIELD)
-TOKEN = re.compile(r"eyJ[\w-]*\.[\w-]+\.[\w-]*|(?<![\w+/=-])[\w+/=-]{32,}", re.ASCII)
-EMAIL = re.compile(r"[\w.+-]+(?:@|%40)[\w-]+(?:\.[\w-]+)+")
-MAC = re.compile(
+FIELD_PATTERNS = (JSON_FIELD, XML_FIELD)
+TOKEN_PATTERN = re.compile(r"eyJ[\w-]*\.[\w-]+\.[\w-]*|(?<![\w+/=-])[\w+/=-]{32,}", re.ASCII)
+EMAIL_PATTERN = re.compile(r"[\w.+-]+(?:@|%40)[\w-]+(?:\.[\w-]+)+")
+MAC_PATTERN = re.compile(
     r"(?<![\w:-])[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}(?:\1[0-9A-Fa-f]{2}){0,2}(?![\w:-])"
 )
-BARE_MAC = re.compile(r"(?<!\w)(?=\d*[A-Fa-f])(?:[0-9A-Fa-f]{12}|[0-9A-Fa-f]{16})(?!\w)")
-IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w)(?!\.\w)")
-IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
-FOR_EXAMPLES = {4: "192.0.2.{}", 6: "2001:db8::{}"}
-"""Addresses that nobody has."""
-NETWORK_NAME = re.compile(r"(envoy[_ -]?)\d{6}(?!\d)", re.IGNORECASE)
-"""A gateway's own Wi-Fi is called after the end of its serial number, which old firmware takes as a password."""
+BARE_MAC_PATTERN = re.compile(r"(?<!\w)(?=\d*[A-Fa-f])(?:[0-9A-Fa-f]{12}|[0-9A-Fa-f]{16})(?!\w)")
+IPV4_PATTERN = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w)(?!\.\w)")
+IPV6_PATTERN = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+EXAMPLE_ADDRESSES = {4: "192.0.2.{}", 6: "2001:db8::{}"}
+"""Addresses reserved for documentation."""
+NETWORK_NAME_PATTERN = re.compile(r"(envoy[_ -]?)\d{6}(?!\d)", re.IGNORECASE)
+"""The name of a gateway's own Wi-Fi ends with digits of its serial number, the password of old firmware."""
 
 
 class Redactor:
-    """First `learn` every text, then `apply` it to each. `secrets` are removed wherever they stand."""
+    """Redacts a set of answers: call `learn` for every text first, then `apply` for each.
+
+    `secrets` are removed wherever they occur.
+    """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self.counts: Counter[str] = Counter()
-        """how many different things of each kind were replaced"""
-        self._secrets = sorted({text for secret in secrets for text in _spellings(secret)}, key=len)
+        """number of different values of each kind that were replaced"""
+        self._secrets = sorted({text for secret in secrets for text in _encodings(secret)}, key=len)
         self._serials: set[str] = set()
         self._made: dict[tuple[str, str], str] = {}
 
     def learn(self, body: bytes) -> None:
-        """Which serial numbers there are."""
+        """Collect the serial numbers in a text."""
         text = _text(body)
-        found = {*SERIAL.findall(text), *_listed(text)}
-        for pattern in FIELDS:
-            found |= {_bare(value) for _, name, value in pattern.findall(text) if _tells_serial(name)}
+        found = {*SERIAL_PATTERN.findall(text), *_serials_in_lists(text)}
+        for pattern in FIELD_PATTERNS:
+            found |= {_bare(value) for _, name, value in pattern.findall(text) if _names_serial(name)}
         self._serials |= {serial for serial in found if _is_serial(serial)}
-        for stale in ("_invented", "_anywhere"):
+        for stale in ("_replacements", "_anywhere"):
             self.__dict__.pop(stale, None)
 
     def apply(self, body: bytes) -> bytes:
+        """The text with all replacements."""
         text = _text(body)
-        for field in FIELDS:
+        for field in FIELD_PATTERNS:
             text = field.sub(self._field, text)
         for secret in reversed(self._secrets):
-            text = _wherever(secret).sub(self._secret, text)
+            text = _pattern_of(secret).sub(self._secret, text)
         text = self._anywhere.sub(lambda found: self._serial(found[0]), text)
         steps: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
-            (TOKEN, self._token),
-            (EMAIL, lambda found: self._numbered("e-mail address", found[0], "user{}@example.com")),
-            (MAC, lambda found: self._hardware(found[0])),
-            (BARE_MAC, lambda found: self._hardware(found[0])),
-            (IPV4, self._address),
-            (IPV6, self._address),
-            (NETWORK_NAME, lambda found: f"{found[1]}000000"),
+            (TOKEN_PATTERN, self._token),
+            (EMAIL_PATTERN, lambda found: self._numbered("e-mail address", found[0], "user{}@example.com")),
+            (MAC_PATTERN, lambda found: self._hardware(found[0])),
+            (BARE_MAC_PATTERN, lambda found: self._hardware(found[0])),
+            (IPV4_PATTERN, self._address),
+            (IPV6_PATTERN, self._address),
+            (NETWORK_NAME_PATTERN, lambda found: f"{found[1]}000000"),
         )
         for pattern, replaced in steps:
             text = pattern.sub(replaced, text)
         return text.encode("latin-1")
 
     @cached_property
-    def _invented(self) -> Mapping[str, str]:
-        """Of the same length, and in the same order."""
+    def _replacements(self) -> Mapping[str, str]:
+        """A replacement of the same length for each serial number; they sort like the originals."""
         ordered = sorted(self._serials, key=lambda serial: (len(serial), serial))
-        return {serial: _made_up(serial, place) for place, serial in enumerate(ordered, 1)}
+        return {serial: _invented_serial(serial, place) for place, serial in enumerate(ordered, 1)}
 
     @cached_property
     def _anywhere(self) -> re.Pattern[str]:
-        """Those that can't be mistaken for anything else, or not as a text of their own."""
-        known = sorted(filter(_recognisable, self._serials), key=len, reverse=True)
-        forms = (re.escape(text) if _unmistakable(text) else f'(?<="){re.escape(text)}(?=")' for text in known)
+        """Matches serial numbers anywhere if they are unmistakable, otherwise only as a whole quoted text."""
+        known = sorted(filter(_is_unique_in_quotes, self._serials), key=len, reverse=True)
+        forms = (
+            re.escape(text) if _is_unique_anywhere(text) else f'(?<="){re.escape(text)}(?=")' for text in known
+        )
         return re.compile("|".join(forms) or r"(?!)")
 
     def _field(self, found: re.Match[str]) -> str:
         start, name, value = found.groups()
         text = _bare(value)
-        if _tells_serial(name) and text in self._invented and not _recognisable(text):
+        if _names_serial(name) and text in self._replacements and not _is_unique_in_quotes(text):
             return str(start) + value.replace(text, self._serial(text))
         if PERSONAL_FIELD.fullmatch(_plain(name)) and text:
             self._note("name, place or password", text, REMOVED)
@@ -114,20 +122,20 @@ class Redactor:
         return found[0]
 
     def _serial(self, serial: str) -> str:
-        return self._note("serial number", serial, self._invented[serial])
+        return self._note("serial number", serial, self._replacements[serial])
 
     def _secret(self, found: re.Match[str]) -> str:
-        """A number must stay one."""
+        """Replace a secret; digits become zeros, so that a number remains a number."""
         made = "0" * len(found[0]) if found[0].isdigit() else REMOVED
         return self._note("secret", found[0], made)
 
     def _token(self, found: re.Match[str]) -> str:
         text = found[0]
-        random = text.startswith("eyJ") or _digits(text) >= TELLING <= sum(map(str.isalpha, text))
+        random = text.startswith("eyJ") or _digits(text) >= MIN_RANDOM_CHARACTERS <= sum(map(str.isalpha, text))
         return self._note("secret", text, REMOVED) if random else text
 
     def _hardware(self, text: str) -> str:
-        """A MAC address, or the longer one of a radio, written as it was."""
+        """Replace a MAC address or the longer address of a radio, keeping its separators."""
         sign = text[2] if text[2] in ":-" else ""
         plain = text.replace(sign, "") if sign else text
         number = self._numbered("MAC address", plain.lower(), "{}")
@@ -140,9 +148,9 @@ class Redactor:
             address = ipaddress.ip_address(text)
         except ValueError:
             return text
-        if address.is_loopback or address.is_unspecified or MAC.fullmatch(text):
+        if address.is_loopback or address.is_unspecified or MAC_PATTERN.fullmatch(text):
             return text
-        return self._numbered("IP address", text, FOR_EXAMPLES[address.version])
+        return self._numbered("IP address", text, EXAMPLE_ADDRESSES[address.version])
 
     def _numbered(self, kind: str, text: str, form: str) -> str:
         return self._made.get((kind, text)) or self._note(kind, text, form.format(self.counts[kind] + 1))
@@ -155,7 +163,7 @@ class Redactor:
 
 
 def _text(body: bytes) -> str:
-    """Byte by byte, so that whatever is not touched stays as it is."""
+    """Decode each byte to one character, so that all other bytes are preserved."""
     return body.decode("latin-1")
 
 
@@ -171,48 +179,48 @@ def _plain(name: str) -> str:
     return re.sub("[^a-z]", "", name.lower())
 
 
-def _tells_serial(name: str) -> bool:
+def _names_serial(name: str) -> bool:
     return SERIAL_FIELD.fullmatch(_plain(name)) is not None
 
 
 def _is_serial(text: str) -> bool:
-    """Of 122301003111EIM1 the number inside counts, so that it still tells whose meter this is."""
-    inside = SERIAL.search(text)
-    return len(text) >= SHORTEST and bool(text.strip("0")) and (inside is None or inside[0] == text)
+    """Whether a text is a serial number. Of 122301003111EIM1 only the number is, so that the suffix is kept."""
+    inside = SERIAL_PATTERN.search(text)
+    return len(text) >= MIN_SECRET_LETTERS and bool(text.strip("0")) and (inside is None or inside[0] == text)
 
 
 def _digits(text: str) -> int:
     return sum(map(str.isdigit, text))
 
 
-def _unmistakable(serial: str) -> bool:
-    return len(serial) >= SURE and _digits(serial) >= TELLING
+def _is_unique_anywhere(serial: str) -> bool:
+    return len(serial) >= MIN_SECRET_LETTERS_INSIDE_WORDS and _digits(serial) >= MIN_RANDOM_CHARACTERS
 
 
-def _recognisable(serial: str) -> bool:
-    return _digits(serial) >= FEW
+def _is_unique_in_quotes(serial: str) -> bool:
+    return _digits(serial) >= MIN_SERIAL_DIGITS
 
 
-def _spellings(secret: str) -> Iterator[str]:
-    """As it is, and as JSON may have it."""
-    if len(secret) >= SHORTEST:
+def _encodings(secret: str) -> Iterator[str]:
+    """The secret as plain text and as JSON may encode it."""
+    if len(secret) >= MIN_SECRET_LETTERS:
         yield from (_text(form.encode()) for form in (secret, json.dumps(secret)[1:-1]))
         yield _text(json.dumps(secret, ensure_ascii=False)[1:-1].encode())
 
 
-def _wherever(secret: str) -> re.Pattern[str]:
-    """A short one must stand alone."""
+def _pattern_of(secret: str) -> re.Pattern[str]:
+    """Matches a secret anywhere; a short one only as a whole word."""
     inside = re.escape(secret)
-    return re.compile(inside if len(secret) >= SURE else rf"(?<!\w){inside}(?!\w)")
+    return re.compile(inside if len(secret) >= MIN_SECRET_LETTERS_INSIDE_WORDS else rf"(?<!\w){inside}(?!\w)")
 
 
-def _made_up(serial: str, number: int) -> str:
-    """No real one begins so."""
+def _invented_serial(serial: str, number: int) -> str:
+    """A serial number that begins like no real one."""
     return f"{'9' if serial.isdigit() else 'X'}{number:0{len(serial) - 1}}"
 
 
-def _listed(text: str) -> Iterator[str]:
-    """Serial numbers in lists, or used as keys."""
+def _serials_in_lists(text: str) -> Iterator[str]:
+    """Serial numbers in lists and in keys of a JSON document."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -220,10 +228,10 @@ def _listed(text: str) -> Iterator[str]:
     waiting: list[tuple[str, Any]] = [("", document)]
     while waiting:
         name, value = waiting.pop()
-        known = _tells_serial(name)
+        known = _names_serial(name)
         if isinstance(value, dict):
             waiting += value.items()
-            if known or name == BY_SERIAL:
+            if known or name == KEYED_BY_SERIAL:
                 yield from value
         elif isinstance(value, list):
             waiting += (("", item) for item in value)

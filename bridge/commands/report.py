@@ -1,37 +1,97 @@
-"""What a command tells: one line for each step, with `ok`, `note` or `problem`, and the exit code that follows."""
+"""What commands write: a report on standard output, a line for each step, and the log on standard error."""
 
+import io
+import json
+import logging
 import os
 import shutil
 import sys
 import textwrap
-from typing import TextIO
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TextIO
 
-from bridge.commands.codes import CONFIGURATION, REFUSED, UNAVAILABLE
-from bridge.model import BadSetting, BridgeError, Rejected, Unsupported
+from bridge.gateway.transport import quiet_libraries
+from bridge.model import BadSetting, BridgeError, Rejected, Unsupported, printable
+from bridge.settings import LogSettings
 
-WORD, STEP = 9, 13
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+# Exit codes as in sysexits.h. `run` ends only with 0 or EXIT_CONFIGURATION, since it
+# reports a failure as a state.
+EXIT_UNAVAILABLE = 69
+EXIT_REFUSED = 77
+EXIT_CONFIGURATION = 78
+EXIT_STOPPED = 130
+"""Stopped by Ctrl-C, or since nobody reads the output any more; shells use the same code."""
+
+STATE_WIDTH, STEP_WIDTH = 9, 13
 """Widths of the first two columns."""
-NARROWEST = 60
+MIN_WIDTH = 60
 COLOURS = {"ok": "32", "note": "33", "problem": "31"}
 
 
 def code_of(error: BridgeError) -> int:
-    """The exit code that an error alone would have."""
+    """The exit code for one error; 0 for `Unsupported`, which is no failure."""
     match error:
         case Unsupported():
             return 0
         case BadSetting():
-            return CONFIGURATION
+            return EXIT_CONFIGURATION
         case Rejected():
-            return REFUSED
+            return EXIT_REFUSED
         case _:
-            return UNAVAILABLE
+            return EXIT_UNAVAILABLE
+
+
+class OutputLost(Exception):
+    """Standard output can't be written. `is_unread`: since the program that reads it, such as `head`, has ended."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or str(error))
+        self.is_unread = isinstance(error, BrokenPipeError)
+
+
+class _Output(io.FileIO):
+    """Standard output whose failure is told apart from all other errors of the operating system."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OutputLost(error) from None
+
+
+def guard_output() -> None:
+    """From now on, writing to standard output raises OutputLost where it fails."""
+    given = sys.stdout
+    if isinstance(given, io.TextIOWrapper):
+        raw = _Output(given.fileno(), "w", closefd=False)
+        sys.stdout = io.TextIOWrapper(
+            raw if given.write_through else io.BufferedWriter(raw),  # as Python itself does
+            encoding=given.encoding,
+            errors=given.errors,
+            line_buffering=given.line_buffering,
+            write_through=given.write_through,
+        )
+
+
+def give_up_output(lost: BaseExceptionGroup[OutputLost]) -> int:
+    """Drop what could not be written, and say so where somebody would miss it. Returns the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    first: BaseException = lost
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    if isinstance(first, OutputLost) and first.is_unread:
+        return EXIT_STOPPED
+    print(f"iqgateway2mqtt: the output can't be written: {first}", file=sys.stderr)
+    return EXIT_UNAVAILABLE
 
 
 class Report:
-    """Prints as it goes. `worst` is the exit code of the worst fault so far.
+    """Prints each step at once. `worst` is the exit code of the worst problem so far, `problems` their number.
 
-    A terminal gets its lines wrapped, and the words in colour; a pipe gets one line for each step.
+    On a terminal, lines are wrapped and coloured; a pipe gets one line for each step.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -66,20 +126,20 @@ class Report:
             self.note(step, text)
 
     def fact(self, name: str, text: str) -> None:
-        """Something to know, neither good nor bad."""
+        """Print a detail that is neither good nor bad."""
         self._line("", name, text)
 
-    def heard(self, text: str) -> bool:
-        """Whether this was said already, in more words or in fewer."""
+    def already_said(self, text: str) -> bool:
+        """Whether a note or problem with this text, or with a part of it, was printed already."""
         return any(text in said or said in text for said in self._said)
 
     def _line(self, word: str, step: str, text: str) -> None:
         if word != "ok":
             self._said.append(text)
-        head = f"  {word:{WORD}}{step:{STEP}} "
+        head = f"  {word:{STATE_WIDTH}}{step:{STEP_WIDTH}} "
         line = head + text
         if self._terminal:
-            width = max(NARROWEST, shutil.get_terminal_size().columns)
+            width = max(MIN_WIDTH, shutil.get_terminal_size().columns)
             line = textwrap.fill(line, width, subsequent_indent=" " * len(head), break_on_hyphens=False)
         if self._coloured and word:
             line = line.replace(word, f"\033[{COLOURS[word]}m{word}\033[0m", 1)
@@ -92,3 +152,84 @@ def size(count: int) -> str:
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+# The log
+
+
+MAX_LINE_LETTERS = 2_000
+"""Length at which a line is cut: texts from outside may stand in it."""
+
+
+class _Text(logging.Formatter):
+    """Text such as `2026-11-22 06:00:00 WARNING envoy.local: readings: no answer`."""
+
+    def __init__(self, *, timed: bool = True) -> None:
+        when = "%(asctime)s " if timed else ""
+        super().__init__(f"{when}%(levelname)s %(prefix)s%(message)s", "%Y-%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        gateway = getattr(record, "gateway", None)
+        record.prefix = f"{gateway}: " if gateway else ""
+        return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name in the library
+        record.message = printable(record.message, MAX_LINE_LETTERS)
+        return super().formatMessage(record)
+
+
+class _Json(logging.Formatter):
+    """One object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        event = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": printable(record.getMessage(), MAX_LINE_LETTERS),
+        }
+        event |= {key: value for key in ("gateway", "source", "event") if (value := getattr(record, key, None))}
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return json.dumps(event)
+
+
+SYSLOG_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+"""Syslog priorities by Python's log levels."""
+
+
+class _Journal(logging.Formatter):
+    """Prefixes each line with its syslog priority, which systemd's journal reads."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        mark = f"<{SYSLOG_PRIORITIES.get(record.levelno, 2)}>"
+        return "\n".join(mark + line for line in self._inner.format(record).splitlines())
+
+
+def _into_journal() -> bool:
+    """Whether standard error goes to systemd's journal: JOURNAL_STREAM names the device and inode of its pipe."""
+    try:
+        seen = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # closed, or no real file
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{seen.st_dev}:{seen.st_ino}"
+
+
+def _formatter(settings: LogSettings) -> logging.Formatter:
+    journal = _into_journal()
+    plain = _Json() if settings.format == "json" else _Text(timed=not journal)
+    return _Journal(plain) if journal else plain
+
+
+def configure_log(settings: LogSettings) -> None:
+    """Set up the root logger. The HTTP libraries are silenced, because they log headers, which hold tokens."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(settings))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.level)
+    quiet_libraries()

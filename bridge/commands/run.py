@@ -1,28 +1,129 @@
-"""`run`: the service. SIGTERM and SIGINT stop it, SIGHUP makes it read its settings again."""
+"""`run`: the service; `once`: polls everything once and prints what would be published."""
 
 import asyncio
 import faulthandler
+import importlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 
-from bridge.commands import listener, log
-from bridge.commands.supervisor import Supervisor
-from bridge.config import Settings, load
-from bridge.model import BadSetting
-from bridge.service import Bridge
+from bridge.commands.report import EXIT_REFUSED, EXIT_UNAVAILABLE, configure_log
+from bridge.model import BadSetting, BridgeError, Message, Rejected, Unsupported
+from bridge.service.bridge import Bridge, make_homes, make_poller
+from bridge.service.status import Status
+from bridge.settings import GatewaySettings, LogSettings, Settings, homes, load
 from bridge.store import Store
 
 LOG = logging.getLogger(__name__)
 STDIN, STDERR = 0, 2
+STATUS_PERIOD_S = 5.0
+"""Longest time between two checks of the bridge's status."""
+FEEDS_PER_TIMEOUT = 3
+"""How often the watchdog is fed within its timeout; with two, a busy machine could miss it."""
+MAX_STATUS_LETTERS = 400
+MAX_MICROSECONDS_DIGITS = 18
+MICROSECONDS_PER_S = 1_000_000
+
+
+class Supervisor:
+    """Reports readiness, status and liveness to systemd by sd_notify(3).
+
+    Without NOTIFY_SOCKET in the environment, all methods do nothing.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._address = _address(environment.get("NOTIFY_SOCKET", ""))
+        ours = environment.get("WATCHDOG_PID", "") in {"", str(os.getpid())}
+        self._watchdog = _seconds(environment.get("WATCHDOG_USEC", "")) if ours else None
+        self._pause = (
+            min(STATUS_PERIOD_S, self._watchdog / FEEDS_PER_TIMEOUT) if self._watchdog else STATUS_PERIOD_S
+        )
+
+    async def watch(self, status: Callable[[], Status]) -> None:
+        """Report readiness, then each changed status; feed the watchdog until a part of the bridge is stuck."""
+        self.ready()
+        told, was_alive = "", True
+        while True:
+            now = status()
+            if self._watchdog and not now.stuck:
+                self._notify("WATCHDOG=1")
+            if now.summary != told:
+                told = now.summary
+                self._notify(f"STATUS={_line(told)}")
+            if was_alive and now.stuck:
+                LOG.error("stuck: %s; only a restart helps", ", ".join(now.stuck))
+            was_alive = not now.stuck
+            await asyncio.sleep(self._pause)
+
+    def ready(self) -> None:
+        self._notify("READY=1")
+
+    def reloading(self) -> None:
+        self._notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self) -> None:
+        self._notify("STOPPING=1", "STATUS=stopping")
+
+    def _notify(self, *lines: str) -> None:
+        """Send a notification. It never blocks and ignores errors, because the bridge works without systemd too."""
+        if self._address is None:
+            return
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.sendto("\n".join(lines).encode(), self._address)
+
+
+def _address(given: str) -> str | None:
+    """The socket's address: a path, or an abstract name after `@`. Other kinds are only for virtual machines."""
+    if given.startswith("@"):
+        return f"\0{given[1:]}"
+    return given if given.startswith("/") else None
+
+
+def _seconds(microseconds: str) -> float | None:
+    known = microseconds.isdecimal() and len(microseconds) <= MAX_MICROSECONDS_DIGITS and int(microseconds)
+    return int(microseconds) / MICROSECONDS_PER_S if known else None
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:MAX_STATUS_LETTERS]
+
+
+def require_listener(settings: Settings) -> None:
+    """Check at the start that the HTTP listener can be used if it is configured.
+
+    Raises:
+        BadSetting: a package that the listener needs is not installed.
+    """
+    if settings.http.listen is None:
+        return
+    try:
+        importlib.import_module("bridge.web")
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").partition(".")[0]
+        raise BadSetting(f"BRIDGE_HTTP__LISTEN: {package} is missing: install 'iqgateway2mqtt[web]'") from None
+
+
+async def run_with_listener(settings: Settings, bridge: Bridge) -> None:
+    """Run the bridge and, if configured, its HTTP listener until cancelled."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(bridge.run(), name="bridge")
+        if settings.http.listen is not None:
+            from bridge.web import listen  # noqa: PLC0415 - needs the web extra
+
+            tasks.create_task(listen(settings.http, bridge.status), name="listener")
 
 
 async def until_stopped(
     work: Coroutine[object, object, None], stopping: Callable[[], object] = lambda: None
 ) -> None:
-    """Do the work until SIGTERM or SIGINT; then call `stopping`, and let the work come to its end."""
+    """Run `work` until SIGTERM or SIGINT; then call `stopping`, cancel the work and wait for its end."""
     task = asyncio.ensure_future(work)
 
     def stop() -> None:
@@ -35,9 +136,11 @@ async def until_stopped(
 
 @contextmanager
 def _on(action: Callable[[], object], *signals: signal.Signals) -> Iterator[None]:
+    """Handle these signals, also those that came earlier or were blocked by the program that started this one."""
     loop = asyncio.get_running_loop()
     for number in signals:
         loop.add_signal_handler(number, action)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     try:
         yield
     finally:
@@ -46,54 +149,57 @@ def _on(action: Callable[[], object], *signals: signal.Signals) -> Iterator[None
 
 
 class Service:
-    """A bridge with the newest settings that can be used. Token files are read anew with them."""
+    """Runs a bridge, and replaces it by a new one when the settings and token files are read again."""
 
     def __init__(self, settings: Settings, supervisor: Supervisor) -> None:
         self._settings, self._supervisor = settings, supervisor
         self._store = Store(settings.state_dir)
         self._bridge = Bridge(settings, store=self._store)
-        self._asked = asyncio.Event()
+        self._reload_requested = asyncio.Event()
 
     def reload(self) -> None:
-        """Read the settings again, soon."""
-        self._asked.set()
+        """Ask the service to read the settings again soon; returns at once."""
+        self._reload_requested.set()
 
     async def run(self) -> None:
-        """Serve until cancelled, one bridge after the other."""
+        """Run one bridge after the other until cancelled."""
         while True:
             await self._serve(self._bridge)
 
     async def _serve(self, bridge: Bridge) -> None:
-        """Until there are new settings: then this bridge takes leave, as at a stop."""
+        """Run this bridge until there are new settings; then stop it as at the end of the service."""
         async with asyncio.TaskGroup() as tasks:
             parts = [
-                tasks.create_task(listener.attended(self._settings, bridge), name="bridge"),
-                tasks.create_task(self._supervisor.attend(lambda: bridge.condition), name="supervisor"),
+                tasks.create_task(run_with_listener(self._settings, bridge), name="bridge"),
+                tasks.create_task(self._supervisor.watch(lambda: bridge.status(details=False)), name="supervisor"),
             ]
-            await self._renewed()
+            await self._wait_for_settings()
             for part in parts:
                 part.cancel()
 
-    async def _renewed(self) -> None:
-        """Wait for settings that can be used. Those that can't change nothing."""
+    async def _wait_for_settings(self) -> None:
+        """Wait for a reload with valid settings; invalid settings are logged and ignored."""
         while True:
-            await self._asked.wait()
-            self._asked.clear()
+            await self._reload_requested.wait()
+            self._reload_requested.clear()
             self._supervisor.reloading()
             try:
-                return self._take(load())
+                return self._use(load())
             except BadSetting as problem:
-                LOG.error("the new settings can't be used, the old ones stay: %s", problem)  # noqa: TRY400 - one line
+                LOG.error("the new settings can't be used, the old ones are kept: %s", problem)  # noqa: TRY400 - one line
                 self._supervisor.ready()
 
-    def _take(self, settings: Settings) -> None:
-        """What the disk did not take is in the store alone: it stays, unless the state is to be elsewhere."""
-        listener.require(settings)
+    def _use(self, settings: Settings) -> None:
+        """Make a bridge with the new settings.
+
+        The store is kept unless the state folder changes, because it also holds state that could not be written.
+        """
+        require_listener(settings)
         store = self._store if settings.state_dir == self._settings.state_dir else Store(settings.state_dir)
         self._bridge = Bridge(settings, store=store)
         self._settings, self._store = settings, store
-        log.configure(settings.log)
-        LOG.info("settings and tokens are read again: starting with them")
+        configure_log(settings.log)
+        LOG.info("settings and tokens were read again: restarting with them")
 
 
 async def _run(settings: Settings) -> None:
@@ -101,21 +207,71 @@ async def _run(settings: Settings) -> None:
     service = Service(settings, supervisor)
     terminal = os.isatty(STDIN)
 
-    def hang_up() -> None:
-        """A terminal that has gone sends the same signal: nobody wants a bridge that is left behind unseen."""
+    def on_hangup() -> None:
+        """Reload; but stop if the terminal was closed, which sends the same signal."""
         if terminal and not os.isatty(STDIN):
             signal.raise_signal(signal.SIGTERM)
         else:
             service.reload()
 
-    with _on(hang_up, signal.SIGHUP):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # what came before is done now
+    with _on(on_hangup, signal.SIGHUP):
         await until_stopped(service.run(), supervisor.stopping)
 
 
 def run(settings: Settings) -> int:
-    listener.require(settings)
-    log.configure(settings.log)
-    faulthandler.enable(STDERR)  # a watchdog ends us by SIGABRT: the log then says where we hung
+    """Run the service until it is stopped.
+
+    Raises:
+        BadSetting: the HTTP listener is configured but not installed.
+    """
+    require_listener(settings)
+    configure_log(settings.log)
+    faulthandler.enable(STDERR)  # systemd's watchdog sends SIGABRT: the log then shows where the program hung
     asyncio.run(_run(settings))
     return 0
+
+
+# once
+
+
+async def poll_once(settings: Settings) -> tuple[dict[str, Message], list[BridgeError]]:
+    """Poll each gateway once: those of one home at the same time, since only then their powers add up."""
+    tree: dict[str, Message] = {}
+    store = Store(settings.state_dir)
+
+    def publish(message: Message) -> None:
+        tree[message.topic] = message
+
+    shared = make_homes(settings, store, publish)
+
+    async def poll(gateway: GatewaySettings) -> list[BridgeError]:
+        await shared.open(gateway)
+        poller = make_poller(settings, gateway, store, publish, on_refresh=partial(shared.refresh, gateway))
+        shared.add(gateway, poller)
+        try:
+            return await poller.once()
+        finally:
+            await poller.aclose()
+
+    errors: list[BridgeError] = []
+    groups = homes(settings.all_gateways)
+    shared.set_gateways(settings.all_gateways, settings.every_gateway)
+    for gateways in (*groups.values(), *([one] for one in settings.all_gateways if one.home is None)):
+        for failures in await asyncio.gather(*map(poll, gateways)):
+            errors += failures
+    return tree, errors
+
+
+def run_once(settings: Settings) -> int:
+    """Print `topic payload` lines. Returns the exit code of the worst failure."""
+    configure_log(LogSettings(level="ERROR", format=settings.log.format))
+    tree, errors = asyncio.run(poll_once(settings))
+    for topic in sorted(tree):
+        if tree[topic].payload:
+            print(topic, tree[topic].payload)
+    for text in dict.fromkeys(map(str, errors)):
+        print(f"iqgateway2mqtt: {text}", file=sys.stderr)
+    failures = [error for error in errors if not isinstance(error, Unsupported)]
+    if any(isinstance(error, Rejected) for error in failures):
+        return EXIT_REFUSED
+    return EXIT_UNAVAILABLE if failures else 0

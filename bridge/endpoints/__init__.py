@@ -1,40 +1,39 @@
-"""The table: every endpoint that is asked, and every value that it gives.
+"""The table of all endpoints that are polled: where they are, how their answers are read, and how often.
 
 A new endpoint is a record, a split function and one line here; a new value is one line in its record.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
 
 from bridge.endpoints import (
-    device_data,
-    device_list,
     info,
     inventory,
-    inverters,
     livedata,
     meters,
     production,
-    reports,
     storage,
     switchgear,
 )
-from bridge.endpoints.body import Parsed
-from bridge.model import Facts
+from bridge.endpoints.parsing import AnswerLimits, Parsed
+from bridge.model import HOUR_S, MINUTE_S, BadAnswer, BridgeError, Facts, Request, SourceName
 
-__all__ = ["BY_SOURCE", "ENDPOINTS", "Endpoint", "Parsed"]
+__all__ = ["BY_SOURCE", "ENDPOINTS", "Endpoint", "Parsed", "Periods"]
 
 Split = Callable[[bytes, Facts, float], Parsed]
 Wanted = Callable[[Facts], bool]
-MINUTE, HOUR = 60.0, 3600.0
-FIRST_WITH_DETAILS = 7
-"""No older firmware tells of its inverters one by one at `/ivp/pdm`."""
-FIRST_WITH_STORAGE = 5
-"""No older firmware knows storage gear: all its answers to `/ivp/ensemble/*` are 404."""
-SWITCHING = ("controller", "collar", "combiner")
-"""What has relays, and a generator's connection."""
-STORING = ("battery", "acb", *SWITCHING)
-"""What belongs to a storage, or is made ready for one."""
+USUAL_LIMITS = AnswerLimits()
+LARGEST_SITE = 1000
+"""Microinverters of the largest site that a gateway is sold for, with a reserve."""
+FIRST_FIRMWARE_WITH_DETAILS = 7
+"""Older firmware does not have `/ivp/pdm/device_data`."""
+FIRST_FIRMWARE_WITH_STORAGE = 5
+"""Older firmware answers all `/ivp/ensemble/*` with 404."""
+SWITCHGEAR_KINDS = ("controller", "collar", "combiner")
+"""Kinds of gear that have relays, and to which a generator is connected."""
+STORAGE_KINDS = ("battery", "acb", *SWITCHGEAR_KINDS)
+"""Kinds of gear that belong to a storage, or are prepared for one."""
 
 
 def always(_facts: Facts) -> bool:
@@ -42,167 +41,266 @@ def always(_facts: Facts) -> bool:
 
 
 def details_possible(facts: Facts) -> bool:
-    return facts.release is None or facts.release >= FIRST_WITH_DETAILS
+    return facts.release is None or facts.release >= FIRST_FIRMWARE_WITH_DETAILS
 
 
 def storage_possible(facts: Facts) -> bool:
-    return facts.release is None or facts.release >= FIRST_WITH_STORAGE
+    return facts.release is None or facts.release >= FIRST_FIRMWARE_WITH_STORAGE
 
 
 def where(*kinds: str) -> Wanted:
-    """Only where gear of one of these kinds was seen: others answer with what means nothing, or not at all."""
+    """Ask only gateways with gear of one of these kinds; the answers of others mean nothing."""
     return lambda facts: storage_possible(facts) and facts.has(*kinds)
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One endpoint: where it is, how to read it, and how often (seconds) in each polling profile.
+class Periods:
+    """Seconds between two polls of one endpoint, for each profile of `BRIDGE_POLL__PROFILE`."""
 
-    The order of the table is that of the first poll and of precedence where two sources name one value;
-    `urgency` is the order among those that are due at the same moment, 0 first. `appendix` is the brief's, if any.
-    `wanted` tells by what is known of a gateway whether it may have this at all.
-    `timeout` (seconds) bounds one request with its retries: it is all that a hanging endpoint costs the others,
-    and is short enough for a gateway with one such endpoint to stay online. Real answers take 0.02 to 1.6 s.
-    """
-
-    source: str
-    path: str
-    split: Split
     normal: float
     gentle: float
     live: float
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One line of the table: where an endpoint is, how its answers are read, and how often it is polled.
+
+    The order of the table is the order of the first poll, and the precedence where two sources give one value.
+
+    `urgency` orders the endpoints that are due at the same moment; 0 comes first.
+    `appendix` is the letter in the brief, if the brief has the endpoint.
+    `timeout` (seconds) bounds one request with its retries: no more time is lost to an endpoint that hangs, and a
+    gateway with one such endpoint stays online. Real answers take 0.02 to 1.6 s.
+    `wanted` tells from the facts whether a gateway can have this endpoint at all.
+    `updates_every` is set where the gateway renews its values only after so many seconds.
+    `main_source_of` is the kind of device that counts as unavailable when this endpoint fails.
+    `limits` bound an answer; where each unit of a site adds to it, they go by the number of units.
+    `site_powers` is set where the endpoint is polled faster while the powers of the site come from it.
+    """
+
+    source: SourceName
+    path: str
+    split: Split
+    _: KW_ONLY
+    every: Periods
     urgency: int
     appendix: str = ""
     timeout: float = 15.0
     wanted: Wanted = always
+    updates_every: float = 0.0
+    main_source_of: str | None = None
+    limits: AnswerLimits = USUAL_LIMITS
+    site_powers: bool = False
 
-    def period(self, profile: str) -> float:
-        return {"normal": self.normal, "gentle": self.gentle, "live": self.live}[profile]
+    @property
+    def request(self) -> Request:
+        """The request for an answer."""
+        return Request(self.path, most_bytes=self.limits.size)
+
+    def period(self, profile: Literal["normal", "gentle", "live"]) -> float:
+        """Seconds between two polls in this profile."""
+        periods: float = getattr(self.every, profile)
+        return periods
+
+    def parse(self, body: bytes, facts: Facts, now: float) -> Parsed:
+        """Read an answer of this endpoint; `now` is the unix time at which it came.
+
+        Raises:
+            BadAnswer: the answer can't be used. The error has a cause if it comes from a fault in our own code.
+            Unsupported: the gateway says that it does not have this endpoint.
+        """
+        try:
+            self.limits.check(body)
+            parsed = self.split(body, facts, now)
+        except BridgeError:
+            raise
+        except Exception as error:  # an answer that no code foresees must cost only its own source
+            raise BadAnswer(f"{self.path}: unforeseen answer ({type(error).__name__})") from error
+        if parsed.problems and not parsed.readings:  # it may be the answer to another request
+            raise BadAnswer(f"the answer has no usable value: {parsed.problems[0]}")
+        return parsed
 
 
 ENDPOINTS = (
-    Endpoint("info", "/info", info.split, 4 * HOUR, 4 * HOUR, 4 * HOUR, 2, "A"),
-    Endpoint("meters", "/ivp/meters", meters.split_meters, HOUR, HOUR, HOUR, 2, "C"),
-    Endpoint("livedata", "/ivp/livedata/status", livedata.split, 5, 15, 1, 0, "H"),
-    Endpoint("readings", "/ivp/meters/readings", meters.split_readings, 10, 30, 5, 1, "D"),
-    Endpoint("grid", "/ivp/meters/gridReading", reports.split_grid, 30, 2 * MINUTE, 15, 2, "J"),
     Endpoint(
-        "consumption",
-        "/ivp/meters/reports/consumption",
-        reports.split_consumption,
-        MINUTE,
-        5 * MINUTE,
-        30,
-        3,
-        "I",
-    ),
-    Endpoint("production", "/api/v1/production", production.split_production, MINUTE, 5 * MINUTE, MINUTE, 3, "E"),
-    Endpoint("energy", "/ivp/pdm/energy", production.split_energy, MINUTE, 5 * MINUTE, MINUTE, 3, "F"),
-    Endpoint(
-        "inverters",
-        "/api/v1/production/inverters",
-        inverters.split,
-        5 * MINUTE,
-        15 * MINUTE,
-        5 * MINUTE,
-        4,
-        "G",
+        SourceName.INFO,
+        "/info",
+        info.split_info,
+        every=Periods(normal=4 * HOUR_S, gentle=4 * HOUR_S, live=4 * HOUR_S),
+        urgency=2,
+        appendix="A",
+        limits=AnswerLimits(size=64_000, items=4_000),
     ),
     Endpoint(
-        "device_data",
-        "/ivp/pdm/device_data",
-        device_data.split,
-        5 * MINUTE,
-        15 * MINUTE,
-        5 * MINUTE,
-        4,
-        wanted=details_possible,
+        SourceName.METERS,
+        "/ivp/meters",
+        meters.split_meters,
+        every=Periods(normal=HOUR_S, gentle=HOUR_S, live=HOUR_S),
+        urgency=2,
+        appendix="C",
     ),
     Endpoint(
-        "inventory",
+        SourceName.INVENTORY,
         "/ivp/ensemble/inventory",
-        inventory.split,
-        5 * MINUTE,
-        15 * MINUTE,
-        MINUTE,
-        4,
+        inventory.split_inventory,
+        every=Periods(normal=5 * MINUTE_S, gentle=15 * MINUTE_S, live=MINUTE_S),
+        urgency=4,
         wanted=storage_possible,
     ),
-    Endpoint("device_list", "/ivp/ensemble/device_list", device_list.split, 15 * MINUTE, HOUR, 15 * MINUTE, 4, "B"),
-    Endpoint("power", "/ivp/ensemble/power", inventory.split_power, 30, 2 * MINUTE, 10, 2, wanted=where("battery")),
     Endpoint(
-        "secctrl",
+        SourceName.POWER,
+        "/ivp/ensemble/power",
+        inventory.split_power,
+        every=Periods(normal=30, gentle=2 * MINUTE_S, live=10),
+        urgency=2,
+        wanted=where("battery"),
+    ),
+    Endpoint(
+        SourceName.PRODUCTION,
+        "/api/v1/production",
+        production.split_production,
+        every=Periods(normal=MINUTE_S, gentle=5 * MINUTE_S, live=MINUTE_S),
+        urgency=3,
+        appendix="E",
+        updates_every=15 * MINUTE_S,
+    ),
+    Endpoint(
+        SourceName.ENERGY,
+        "/ivp/pdm/energy",
+        production.split_energy,
+        every=Periods(normal=MINUTE_S, gentle=5 * MINUTE_S, live=MINUTE_S),
+        urgency=3,
+        appendix="F",
+        updates_every=15 * MINUTE_S,
+    ),
+    Endpoint(
+        SourceName.LIVEDATA,
+        "/ivp/livedata/status",
+        livedata.split_livedata,
+        every=Periods(normal=5, gentle=15, live=1),
+        urgency=0,
+        appendix="H",
+        site_powers=True,
+    ),
+    Endpoint(
+        SourceName.READINGS,
+        "/ivp/meters/readings",
+        meters.split_readings,
+        every=Periods(normal=10, gentle=30, live=5),
+        urgency=1,
+        appendix="D",
+        main_source_of="meter",
+        site_powers=True,
+    ),
+    Endpoint(
+        SourceName.GRID,
+        "/ivp/meters/gridReading",
+        meters.split_grid,
+        every=Periods(normal=30, gentle=2 * MINUTE_S, live=15),
+        urgency=2,
+        appendix="J",
+    ),
+    Endpoint(
+        SourceName.CONSUMPTION,
+        "/ivp/meters/reports/consumption",
+        meters.split_consumption,
+        every=Periods(normal=MINUTE_S, gentle=5 * MINUTE_S, live=30),
+        urgency=3,
+        appendix="I",
+    ),
+    Endpoint(
+        SourceName.INVERTERS,
+        "/api/v1/production/inverters",
+        production.split_inverters,
+        every=Periods(normal=5 * MINUTE_S, gentle=15 * MINUTE_S, live=5 * MINUTE_S),
+        urgency=4,
+        appendix="G",
+        main_source_of="inverter",
+        limits=AnswerLimits(size=512 * LARGEST_SITE, items=32 * LARGEST_SITE),
+    ),
+    Endpoint(
+        SourceName.DEVICE_DATA,
+        "/ivp/pdm/device_data",
+        production.split_device_data,
+        every=Periods(normal=5 * MINUTE_S, gentle=15 * MINUTE_S, live=5 * MINUTE_S),
+        urgency=4,
+        wanted=details_possible,
+        updates_every=15 * MINUTE_S,
+        limits=AnswerLimits(size=2_048 * LARGEST_SITE, items=160 * LARGEST_SITE),
+    ),
+    Endpoint(
+        SourceName.DEVICE_LIST,
+        "/ivp/ensemble/device_list",
+        inventory.split_device_list,
+        every=Periods(normal=15 * MINUTE_S, gentle=HOUR_S, live=15 * MINUTE_S),
+        urgency=4,
+        appendix="B",
+    ),
+    Endpoint(
+        SourceName.SECCTRL,
         "/ivp/ensemble/secctrl",
         storage.split_secctrl,
-        MINUTE,
-        5 * MINUTE,
-        30,
-        3,
-        wanted=where(*STORING),
+        every=Periods(normal=MINUTE_S, gentle=5 * MINUTE_S, live=30),
+        urgency=3,
+        wanted=where(*STORAGE_KINDS),
     ),
     Endpoint(
-        "relay", "/ivp/ensemble/relay", switchgear.split_relay, 30, 2 * MINUTE, 10, 2, wanted=where(*SWITCHING)
+        SourceName.RELAY,
+        "/ivp/ensemble/relay",
+        switchgear.split_relay,
+        every=Periods(normal=30, gentle=2 * MINUTE_S, live=10),
+        urgency=2,
+        wanted=where(*SWITCHGEAR_KINDS),
     ),
     Endpoint(
-        "dry_contacts",
+        SourceName.DRY_CONTACTS,
         "/ivp/ensemble/dry_contacts",
         switchgear.split_contacts,
-        MINUTE,
-        5 * MINUTE,
-        30,
-        3,
-        wanted=where(*SWITCHING),
+        every=Periods(normal=MINUTE_S, gentle=5 * MINUTE_S, live=30),
+        urgency=3,
+        wanted=where(*SWITCHGEAR_KINDS),
     ),
     Endpoint(
-        "dry_contact_settings",
+        SourceName.DRY_CONTACT_SETTINGS,
         "/ivp/ss/dry_contact_settings",
         switchgear.split_contact_settings,
-        15 * MINUTE,
-        HOUR,
-        15 * MINUTE,
-        4,
-        wanted=where(*SWITCHING),
+        every=Periods(normal=15 * MINUTE_S, gentle=HOUR_S, live=15 * MINUTE_S),
+        urgency=4,
+        wanted=where(*SWITCHGEAR_KINDS),
     ),
     Endpoint(
-        "generator",
+        SourceName.GENERATOR,
         "/ivp/ensemble/generator",
         switchgear.split_generator,
-        MINUTE,
-        5 * MINUTE,
-        30,
-        3,
-        wanted=where(*SWITCHING),
+        every=Periods(normal=MINUTE_S, gentle=5 * MINUTE_S, live=30),
+        urgency=3,
+        wanted=where(*SWITCHGEAR_KINDS),
     ),
     Endpoint(
-        "gen_config",
+        SourceName.GEN_CONFIG,
         "/ivp/ss/gen_config",
         switchgear.split_generator_settings,
-        HOUR,
-        4 * HOUR,
-        HOUR,
-        4,
+        every=Periods(normal=HOUR_S, gentle=4 * HOUR_S, live=HOUR_S),
+        urgency=4,
         wanted=where("generator"),
     ),
     Endpoint(
-        "tariff",
+        SourceName.TARIFF,
         "/admin/lib/tariff",
         storage.split_tariff,
-        5 * MINUTE,
-        15 * MINUTE,
-        5 * MINUTE,
-        4,
-        wanted=where(*STORING),
+        every=Periods(normal=5 * MINUTE_S, gentle=15 * MINUTE_S, live=5 * MINUTE_S),
+        urgency=4,
+        wanted=where(*STORAGE_KINDS),
     ),
     Endpoint(
-        "status",
+        SourceName.STATUS,
         "/ivp/ensemble/status",
         storage.split_status,
-        HOUR,
-        4 * HOUR,
-        HOUR,
-        4,
-        wanted=where(*STORING),
+        every=Periods(normal=HOUR_S, gentle=4 * HOUR_S, live=HOUR_S),
+        urgency=4,
+        wanted=where(*STORAGE_KINDS),
     ),
 )
 
-BY_SOURCE = {endpoint.source: endpoint for endpoint in ENDPOINTS}
+BY_SOURCE: Mapping[str, Endpoint] = {endpoint.source: endpoint for endpoint in ENDPOINTS}

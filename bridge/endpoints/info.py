@@ -1,18 +1,16 @@
 """`/info` (brief, appendix A): what this gateway is. The only endpoint that needs no token, and the only XML."""
 
+import re
 from datetime import UTC, datetime
-from typing import Any
-from xml.parsers import expat
+from xml.etree import ElementTree as ET
 
-from bridge.endpoints.body import Parsed, Sheet, excerpt, level
+from bridge.endpoints.parsing import Parsed, ParseResult, excerpt, topic_level
 from bridge.model import BadAnswer, Facts
-from bridge.records import TEXT, Epoch, Flag, Number, Record, Text, wire
+from bridge.records import TEXT, Epoch, Flag, PlainNumber, Record, Text, clean, wire
 
 MAX_DEPTH = 16
-REPLACED = "\ufffd"
-"""Stands where bytes were no text: no serial number has it."""
-PACKAGES = "named packages"  # no element can have this name
-Element = dict[str, Any]
+SERIAL_NUMBER = re.compile(r"[0-9A-Za-z]{1,32}")
+"""Real ones have 12 digits."""
 
 
 class Info(Record):
@@ -22,8 +20,8 @@ class Info(Record):
     serial_number: Text = wire("sn", diagnostic=True)
     part_number: Text = wire("pn", diagnostic=True)
     euaid: Text = wire("euaid", label="EUA id", diagnostic=True)
-    sequence: Number = wire("seqnum", diagnostic=True)
-    api_version: Number = wire("apiver", label="API version", diagnostic=True)
+    sequence: PlainNumber = wire("seqnum", diagnostic=True)
+    api_version: PlainNumber = wire("apiver", label="API version", diagnostic=True)
     metered: Flag = wire("imeter", diagnostic=True)
     web_tokens: Flag = wire("web-tokens", diagnostic=True)
     build_id: Text = wire("build_id", diagnostic=True)
@@ -33,86 +31,89 @@ class Info(Record):
     time: Epoch = wire("time", label="Clock", diagnostic=True)
 
 
-class _Tree:
-    """A small reader of XML into nested dictionaries that takes no entities, so that no bomb can go off."""
+class _StrictBuilder(ET.TreeBuilder):
+    """Builds a tree without namespaces, and refuses what a gateway never sends.
+
+    A document type could define entities that expand without end.
+    """
 
     def __init__(self) -> None:
-        self.root: Element = {}
-        self._stack: list[Element] = [self.root]
-        self._text: list[str] = []
-        self._parser = expat.ParserCreate()
-        self._parser.StartDoctypeDeclHandler = self._doctype
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-        self._parser.CharacterDataHandler = self._text.append
+        super().__init__()
+        self._depth = 0
 
-    def feed(self, body: bytes) -> Element:
-        self._parser.Parse(body, True)
-        return self.root
-
-    def _doctype(self, *_: object) -> None:
+    def doctype(self, *_: object) -> None:
         raise BadAnswer("the answer has a document type: it is not from a gateway")
 
-    def _start(self, name: str, attributes: dict[str, str]) -> None:
-        if len(self._stack) > MAX_DEPTH:
+    def start(self, tag: str, attrs: dict[str, str]) -> ET.Element:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
             raise BadAnswer("the answer is nested too deeply: it is not from a gateway")
-        element: Element = {}
-        if name == "package":
-            self._stack[-1].setdefault(PACKAGES, {})[attributes.get("name", "")] = element
-        else:
-            self._stack[-1].setdefault(name, element)
-        self._stack.append(element)
-        self._text.clear()
+        return super().start(tag.rpartition("}")[2], attrs)
 
-    def _end(self, _name: str) -> None:
-        element = self._stack.pop()
-        if not element and len(self._stack) > 1:
-            element["text"] = "".join(self._text)
-        self._text.clear()
+    def end(self, tag: str) -> ET.Element:
+        self._depth -= 1
+        return super().end(tag.rpartition("}")[2])
 
 
-def _texts(element: Element) -> dict[str, str]:
-    """The elements of an element that hold only text."""
-    inner = ((name, item.get("text")) for name, item in element.items() if isinstance(item, dict))
-    return {name: text for name, text in inner if isinstance(text, str)}
+def _texts(element: ET.Element | None) -> dict[str, str]:
+    """The children of an element that hold only text, by name; the first one counts where names repeat."""
+    first: dict[str, ET.Element] = {}
+    for child in () if element is None else element:
+        first.setdefault(child.tag, child)
+    return {name: child.text or "" for name, child in first.items() if not len(child)}
 
 
-def _packages(element: Element) -> dict[str, dict[str, str]]:
+def _packages(root: ET.Element) -> dict[str, dict[str, str]]:
+    """Part number, version and build of each installed package, by its name as a topic level."""
     wanted = {"pn": "part_number", "version": "version", "build": "build"}
-    found = ((level(name), _texts(package)) for name, package in element.get(PACKAGES, {}).items())
-    return {name: {wanted[key]: text[key].strip() for key in wanted if key in text} for name, text in found if name}
+    found: dict[str, dict[str, str]] = {}
+    for package in root.findall("package"):
+        texts = _texts(package)
+        if name := topic_level(package.get("name", "")):
+            found.setdefault(name, {wanted[key]: clean(texts[key]) or "" for key in wanted if key in texts})
+    return found
 
 
-def _root(body: bytes) -> Element | None:
-    """`None` where it is not XML, not a gateway's, or in an encoding that nobody knows."""
+def _root(body: bytes) -> ET.Element | None:
+    """The root of a gateway's document; `None` for anything else, an empty document, or an unknown encoding."""
+    parser = ET.XMLParser(target=_StrictBuilder())  # noqa: S314 - the builder refuses document types
     try:
-        return _Tree().feed(body.lstrip()).get("envoy_info")  # XML allows no blank before its declaration
-    except (expat.ExpatError, ValueError, LookupError):
+        parser.feed(body.lstrip())  # XML allows no blank before its declaration
+        root: ET.Element = parser.close()
+    except (ET.ParseError, ValueError, LookupError):
         return None
+    return root if root.tag == "envoy_info" and len(root) else None
 
 
-def split(body: bytes, facts: Facts, now: float) -> Parsed:
+def split_info(body: bytes, facts: Facts, now: float) -> Parsed:
     """Readings of `gateway`, and the facts that all other endpoints need.
 
     One byte that is no UTF-8 must not hide the gateway: it is replaced.
+
+    Raises:
+        BadAnswer: the answer is not from a gateway, or has no serial number.
     """
-    root = _root(body) or _root(body.decode("utf-8", "replace").encode())
-    if not root:
+    root = _root(body)
+    if root is None:
+        root = _root(body.decode("utf-8", "replace").encode())
+    if root is None:
         raise BadAnswer(f"the answer to /info is not from a gateway: {excerpt(body)}")
-    sheet = Sheet()
-    given = {**_texts(root), **_texts(root.get("build_info", {})), **_texts(root.get("device", {}))}
-    info = Info.read(given, sheet.problems)
+    result = ParseResult()
+    given = {**_texts(root), **_texts(root.find("build_info")), **_texts(root.find("device"))}
+    info = Info.read(given, result.problems)
     serial = info.serial_number if info else None
-    if info is None or not isinstance(serial, str) or not level(serial) or REPLACED in serial:
+    if info is None or not isinstance(serial, str):
         raise BadAnswer("the answer to /info has no serial number")
-    sheet.add("gateway", info)
+    if not SERIAL_NUMBER.fullmatch(serial):
+        raise BadAnswer(f"the answer to /info is not from a gateway: its serial number is {serial[:40]!r}")
+    result.add("gateway", info)
     if packages := _packages(root):
-        sheet.value("gateway", "packages", TEXT, packages, document_only=True)
-    return sheet.parsed(facts=_facts(info, facts, now))
+        result.value("gateway", "packages", TEXT, packages, document_only=True)
+    return result.parsed(facts=_facts(info, facts, now))
 
 
 def _facts(info: Info, old: Facts, now: float) -> Facts:
-    serial = level(str(info.serial_number))
+    serial = str(info.serial_number).lower()
     clock = info.time if isinstance(info.time, datetime) else datetime.fromtimestamp(now, UTC)
     return Facts(
         serial=serial,

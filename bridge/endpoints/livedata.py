@@ -4,15 +4,21 @@ The gateway turns the stream off again after 15 minutes, so `sc_stream` is looke
 lacks the per-phase keys, `phase_count`, `is_split_phase` and `enc_agg_*`.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
-from bridge.endpoints.body import SPLIT_PHASES, Parsed, Sheet, phases, whole
-from bridge.model import Facts, Phase, Quantity, Request
+from bridge.endpoints.parsing import (
+    MAX_LEVEL_LETTERS,
+    PHASES_OF_SPLIT_PHASE,
+    Parsed,
+    ParseResult,
+    parse_object,
+    phases,
+)
+from bridge.model import BadAnswer, Facts, Phase, Quantity, Request, slug
 from bridge.records import (
     ABSENT,
     COUNT,
@@ -25,31 +31,39 @@ from bridge.records import (
     LowerText,
     MillivoltAmperes,
     Milliwatts,
-    Number,
     Percent,
+    PlainNumber,
     Record,
     StoredWattHours,
+    clean,
     finite,
-    plain,
     wire,
 )
 
 STREAM_ON = Request("/ivp/livedata/stream", json={"enable": 1})
-FLOWS = ("pv", "storage", "grid", "load", "generator")
+LIVE_PV, LIVE_STORAGE, LIVE_GRID = "live/pv", "live/storage", "live/grid"
+LIVE_LOAD, LIVE_GENERATOR, LIVE_SYSTEM = "live/load", "live/generator", "live/system"
+DEVICE_OF_FLOW = {
+    "pv": LIVE_PV,
+    "storage": LIVE_STORAGE,
+    "grid": LIVE_GRID,
+    "load": LIVE_LOAD,
+    "generator": LIVE_GENERATOR,
+}
 WIRE_PHASES = {Phase.L1: "a", Phase.L2: "b", Phase.L3: "c"}
-ONCE_A_MINUTE = 60.0
-MOST_KEYS = 256
+FREE_INTERVAL_S = 60.0
+MAX_KEYS = 256
 
 
-class Flow(Record):
-    """Power of one flow, of the whole or of one phase."""
+class LiveFlow(Record):
+    """The power of a flow, as a whole or in one phase."""
 
     power: Milliwatts = wire("agg_p_mw")
     apparent_power: MillivoltAmperes = wire("agg_s_mva")
 
 
-class Storage(Record):
-    """What `meters` says of the batteries."""
+class LiveStorage(Record):
+    """The batteries, as `meters` has them."""
 
     soc: Percent = wire("soc", label="Charge")
     backup_soc: Percent = wire("backup_soc", label="Backup charge")
@@ -57,36 +71,36 @@ class Storage(Record):
     acb_soc: Percent = wire("acb_agg_soc", label="AC Battery charge")
     encharge_energy: StoredWattHours = wire("enc_agg_energy", label="IQ Battery energy")
     acb_energy: StoredWattHours = wire("acb_agg_energy", label="AC Battery energy")
-    backup_mode: Number = wire("backup_bat_mode", diagnostic=True)
+    backup_mode: PlainNumber = wire("backup_bat_mode", diagnostic=True)
 
 
-class System(Record):
-    """What `meters` says of the whole. The meaning of the relay codes is not documented."""
+class LiveSystem(Record):
+    """The system as a whole, as `meters` has it. The relay codes are not documented."""
 
-    main_relay: Number = wire("main_relay_state", diagnostic=True)
-    generator_relay: Number = wire("gen_relay_state", diagnostic=True)
+    main_relay: PlainNumber = wire("main_relay_state", diagnostic=True)
+    generator_relay: PlainNumber = wire("gen_relay_state", diagnostic=True)
     split_phase: Flag = wire("is_split_phase", diagnostic=True)
-    phase_count: Number = wire("phase_count", diagnostic=True)
+    phase_count: PlainNumber = wire("phase_count", diagnostic=True)
     measured_at: Epoch = wire("last_update", diagnostic=True)
 
     def count(self, facts: Facts) -> int:
-        """Phases that exist: those of the consumption meter, else what this answer says of itself."""
+        """The number of phases, by the consumption meter, else by this answer."""
         if facts.meters is None:
             return 1
         if meter := facts.consumption():
             return meter.phase_count
         own = int(self.phase_count) if isinstance(self.phase_count, int | float) else 0
-        return own or (SPLIT_PHASES if self.split_phase is True else 1)
+        return own or (PHASES_OF_SPLIT_PHASE if self.split_phase is True else 1)
 
 
-class Connection(Record):
-    """Only what is acted on; all of it is published."""
+class LiveConnection(Record):
+    """The part of `connection` that the bridge acts on; all parts are published."""
 
     stream: LowerText = wire("sc_stream", diagnostic=True)
 
 
-class Status(Record):
-    """The whole answer."""
+class LiveData(Record):
+    """The answer."""
 
     connection: Any = None
     meters: Any = None
@@ -94,67 +108,74 @@ class Status(Record):
     counters: Any = None
 
 
-def split(body: bytes, facts: Facts, _now: float) -> Parsed:
-    sheet = Sheet()
-    status = whole(Status, body, sheet.problems)
+def split_livedata(body: bytes, facts: Facts, _now: float) -> Parsed:
+    """Read the flows, and the objects beside them. `/ivp/ensemble/status` has `counters`, too.
+
+    Raises:
+        BadAnswer: the answer is none of this endpoint.
+    """
+    result = ParseResult()
+    status = parse_object(LiveData, body, result.problems)
+    if status.meters is None and status.connection is None:
+        raise BadAnswer("the answer has neither meters nor a connection")
     if isinstance(status.meters, dict):
-        _meters(sheet, status.meters, facts)
+        _add_meters(result, status.meters, facts)
     for name, quantity in (("connection", TEXT), ("tasks", NUMBER), ("counters", COUNT)):
         given = getattr(status, name)
         if isinstance(given, dict):
-            _free(sheet, f"live/{name}", given, quantity)
-    stream = _stream(sheet, status.connection)
-    return sheet.parsed(request=STREAM_ON if stream == "disabled" else None, fresh=stream != "disabled")
+            _add_free_values(result, f"live/{name}", given, quantity)
+    stream = _add_stream(result, status.connection)
+    return result.parsed(request=STREAM_ON if stream == "disabled" else None, fresh=stream != "disabled")
 
 
-def _stream(sheet: Sheet, given: object) -> str | None:
-    connection = Connection.read(given, sheet.problems) if isinstance(given, dict) else None
+def _add_stream(result: ParseResult, given: object) -> str | None:
+    connection = LiveConnection.read(given, result.problems) if isinstance(given, dict) else None
     if connection is None or not isinstance(connection.stream, str):
         return None
-    sheet.add("live/system", connection)
+    result.add(LIVE_SYSTEM, connection)
     return connection.stream
 
 
-def _meters(sheet: Sheet, given: dict[str, Any], facts: Facts) -> None:
-    system = System.read(given, sheet.problems)
-    storage = Storage.read(given, sheet.problems)
+def _add_meters(result: ParseResult, given: dict[str, Any], facts: Facts) -> None:
+    system = LiveSystem.read(given, result.problems)
+    storage = LiveStorage.read(given, result.problems)
     lines = phases(system.count(facts)) if system else ()
-    for name in FLOWS:
+    for name, device in DEVICE_OF_FLOW.items():
         if isinstance(given.get(name), dict):
-            _flow(sheet, f"live/{name}", given[name], lines)
+            _add_flow(result, device, given[name], lines)
     if storage:
-        sheet.add("live/storage", storage)
+        result.add(LIVE_STORAGE, storage)
     if system:
-        sheet.add("live/system", system)
+        result.add(LIVE_SYSTEM, system)
 
 
-def _flow(sheet: Sheet, device: str, given: dict[str, Any], lines: tuple[Phase, ...]) -> None:
-    if total := Flow.read(given, sheet.problems):
-        sheet.add(device, total)
+def _add_flow(result: ParseResult, device: str, given: dict[str, Any], lines: tuple[Phase, ...]) -> None:
+    if total := LiveFlow.read(given, result.problems):
+        result.add(device, total)
     for phase in lines:
         letter = WIRE_PHASES[phase]
         wires = {"agg_p_mw": f"agg_p_ph_{letter}_mw", "agg_s_mva": f"agg_s_ph_{letter}_mva"}
-        line = Flow.read({key: given[name] for key, name in wires.items() if name in given}, sheet.problems)
+        line = LiveFlow.read({key: given[name] for key, name in wires.items() if name in given}, result.problems)
         if line:
-            sheet.add(device, line, phase)
+            result.add(device, line, phase)
 
 
-def _free(sheet: Sheet, device: str, given: Mapping[str, object], quantity: Quantity) -> None:
-    """An object whose keys are the gateway's own affair; equal keys but for their case are numbered."""
+def _add_free_values(result: ParseResult, device: str, given: Mapping[str, object], quantity: Quantity) -> None:
+    """Add all values of an object with arbitrary keys. Keys that differ only in case are numbered."""
     seen: set[str] = set()
-    for key, value in given.items():
+    for key, value in islice(given.items(), MAX_KEYS):
         plain_name = _plain_name(key)
         name = next(name for name in _numbered(plain_name) if name not in seen)
         seen.add(name)
         found = _free_value(name, value, quantity)
-        if plain_name and found is not ABSENT:
-            sheet.value(device, name, *found, diagnostic=True, interval=ONCE_A_MINUTE)
+        if 0 < len(name) <= MAX_LEVEL_LETTERS and plain_name and found is not ABSENT:
+            result.value(device, name, *found, diagnostic=True, interval=FREE_INTERVAL_S)
 
 
-@lru_cache(MOST_KEYS)
+@lru_cache(MAX_KEYS)
 def _plain_name(key: str) -> str:
-    """The same keys come with each answer."""
-    return re.sub(r"[^a-z0-9_]+", "_", key.lower()).strip("_")
+    """A key as a name of a measurement. Results are kept, since each answer has the same keys."""
+    return slug(key.lower(), "_", keep="_")
 
 
 def _numbered(name: str) -> Iterator[str]:
@@ -163,7 +184,7 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def _free_value(name: str, value: object, quantity: Quantity) -> Any:
-    """What such a value is: its quantity and itself."""
+    """The quantity and the value; `ABSENT` for a value that can't be published."""
     if value is None:
         return quantity, None
     if name == "timestamp" and (seconds := finite(value)) is not None:
@@ -172,5 +193,5 @@ def _free_value(name: str, value: object, quantity: Quantity) -> Any:
         number = finite(value)
         return ((quantity if quantity.numeric else NUMBER), number) if number is not None else ABSENT
     if isinstance(value, str):
-        return TEXT, plain(value)
+        return TEXT, clean(value)
     return (TEXT, value) if isinstance(value, bool) else ABSENT

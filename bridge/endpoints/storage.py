@@ -7,20 +7,28 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from bridge.endpoints.body import PHASES, Identity, Parsed, Sheet, decode, level, phases, whole
-from bridge.endpoints.device_list import TYPES, kind_of
-from bridge.endpoints.inventory import Line
-from bridge.endpoints.switchgear import Mains
+from bridge.endpoints.inventory import TYPE_NUMBERS, PhaseName, kind_of
+from bridge.endpoints.parsing import (
+    PHASES,
+    DeviceId,
+    Parsed,
+    ParseResult,
+    decode,
+    parse_object,
+    phases,
+    topic_level,
+)
+from bridge.endpoints.switchgear import MainsRelay
 from bridge.model import Facts, Phase, Structure
 from bridge.records import (
     TEXT,
     Absent,
+    Converter,
     Epoch,
     Flag,
     Hertz,
-    Number,
     Percent,
-    Reads,
+    PlainNumber,
     Record,
     Share,
     StoredWattHours,
@@ -28,21 +36,26 @@ from bridge.records import (
     Volts,
     Watts,
     finite,
-    spelt,
+    mapped,
+    to_text,
     wire,
-    worded,
 )
 
-TOTALS, OFFGRID, SETTINGS, TARIFF = "storage/totals", "storage/offgrid", "storage/settings", "tariff/current"
-WIRE_PHASES = {Phase.L1: "", Phase.L2: "_phaseb", Phase.L3: "_phasec"}
-DEEPEST = 6
-"""Levels of an object that a document shows; a tariff has four."""
+STORAGE_TOTALS, STORAGE_OFFGRID, STORAGE_SETTINGS, TARIFF_CURRENT = (
+    "storage/totals",
+    "storage/offgrid",
+    "storage/settings",
+    "tariff/current",
+)
+WIRE_SUFFIXES = {Phase.L1: "", Phase.L2: "_phaseb", Phase.L3: "_phasec"}
+MAX_DOCUMENT_DEPTH = 6
+"""Levels of an object that a document has; a tariff has four."""
 
 
 # /ivp/ensemble/secctrl
 
 
-class Totals(Record):
+class StorageTotals(Record):
     """All batteries together. `agg_soc` was seen to be 0 where there are AC Batteries only."""
 
     soc: Percent = wire("agg_soc", label="Charge")
@@ -51,7 +64,7 @@ class Totals(Record):
     encharge_energy: StoredWattHours = wire("ENC_agg_avail_energy", label="IQ Battery energy")
     acb_energy: StoredWattHours = wire("ACB_agg_energy", label="AC Battery energy")
     max_energy: StoredWattHours = wire("Max_energy", label="Highest energy")
-    encharge_soh: Share = wire("ENC_agg_soh", label="IQ Battery health", diagnostic=True)
+    encharge_soh: Share = wire("ENC_agg_soh", label="IQ Battery health", diagnostic=True, enabled=True)
     capacity: StoredWattHours = wire("Enc_max_available_capacity", diagnostic=True)
     commissioned_capacity: StoredWattHours = wire("Enc_commissioned_capacity", diagnostic=True)
     reserve: Share = wire("configured_backup_soc", label="Reserve configured")
@@ -68,70 +81,70 @@ class Totals(Record):
     upgrading: Flag = wire("ESS_R3_To_R4_in_progress", label="ESS R3 to R4 in progress", diagnostic=True)
 
 
-class Bias(Record):
-    """What the controller adds to a phase's frequency and voltage to steer inverters and batteries."""
+class PhaseBias(Record):
+    """The bias that the controller adds to frequency and voltage of a phase, to steer inverters and batteries."""
 
     frequency_bias: Hertz = wire("freq_bias_hz", diagnostic=True)
     voltage_bias: Volts = wire("voltage_bias_v", diagnostic=True)
-    frequency_bias_raw: Number = wire("freq_bias_hz_q8", diagnostic=True)
-    voltage_bias_raw: Number = wire("voltage_bias_v_q5", diagnostic=True)
+    frequency_bias_raw: PlainNumber = wire("freq_bias_hz_q8", diagnostic=True)
+    voltage_bias_raw: PlainNumber = wire("voltage_bias_v_q5", diagnostic=True)
 
 
-class Offgrid(Record):
+class OffgridControl(Record):
     """The controller of a home off the grid (`offgrid_secctrl`, from 8.3); names as the gateway's."""
 
     active: Flag = wire("is_active", diagnostic=True)
     balanced: Flag = wire("is_system_balanced", diagnostic=True)
     reset_needed: Flag = wire("seq_reset_needed", label="Reset needed", diagnostic=True)
-    f: Number = wire("F", label="F", diagnostic=True)
-    v: Number = wire("V", label="V", diagnostic=True)
-    vd_neg: Number = wire("Vd_neg", diagnostic=True)
-    vq_neg: Number = wire("Vq_neg", diagnostic=True)
-    vd_zero: Number = wire("Vd_zero", diagnostic=True)
-    vq_zero: Number = wire("Vq_zero", diagnostic=True)
+    f: PlainNumber = wire("F", label="F", diagnostic=True)
+    v: PlainNumber = wire("V", label="V", diagnostic=True)
+    vd_neg: PlainNumber = wire("Vd_neg", diagnostic=True)
+    vq_neg: PlainNumber = wire("Vq_neg", diagnostic=True)
+    vd_zero: PlainNumber = wire("Vd_zero", diagnostic=True)
+    vq_zero: PlainNumber = wire("Vq_zero", diagnostic=True)
 
 
 def split_secctrl(body: bytes, facts: Facts, _now: float) -> Parsed:
-    """The sums, and the bias of each phase."""
-    sheet = Sheet()
-    sheet.add(TOTALS, whole(Totals, body, sheet.problems))
+    """Read the sums, and the bias of each phase."""
+    result = ParseResult()
+    result.add(STORAGE_TOTALS, parse_object(StorageTotals, body, result.problems))
     given = _object(body)
     meter = facts.consumption()
     lines = phases(meter.phase_count if meter else 1)
     for line in lines or PHASES[:1]:
-        wires = {name: f"{name}{WIRE_PHASES[line]}" for name in BIAS}
-        bias = Bias.read({name: given[key] for name, key in wires.items() if key in given}, sheet.problems)
+        wires = {name: f"{name}{WIRE_SUFFIXES[line]}" for name in BIAS_FIELDS}
+        bias = PhaseBias.read({name: given[key] for name, key in wires.items() if key in given}, result.problems)
         if bias:
-            sheet.add(TOTALS, bias, line if lines else None)
+            result.add(STORAGE_TOTALS, bias, line if lines else None)
     offgrid = given.get("offgrid_secctrl")
-    if isinstance(offgrid, dict) and (found := Offgrid.read(offgrid, sheet.problems)):
-        sheet.add(OFFGRID, found)
-    return sheet.parsed()
+    if isinstance(offgrid, dict) and (found := OffgridControl.read(offgrid, result.problems)):
+        result.add(STORAGE_OFFGRID, found)
+    return result.parsed()
 
 
-BIAS = ("freq_bias_hz", "voltage_bias_v", "freq_bias_hz_q8", "voltage_bias_v_q5")
+BIAS_FIELDS = ("freq_bias_hz", "voltage_bias_v", "freq_bias_hz_q8", "voltage_bias_v_q5")
 
 
 # /ivp/ensemble/status
 
 
-class Detail(Record):
-    """What is inside a unit, and how it is reached. The rest of it is known better from the inventory."""
+class UnitDetail(Record):
+    """The parts of a unit, and its connection. The inventory has better values for the rest."""
 
-    serial: Annotated[Identity, Field(validation_alias="device_id")]
-    type: Annotated[str | Absent | None, TEXT, worded(lambda number: TYPES.get(number, number))] = wire(
+    serial: Annotated[DeviceId, Field(validation_alias="device_id")]
+    type: Annotated[str | Absent | None, TEXT, mapped(lambda number: TYPE_NUMBERS.get(number, number))] = wire(
         "device_type", diagnostic=True, fallback=True
     )
     connection: Text = wire("com_interface_str", diagnostic=True, fallback=True)
     admin_state: Text = wire("admin_state_str", diagnostic=True, fallback=True)
-    admin_state_code: Number = wire("admin_state", diagnostic=True, fallback=True)
+    admin_state_code: PlainNumber = wire("admin_state", diagnostic=True, fallback=True)
     firmware: Text = wire("app_fw_version", diagnostic=True, fallback=True)
     part_number: Text = wire("part_number", diagnostic=True, fallback=True)
-    phase: Line = wire("phase", diagnostic=True, fallback=True)
+    phase: PhaseName = wire("phase", diagnostic=True, fallback=True)
     assembly_number: Text = wire("assembly_number", diagnostic=True)
     rated_power: Watts = wire("encharge_rated_power", diagnostic=True)
     grid_mode: Text = wire("reported_grid_mode", diagnostic=True, fallback=True)
-    retries: Number = wire("msg_retry_count", label="Message retries", diagnostic=True)
+    retries: PlainNumber = wire("msg_retry_count", label="Message retries", diagnostic=True)
     configured: Flag = wire("prop_set", diagnostic=True)
     firmware_bmu: Text = wire("bmu_fw_version", label="BMU firmware", diagnostic=True, fallback=True)
     firmware_zigbee: Text = wire("zb_fw_version", label="ZigBee firmware", diagnostic=True, fallback=True)
@@ -140,36 +153,36 @@ class Detail(Record):
     bootloader_zigbee: Text = wire("zb_bootloader_vers", label="ZigBee boot loader", diagnostic=True)
 
 
-class Inside(Record):
-    """The parts of `status` that add something: `secctrl` is asked for by itself, `counters` count requests."""
+class EnsembleStatus(Record):
+    """The useful parts of `status`. Its `secctrl` has an endpoint of its own, and its `counters` count requests."""
 
     inventory: Any = None
     relay: Any = None
 
 
 def split_status(body: bytes, facts: Facts, _now: float) -> Parsed:
-    """Details of each unit, and the relays where nobody else tells of them."""
-    sheet = Sheet()
-    answer = whole(Inside, body, sheet.problems)
+    """Read the details of each unit, and the relays."""
+    result = ParseResult()
+    answer = parse_object(EnsembleStatus, body, result.problems)
     units = answer.inventory.get("serial_nums") if isinstance(answer.inventory, dict) else None
     for serial, item in units.items() if isinstance(units, dict) else ():
-        detail = Detail.read({**item, "device_id": serial} if isinstance(item, dict) else item, sheet.problems)
+        detail = UnitDetail.read({**item, "device_id": serial} if isinstance(item, dict) else item, result.problems)
         if detail is None:
             continue
         device = f"{kind_of(detail.type, detail.serial, facts)}/{detail.serial}"
-        sheet.add(device, detail)
+        result.add(device, detail)
         if modules := item.get("submodules"):
-            sheet.value(device, "modules", TEXT, structure(modules), document_only=True)
-    if isinstance(answer.relay, dict) and (mains := Mains.read(answer.relay, sheet.problems)):
-        sheet.add("relay/mains", mains)
-    return sheet.parsed()
+            result.value(device, "modules", TEXT, structure(modules), document_only=True)
+    if isinstance(answer.relay, dict) and (mains := MainsRelay.read(answer.relay, result.problems)):
+        result.add("relay/mains", mains)
+    return result.parsed()
 
 
 # /admin/lib/tariff
 
 
-class Settings(Record):
-    """How the batteries are used."""
+class StorageSettings(Record):
+    """The settings for the use of the batteries."""
 
     mode: Text = wire("mode", enabled=True)
     mode_subtype: Text = wire("operation_mode_sub_type", diagnostic=True)
@@ -180,17 +193,17 @@ class Settings(Record):
     changed: Epoch = wire("date", label="Last change", diagnostic=True)
 
 
-class Override(Record):
-    """What the schedule is overridden with."""
+class ScheduleOverride(Record):
+    """The override of the schedule."""
 
     override: Flag = wire("override", diagnostic=True)
     override_reserve: Share = wire("override_backup_soc", diagnostic=True)
-    override_rate: Number = wire("override_chg_dischg_rate", diagnostic=True)
+    override_rate: PlainNumber = wire("override_chg_dischg_rate", diagnostic=True)
     override_mode: Text = wire("override_tou_mode", diagnostic=True)
 
 
 def _rate(value: object, _info: object) -> str | None:
-    """Prices have more decimals than measurements: they are texts."""
+    """Convert a price to a text, since prices have more decimals than measurements."""
     found = finite(value)
     if found is None:
         return None
@@ -198,40 +211,42 @@ def _rate(value: object, _info: object) -> str | None:
     return "0" if digits == "-0" else digits
 
 
-Rate = Annotated[str | Absent | None, TEXT, Reads(_rate)]
+Rate = Annotated[str | Absent | None, TEXT, Converter(_rate)]
 
 
 class Tariff(Record):
-    """What a kilowatt-hour costs, where it is one price; else see the seasons in the document."""
+    """The price of a kilowatt-hour, if there is a single one. The document has the seasons of other tariffs."""
 
     currency: Text = wire("code", diagnostic=True)
     rate: Rate = wire("rate", diagnostic=True)
     rate_sell: Rate = wire("sell", label="Rate for selling", diagnostic=True)
 
 
-class Library(Record):
-    """The whole answer."""
+class TariffAnswer(Record):
+    """The answer."""
 
     tariff: Any = None
     schedule: Any = None
 
 
 def split_tariff(body: bytes, _facts: Facts, _now: float) -> Parsed:
-    """The storage's settings, and the prices."""
-    sheet = Sheet()
-    answer = whole(Library, body, sheet.problems)
+    """Read the settings of the storage, and the prices. `/ivp/ensemble/generator` has a number as `schedule`."""
+    result = ParseResult()
+    answer = parse_object(TariffAnswer, body, result.problems)
     tariff, schedule = (item if isinstance(item, dict) else {} for item in (answer.tariff, answer.schedule))
+    if answer.tariff is None and not schedule:
+        result.problems.append("TariffAnswer: it has no tariff")
     for device, kind, given in (
-        (SETTINGS, Settings, tariff.get("storage_settings")),
-        (SETTINGS, Override, schedule),
-        (TARIFF, Tariff, {**_part(tariff, "currency"), **_part(tariff, "single_rate")}),
+        (STORAGE_SETTINGS, StorageSettings, tariff.get("storage_settings")),
+        (STORAGE_SETTINGS, ScheduleOverride, schedule),
+        (TARIFF_CURRENT, Tariff, {**_part(tariff, "currency"), **_part(tariff, "single_rate")}),
     ):
-        if isinstance(given, dict) and given and (found := kind.read(given, sheet.problems)):
-            sheet.add(device, found)
+        if isinstance(given, dict) and given and (found := kind.read(given, result.problems)):
+            result.add(device, found)
     for name in ("seasons", "seasons_sell"):
         if given := tariff.get(name):
-            sheet.value(TARIFF, name, TEXT, structure(given), document_only=True)
-    return sheet.parsed()
+            result.value(TARIFF_CURRENT, name, TEXT, structure(given), document_only=True)
+    return result.parsed()
 
 
 def _part(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -244,15 +259,15 @@ def _object(body: bytes) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def structure(given: object, depth: int = DEEPEST) -> Structure:
-    """What only a document can hold, key by key; the items of lists are numbered from 1."""
+def structure(given: object, depth: int = MAX_DOCUMENT_DEPTH) -> Structure:
+    """Convert an object or a list to a structure for a document; items of lists are numbered from 1."""
     return dict(_entries(given, depth))
 
 
 def _entries(given: object, depth: int) -> Iterator[tuple[str, Any]]:
     items = given.items() if isinstance(given, dict) else enumerate(given, 1) if isinstance(given, list) else ()
     for key, value in items:
-        name = level(str(key))
+        name = topic_level(str(key))
         if not name or not depth:
             continue
         if isinstance(value, dict | list):
@@ -260,4 +275,4 @@ def _entries(given: object, depth: int) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, bool) or value is None:
             yield name, value
         else:
-            yield name, spelt(value) if isinstance(value, str) else finite(value)
+            yield name, to_text(value) if isinstance(value, str) else finite(value)

@@ -6,69 +6,69 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from bridge.endpoints.body import Identity, Parsed, Sheet, decode, whole
 from bridge.endpoints.inventory import MainsClosed
+from bridge.endpoints.parsing import DeviceId, Parsed, ParseResult, decode, parse_object
 from bridge.model import Facts
 from bridge.records import (
     POWER,
     TEXT,
     Absent,
     Amperes,
+    Converter,
     Flag,
     LowerText,
-    Number,
-    Reads,
+    PlainNumber,
     Record,
     Seconds,
     Share,
     Text,
     Texts,
     finite,
-    spelt,
+    to_text,
     wire,
 )
 
-MAINS, GENERATOR = "relay/mains", "generator/1"
+RELAY_MAINS, GENERATOR_DEVICE = "relay/mains", "generator/1"
 
 
 def _choice(value: object, _info: object) -> str | None:
-    """One of several words, in lower case; here `none` says something."""
+    """Convert a word to lower case. Here `none` is a value, and does not mean unknown."""
     is_none = isinstance(value, str) and value.strip().lower() == "none"
-    return "none" if is_none else (spelt(value) or "").lower() or None
+    return "none" if is_none else (to_text(value) or "").lower() or None
 
 
-Choice = Annotated[str | Absent | None, TEXT, Reads(_choice)]
+Choice = Annotated[str | Absent | None, TEXT, Converter(_choice)]
 
 
 # Relays
 
 
-class Mains(Record):
+class MainsRelay(Record):
     """The relay between home and grid, and those of the sources behind it."""
 
     grid_connected: MainsClosed = wire("mains_oper_state", label="Connection", enabled=True)
     state: LowerText = wire("mains_oper_state", diagnostic=True)
     admin_state: LowerText = wire("mains_admin_state", diagnostic=True)
-    der1_state: Number = wire("der1_state", label="DER 1 state", diagnostic=True)
-    der2_state: Number = wire("der2_state", label="DER 2 state", diagnostic=True)
-    der3_state: Number = wire("der3_state", label="DER 3 state", diagnostic=True)
+    der1_state: PlainNumber = wire("der1_state", label="DER 1 state", diagnostic=True)
+    der2_state: PlainNumber = wire("der2_state", label="DER 2 state", diagnostic=True)
+    der3_state: PlainNumber = wire("der3_state", label="DER 3 state", diagnostic=True)
     srt12_state: LowerText = wire("srt12_state", label="SRT 12 state", diagnostic=True)
     srt13_state: LowerText = wire("srt13_state", label="SRT 13 state", diagnostic=True)
     battery_grid_mode: Text = wire("Enchg_grid_mode", diagnostic=True)
     solar_grid_mode: Text = wire("Solar_grid_mode", diagnostic=True)
 
 
-class Contact(Record):
+class DryContact(Record):
     """A dry contact: `open` or `closed`."""
 
-    id: Annotated[Identity, Field(validation_alias="id")]
+    id: Annotated[DeviceId, Field(validation_alias="id")]
     state: LowerText = wire("status", enabled=True)
 
 
-class ContactSettings(Record):
-    """What a dry contact does, and when. Times are counted from midnight."""
+class DryContactSettings(Record):
+    """What a dry contact does, and when. Times are seconds after midnight."""
 
-    id: Annotated[Identity, Field(validation_alias="id")]
+    id: Annotated[DeviceId, Field(validation_alias="id")]
     name: Text = wire("load_name")
     type: Choice = wire("type", diagnostic=True)
     mode: Choice = wire("mode")
@@ -78,59 +78,62 @@ class ContactSettings(Record):
     safe_state_action: Choice = wire("safe_state_action", diagnostic=True)
     soc_low: Share = wire("soc_low", label="Cut-off charge")
     soc_high: Share = wire("soc_high", label="Restore charge")
-    priority: Number = wire("priority", diagnostic=True)
+    priority: PlainNumber = wire("priority", diagnostic=True)
     override: Flag = wire("override", diagnostic=True)
     manual_override: Flag = wire("manual_override", diagnostic=True)
     essential_start: Seconds = wire("essential_start_time", diagnostic=True)
     essential_end: Seconds = wire("essential_end_time", diagnostic=True)
-    black_start: Number = wire("black_s_start", diagnostic=True)
-    black_start_retries: Number = wire("black_start_retries", diagnostic=True)
-    action_retries: Number = wire("action_retries", diagnostic=True)
+    black_start: PlainNumber = wire("black_s_start", diagnostic=True)
+    black_start_retries: PlainNumber = wire("black_start_retries", diagnostic=True)
+    action_retries: PlainNumber = wire("action_retries", diagnostic=True)
     pv_serials: Texts = wire("pv_serial_nb", label="PV serial numbers", diagnostic=True)
     pv_phases: Texts = wire("pv_phase_select", label="PV phases", diagnostic=True)
 
 
-class Contacts(Record):
-    """The whole answer of both."""
+class DryContacts(Record):
+    """The answer of both endpoints of dry contacts."""
 
     contacts: Any = Field(default=None, validation_alias="dry_contacts")
 
 
 def split_relay(body: bytes, _facts: Facts, _now: float) -> Parsed:
-    sheet = Sheet()
-    sheet.add(MAINS, whole(Mains, body, sheet.problems))
-    return sheet.parsed()
+    result = ParseResult()
+    result.add(RELAY_MAINS, parse_object(MainsRelay, body, result.problems))
+    return result.parsed()
 
 
 def split_contacts(body: bytes, _facts: Facts, _now: float) -> Parsed:
-    return _contacts(Contact, body)
+    return _split_contacts(DryContact, body)
 
 
 def split_contact_settings(body: bytes, _facts: Facts, _now: float) -> Parsed:
-    return _contacts(ContactSettings, body)
+    return _split_contacts(DryContactSettings, body)
 
 
-def _contacts(kind: type[Contact] | type[ContactSettings], body: bytes) -> Parsed:
-    sheet = Sheet()
-    answer = whole(Contacts, body, sheet.problems)
+def _split_contacts(kind: type[DryContact] | type[DryContactSettings], body: bytes) -> Parsed:
+    result = ParseResult()
+    answer = parse_object(DryContacts, body, result.problems)
     for item in answer.contacts if isinstance(answer.contacts, list) else ():
-        if contact := kind.read(item, sheet.problems):
-            sheet.add(f"relay/{contact.id}", contact)
-    return sheet.parsed()
+        contact = kind.read(item, result.problems)
+        if contact and contact.model_fields_set == {"id"}:
+            result.problems.append(f"{kind.__name__}: it has only an id")
+        elif contact:
+            result.add(f"relay/{contact.id}", contact)
+    return result.parsed()
 
 
 # Generator
 
 
 def _rating(value: object, _info: object) -> float | None:
-    """`name_plate_rating_wat` was seen as 14 for a generator of 14 kW."""
+    """Convert a rating to W. `name_plate_rating_wat` was seen as 14 for a generator of 14 kW."""
     found = finite(value)
-    return found * 1000 if found is not None and abs(found) < SMALLEST else found
+    return found * 1000 if found is not None and abs(found) < SMALLEST_RATING_W else found
 
 
-SMALLEST = 1000
-"""W: no smaller generator runs a home, so that smaller ratings are in kW."""
-Rating = Annotated[float | Absent | None, POWER, Reads(_rating)]
+SMALLEST_RATING_W = 1000
+"""No smaller generator supplies a home, so smaller ratings are in kW."""
+Rating = Annotated[float | Absent | None, POWER, Converter(_rating)]
 
 
 class Generator(Record):
@@ -138,22 +141,22 @@ class Generator(Record):
 
     state: LowerText = wire("oper_state", enabled=True)
     admin_state: LowerText = wire("admin_state", diagnostic=True)
-    mode: Number = wire("admin_mode", diagnostic=True)
-    schedule: Number = wire("schedule", diagnostic=True)
+    mode: PlainNumber = wire("admin_mode", diagnostic=True)
+    schedule: PlainNumber = wire("schedule", diagnostic=True)
     start_soc: Share = wire("start_soc", label="Start at charge")
     stop_soc: Share = wire("stop_soc", label="Stop at charge")
     exercising: Flag = wire("exc_on", diagnostic=True)
     present: Flag = wire("present", diagnostic=True)
-    type: Number = wire("type", diagnostic=True)
+    type: PlainNumber = wire("type", diagnostic=True)
 
     @property
     def there(self) -> bool:
-        """Gateways answer also where there is none: `admin_state` is `unknown`, and `present` or `type` 0."""
+        """Whether there is a generator. Without one, `admin_state` is `unknown`, and `present` or `type` is 0."""
         return bool(self.admin_state) or (self.present is True and self.type not in (0, None))
 
 
 class GeneratorSettings(Record):
-    """What the installer has said of it; not who that was."""
+    """What the installer has entered. The installer's name is not read."""
 
     manufacturer: Text = wire("manufacturer", diagnostic=True)
     model: Text = wire("model", diagnostic=True)
@@ -164,24 +167,24 @@ class GeneratorSettings(Record):
     load_min: Share = wire("min_gen_loading_perc", label="Lowest load", diagnostic=True)
     efficiency_max: Share = wire("max_gen_efficiency_perc", label="Highest efficiency", diagnostic=True)
     start_method: Text = wire("start_method", diagnostic=True)
-    warm_up: Number = wire("warm_up_mins", label="Warm-up minutes", diagnostic=True)
-    cool_down: Number = wire("cool_down_mins", label="Cool-down minutes", diagnostic=True)
+    warm_up: PlainNumber = wire("warm_up_mins", label="Warm-up minutes", diagnostic=True)
+    cool_down: PlainNumber = wire("cool_down_mins", label="Cool-down minutes", diagnostic=True)
     charge_from_generator: Flag = wire("charge_from_generator", diagnostic=True)
 
 
 def split_generator(body: bytes, facts: Facts, _now: float) -> Parsed:
-    """Nothing where there is no generator."""
-    sheet = Sheet()
-    generator = whole(Generator, body, sheet.problems)
+    """Read the generator, if there is one."""
+    result = ParseResult()
+    generator = parse_object(Generator, body, result.problems)
     if not generator.there:
-        return sheet.parsed()
-    sheet.add(GENERATOR, generator)
-    return sheet.parsed(facts=facts.with_gear([GENERATOR]))
+        return result.parsed()
+    result.add(GENERATOR_DEVICE, generator)
+    return result.parsed(facts=facts.with_gear([GENERATOR_DEVICE]))
 
 
 def split_generator_settings(body: bytes, _facts: Facts, _now: float) -> Parsed:
-    """`{}` where nothing was ever set."""
-    sheet = Sheet()
+    """Read the settings; the answer is `{}` if nothing was ever set."""
+    result = ParseResult()
     if decode(body) != {}:
-        sheet.add(GENERATOR, whole(GeneratorSettings, body, sheet.problems))
-    return sheet.parsed()
+        result.add(GENERATOR_DEVICE, parse_object(GeneratorSettings, body, result.problems))
+    return result.parsed()

@@ -1,87 +1,39 @@
-"""The edge towards a gateway and Enphase's cloud: bytes come in here, and nothing above knows of tokens or TLS."""
+"""The edge towards a gateway and Enphase's cloud: nothing above it needs to know of tokens, cookies or TLS."""
 
 import time
 from collections.abc import Callable
 
-from pydantic import SecretStr
-
-from bridge.config import CloudSettings, GatewaySettings
-from bridge.gateway.client import Exchange, Gateway, Limits
+from bridge.gateway.client import Gateway, HttpLimits
 from bridge.gateway.cloud import Cloud, CloudLimits
-from bridge.gateway.errors import (
-    Blocked,
-    CloudRejected,
-    CloudUnavailable,
-    EndpointRefused,
-    KeyChanged,
-    MultiFactor,
-    NotOnAccount,
-    TokenRejected,
-    WrongPassword,
-)
-from bridge.gateway.http import quiet_libraries
-from bridge.gateway.renewal import Kept
-from bridge.gateway.token import Token
-from bridge.gateway.tokens import TokenSource
+from bridge.gateway.tokens import TokenSource, TokenStore
+from bridge.settings import CloudSettings, GatewaySettings
+
+__all__ = ["open_gateway"]
 
 
 def open_gateway(
     settings: GatewaySettings,
     cloud: CloudSettings,
     *,
+    serial: str | None = None,
     pin: str | None = None,
-    stored_token: SecretStr | None = None,
-    on_new_token: Callable[[Token], None] = lambda _: None,
-    on_pause: Callable[[Kept], None] = lambda _: None,
-    limits: Limits | None = None,
+    store: TokenStore | None = None,
+    limits: HttpLimits | None = None,
     cloud_limits: CloudLimits | None = None,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Gateway:
-    """A gateway with its tokens, from the settings and what the store knows of it.
+    """A gateway with its tokens.
 
-    `clock` tells unix time, by which tokens expire; `monotonic` is what pauses are measured by.
+    `serial` and `pin` are the serial number and TLS key (SHA-256, hex) that are known of it from an earlier run,
+    and `store` is where its tokens outlive the process. `clock` tells unix time, by which tokens expire;
+    `monotonic` is what pauses are measured by.
 
     Raises:
         BadSetting: host or CA file can't be used.
     """
-    account = _account(settings, cloud, cloud_limits)
-    tokens = TokenSource(
-        settings,
-        account,
-        stored=stored_token,
-        on_new_token=on_new_token,
-        on_pause=on_pause,
-        clock=clock,
-        monotonic=monotonic,
-    )
+    account = None
+    if settings.username is not None and settings.password is not None:
+        account = Cloud(cloud, settings.username, settings.password, limits=cloud_limits)
+    tokens = TokenSource(settings, account, store=store, serial=serial, clock=clock, monotonic=monotonic)
     return Gateway(settings, tokens, pin=pin, limits=limits, monotonic=monotonic)
-
-
-def _account(settings: GatewaySettings, cloud: CloudSettings, limits: CloudLimits | None) -> Cloud | None:
-    if settings.username is None or settings.password is None:
-        return None
-    return Cloud(cloud, settings.username, settings.password, limits=limits)
-
-
-__all__ = [
-    "Blocked",
-    "Cloud",
-    "CloudLimits",
-    "CloudRejected",
-    "CloudUnavailable",
-    "EndpointRefused",
-    "Exchange",
-    "Gateway",
-    "Kept",
-    "KeyChanged",
-    "Limits",
-    "MultiFactor",
-    "NotOnAccount",
-    "Token",
-    "TokenRejected",
-    "TokenSource",
-    "WrongPassword",
-    "open_gateway",
-    "quiet_libraries",
-]

@@ -1,58 +1,224 @@
-"""The one verb towards a gateway: `fetch`. One request at a time, over one connection that is kept."""
+"""Requests to a gateway: one at a time, over one connection that is kept."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
+from http import HTTPStatus
 from typing import Self
 
 import httpx
 
-from bridge.config import GatewaySettings
-from bridge.gateway import tls
-from bridge.gateway.auth import LegacyAuth, TokenAuth
-from bridge.gateway.errors import ConnectionFault, EndpointRefused
-from bridge.gateway.http import MAX_BODY, PLAIN, bounded, quiet_libraries, short_retries, spare_searches, translated
+from bridge.gateway.errors import ConnectionFault, EndpointRefused, Starting, raise_for_status
+from bridge.gateway.token import Token
 from bridge.gateway.tokens import TokenSource
-from bridge.model import Answer, BadAnswer, BadSetting, Rejected, Request, Unavailable, Unsupported
+from bridge.gateway.transport import (
+    HEADERS,
+    MAX_BODY_BYTES,
+    KeyPin,
+    bounded,
+    quiet_libraries,
+    short_retries,
+    tls_context,
+    translated,
+)
+from bridge.gateway.wire import Wire
+from bridge.model import Answer, BadSetting, Request, Unavailable
+from bridge.settings import MAX_PORT, GatewaySettings
 
 LOG = logging.getLogger(__name__)
-INFO = "/info"
-"""answers without a token; nothing secret goes to a gateway that is not identified"""
-NAME = "the gateway"
-MAX_COOKIES = 8
-"""A gateway sets one, `sessionId`. What grows with each answer would end in requests that are too long."""
-BUSY = 503
-LAST_PORT = 65_535
+INFO_PATH = "/info"
+"""The endpoint that answers without a token: nothing secret is sent to a gateway that is not identified."""
+GATEWAY_NAME = "the gateway"
+MAX_COOKIES, MAX_COOKIE_LETTERS = 8, 4096
+"""A gateway sets one cookie, `sessionId`. Cookies without limit would end in requests that are too long."""
+CHECK_PATH = "/auth/check_jwt"
+LEGACY_USER = "envoy"
+TLS_IS_OFF = "BRIDGE_GATEWAY__TLS is off: %s is not verified, and whoever sits in between gets the token"
+AuthFlow = AsyncGenerator[httpx.Request, httpx.Response]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Seconds, bytes and attempts. `deadline` is for one fetch with all its retries and token checks.
+class HttpLimits:
+    """Limits of the requests to a gateway, in seconds, bytes and attempts.
 
-    `keep` outlasts the pauses between polls: a new TLS handshake costs the gateway fifteen requests' work.
+    `deadline` is for one fetch with all its retries and token checks. `keep` is how long an idle connection is
+    kept: longer than the pauses between polls, since a new TLS handshake costs the gateway as much as fifteen
+    requests.
     """
 
     connect: float = 10.0
     read: float = 30.0
     deadline: float = 60.0
     keep: float = 300.0
-    body: int = MAX_BODY
+    body: int = MAX_BODY_BYTES
     attempts: int = 3
     retry_wait: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What came back from the gateway, whatever its status. `elapsed` is in seconds."""
+    """A response of the gateway, whatever its status. `elapsed` is in seconds."""
 
     path: str
     status: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
     elapsed: float
+
+
+class TokenAuth(httpx.Auth):
+    """Adds the token; after a 401 asks the gateway about it, renews it once if need be, and tries once more.
+
+    A 401 alone proves nothing: firmware 7.3.130 answers so on /ivp/ensemble/* to every token, and some gateways
+    accept no Bearer header before /auth/check_jwt has set its sessionId cookie.
+    """
+
+    def __init__(self, tokens: TokenSource) -> None:
+        self._tokens = tokens
+        self._lock = asyncio.Lock()
+
+    async def async_auth_flow(self, request: httpx.Request) -> AuthFlow:
+        token = await self._tokens.current()
+        request.headers["Authorization"] = token.bearer
+        response = yield request
+        if response.is_success:
+            self._tokens.accepted(token)
+        if response.status_code != HTTPStatus.UNAUTHORIZED:
+            return
+        await response.aread()  # frees the connection, of which there is one
+        async with self._lock:
+            token = await self._tokens.current()  # another request may have renewed it meanwhile
+            check = yield _check(request, token)
+            if not await _is_valid(check):
+                token = await self._tokens.replace(token)
+                check = yield _check(request, token)
+                if not await _is_valid(check):
+                    raise self._tokens.refused(token)
+        self._tokens.accepted(token)
+        response = yield _again(request, token, check)
+        if response.status_code == HTTPStatus.UNAUTHORIZED:
+            await response.aread()  # an answer that is not read costs the connection, and so a handshake
+            raise EndpointRefused(f"{request.url.path}: the gateway refuses this to a valid token (401)")
+
+
+def _check(request: httpx.Request, token: Token) -> httpx.Request:
+    """The request that asks about a token. It has no cookie, so that the token alone decides."""
+    url = request.url.copy_with(raw_path=CHECK_PATH.encode())
+    headers = {"Authorization": token.bearer, "Accept-Encoding": "identity"}
+    return httpx.Request("GET", url, headers=headers, extensions=request.extensions)
+
+
+async def _is_valid(check: httpx.Response) -> bool:
+    """Whether the gateway calls the token valid.
+
+    Raises:
+        Unavailable: the gateway can't tell now. A busy gateway must not cost a login at the cloud.
+    """
+    body = await check.aread()
+    if check.is_redirect or check.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise Unavailable(f"the gateway can't check the token now ({check.status_code})")
+    return check.is_success and b"invalid" not in body.lower()
+
+
+def _again(request: httpx.Request, token: Token, check: httpx.Response) -> httpx.Request:
+    request.headers["Authorization"] = token.bearer
+    if check.cookies:
+        request.headers.pop("Cookie", None)
+        httpx.Cookies(check.cookies).set_cookie_header(request)
+    return request
+
+
+class LegacyAuth(httpx.Auth):
+    """For firmware before 7, which has no tokens: some endpoints ask for digest authentication.
+
+    The password is the last six digits of the serial number.
+    """
+
+    def __init__(self) -> None:
+        self._serial = ""
+        self._digest = self._new_digest()
+
+    def identify(self, serial: str) -> None:
+        """Tell the serial number, which the password is made of."""
+        self._serial = serial
+        self._digest = self._new_digest()
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
+        try:
+            yield from self._digest.auth_flow(request)
+        except (httpx.ProtocolError, LookupError, NotImplementedError, ValueError):
+            self._digest = self._new_digest()  # a challenge that can't be answered: the 401 stands
+
+    def _new_digest(self) -> httpx.DigestAuth:
+        return httpx.DigestAuth(LEGACY_USER, self._serial[-6:])
+
+
+class _Connection:
+    """The one HTTP connection to a gateway, which is kept. `requests` counts what was sent, retries included."""
+
+    def __init__(
+        self, settings: GatewaySettings, pin: KeyPin, limits: HttpLimits, monotonic: Callable[[], float]
+    ) -> None:
+        self.url = _checked_url(settings.base_url)
+        self.pin = pin
+        self.auth: httpx.Auth | None = None
+        self.requests = 0
+        self.listener: Callable[[Exchange], None] | None = None
+        self._limits, self._monotonic = limits, monotonic
+        self.client = self.open(pin)
+
+    async def exchange(self, request: Request) -> Answer:
+        """Send one request. Errors of the HTTP library become those of `bridge.gateway.errors`."""
+        if self.pin.stale:
+            await self.renew()
+        with translated(GATEWAY_NAME, self._host_advice):
+            return await self.send(self.client, request)
+
+    async def send(self, client: httpx.AsyncClient, request: Request) -> Answer:
+        """Send one request over this client."""
+        method = "GET" if request.json is None else "POST"
+        auth = None if request.path == INFO_PATH else self.auth
+        started = self._monotonic()
+        limit = {"most_bytes": request.most_bytes}
+        async with client.stream(method, request.path, json=request.json, auth=auth, extensions=limit) as response:
+            body = await response.aread()
+        wants_time = "Retry-After" in response.headers or b"retry" in body.lower()
+        if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and wants_time:
+            raise Starting(f"{GATEWAY_NAME} is starting (503)")  # it asks for half a minute: no short retries
+        raise_for_status(response.status_code, request.path)
+        return Answer(body, self._monotonic() - started)
+
+    async def renew(self) -> None:
+        """Replace a connection that was cut off or checked against another pin. Its cookies are kept."""
+        old, self.client = self.client, self.open(self.pin, self.client.cookies)
+        await old.aclose()
+
+    def open(self, pin: KeyPin, cookies: httpx.Cookies | None = None) -> httpx.AsyncClient:
+        """A client for this URL that checks the TLS key by `pin`."""
+        client = _client(self.url, pin, self._limits)
+        client.cookies = cookies or httpx.Cookies()
+        client.event_hooks["request"].append(self._count)
+        client.event_hooks["response"].append(self._notify_listener)
+        client.event_hooks["response"].append(_limit_cookies(client))
+        return client
+
+    @property
+    def _host_advice(self) -> str:
+        """Advice for a host name that can't be resolved."""
+        local = "; names in .local are not found from most containers" if ".local" in self.url else ""
+        return f"{local}; set BRIDGE_GATEWAY__HOST to the gateway's address"
+
+    async def _count(self, _: httpx.Request) -> None:
+        self.requests += 1
+
+    async def _notify_listener(self, response: httpx.Response) -> None:
+        if self.listener is None:
+            return
+        body = await response.aread()
+        path, seconds = response.request.url.raw_path.decode(), response.elapsed.total_seconds()
+        self.listener(Exchange(path, response.status_code, response.headers, body, seconds))
 
 
 class Gateway:
@@ -64,214 +230,145 @@ class Gateway:
         tokens: TokenSource,
         *,
         pin: str | None = None,
-        limits: Limits | None = None,
+        limits: HttpLimits | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         quiet_libraries()
-        spare_searches()
         self.tokens = tokens
-        self.requests = 0
-        """sent so far, token checks and retries included"""
-        self._url = _usable(settings.base_url)
-        self._limits = limits or Limits()
-        self._monotonic = monotonic
-        self._legacy = LegacyAuth() if self._url.startswith("http://") else None
-        self._auth = self._legacy or TokenAuth(tokens)
-        self._listener: Callable[[Exchange], None] | None = None
-        self._pin = tls.KeyPin(settings.tls, pin)
-        self._client = self._connect(self._pin)
+        self._limits = limits or HttpLimits()
+        self.key = KeyPin(settings.tls, pin, monotonic)
+        self._connection = _Connection(settings, self.key, self._limits, monotonic)
+        self._legacy = LegacyAuth() if self.url.startswith("http://") else None
+        self._connection.auth = self._legacy or TokenAuth(tokens)
         self._turn = asyncio.Lock()
         self._failing = False
-        """Since a request has failed with all its retries: it is no fault of a moment then, nothing is repeated."""
+        """Whether the last request failed with all its retries: then the next one is not retried."""
         if settings.tls == "off" and self._legacy is None:
-            LOG.warning(
-                "BRIDGE_GATEWAY__TLS is off: %s is not verified, and whoever sits in between gets the token",
-                self._url,
-            )
+            LOG.warning(TLS_IS_OFF, self.url)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
         await self.tokens.aclose()
-        await self._client.aclose()
+        await self._connection.client.aclose()
 
     def __repr__(self) -> str:
-        return f"Gateway({self._url!r})"
+        return f"Gateway({self.url!r})"
 
     @property
     def url(self) -> str:
-        """Where it is asked now."""
-        return self._url
+        """The URL that it is asked at now."""
+        return self._connection.url
+
+    @property
+    def requests(self) -> int:
+        """Requests sent so far, token checks and retries included."""
+        return self._connection.requests
 
     @property
     def fingerprint(self) -> str | None:
-        """SHA-256 of the public key that the gateway showed last."""
-        return self._pin.seen
+        """SHA-256 (hex) of the public key that the gateway showed last; `None` before the first handshake."""
+        return self.key.seen
 
     def pin(self, expected: str | None) -> None:
-        """The key it must show; `None` takes the next one. Holds for the open connection too."""
-        self._pin.expected = expected
+        """Set the key (SHA-256, hex) that the gateway must show, on the open connection too; `None`: any key."""
+        self.key.expected, self.key.strange_since = expected, None
 
     def identify(self, serial: str) -> None:
+        """Tell the serial number that `/info` gave: from now on tokens may be sent."""
         self.tokens.identify(serial)
         if self._legacy:
             self._legacy.identify(serial)
 
     def listen(self, listener: Callable[[Exchange], None]) -> None:
-        """Tell of whatever comes back from now on, refusals and token checks included: a capture wants them."""
-        self._listener = listener
+        """Call `listener` with every response from now on, refusals and token checks included."""
+        self._connection.listener = listener
 
     async def move(self, url: str) -> bool:
-        """Ask at another address from now on; the key that it must show stays. False: we do already."""
-        url = _usable(url)
-        if url == self._url:
+        """Ask at another address from now on; the pinned key stays. False if that is the address already.
+
+        Raises:
+            BadSetting: the URL can't be used.
+        """
+        url = _checked_url(url)
+        if url == self.url:
             return False
         async with self._turn:
-            self._url = url
-            await self._reconnect()
+            self._connection.url = url
+            await self._connection.renew()
         return True
 
     async def fetch(self, request: Request, *, deadline: float | None = None) -> Answer:
-        """The body of a 2xx answer.
+        """Send a request and return the body of a 2xx answer. `deadline` is in seconds.
 
         Raises:
-            Unavailable: no answer; it was tried again shortly, the next tick may do better.
-            Unsupported: 404; EndpointRefused where only a 401 says so.
+            Unavailable: there is no answer, also after short retries; the next poll may do better.
+            Unsupported: the gateway does not have this (404); EndpointRefused where it says so with a 401.
             Rejected: a person must act; KeyChanged where the TLS key is not the pinned one.
-            BadAnswer: something that is no answer.
+            BadAnswer: the answer is none that can be used.
         """
         async with self._turn:
             retries = short_retries(1 if self._failing else self._limits.attempts, self._limits.retry_wait)
             self._failing = False
             try:
                 async with asyncio.timeout(deadline or self._limits.deadline):
-                    return await retries(self._exchange, request)
+                    return await retries(self._connection.exchange, request)
             except ConnectionFault:
                 self._failing = True
                 raise
             except TimeoutError:
-                await self._reconnect()
-                raise Unavailable(f"{NAME} gave no whole answer in time to {request.path}") from None
+                await self._connection.renew()
+                raise Unavailable(f"{GATEWAY_NAME} gave no whole answer in time to {request.path}") from None
 
-    async def look(self) -> tuple[Answer, str | None]:
-        """`/info` of whoever answers, and the key it showed: to decide about a changed key.
+    async def probe_untrusted(self, info: Request) -> tuple[Answer, str | None]:
+        """Fetch `/info` without checking the TLS key; returns the answer and the key's SHA-256.
 
-        It gets no token and no cookie.
+        It serves to decide about a changed key. Neither a token nor a cookie is sent.
+
+        Raises:
+            Unavailable: there is no answer.
         """
-        stranger = tls.KeyPin("off")
-        async with self._turn, self._connect(stranger) as client:
+        stranger = KeyPin("off")
+        async with self._turn, self._connection.open(stranger) as client:
             try:
                 async with asyncio.timeout(self._limits.deadline):
-                    with translated(NAME):
-                        return await self._send(client, Request(INFO)), stranger.seen
+                    with translated(GATEWAY_NAME):
+                        return await self._connection.send(client, info), stranger.seen
             except TimeoutError:
-                raise Unavailable(f"{NAME} gave no whole answer in time to {INFO}") from None
-
-    @property
-    def _where_else(self) -> str:
-        """What to do where its name is unknown."""
-        local = "; names in .local are not found from most containers" if ".local" in self._url else ""
-        return f"{local}; set BRIDGE_GATEWAY__HOST to the gateway's address"
-
-    async def _exchange(self, request: Request) -> Answer:
-        if self._pin.stale:
-            await self._reconnect()
-        with translated(NAME, self._where_else):
-            try:
-                return await self._send(self._client, request)
-            except httpx.PoolTimeout:  # something holds the only connection for good
-                await self._reconnect()
-                raise
-
-    async def _send(self, client: httpx.AsyncClient, request: Request) -> Answer:
-        method = "GET" if request.json is None else "POST"
-        auth = None if request.path == INFO else self._auth
-        started = self._monotonic()
-        async with client.stream(method, request.path, json=request.json, auth=auth) as response:
-            body = await response.aread()
-        if response.status_code == BUSY and ("Retry-After" in response.headers or b"retry" in body.lower()):
-            raise Unavailable(f"{NAME} is starting (503)")  # it asks for half a minute: no short retries
-        _judge(response.status_code, request.path)
-        return Answer(body, self._monotonic() - started)
-
-    async def _reconnect(self) -> None:
-        """A connection that was cut off, or checked against another pin, is of no more use; its cookies are."""
-        old, self._client = self._client, self._connect(self._pin, self._client.cookies)
-        await old.aclose()
-
-    def _connect(self, pin: tls.KeyPin, cookies: httpx.Cookies | None = None) -> httpx.AsyncClient:
-        client = _client(self._url, pin, self._limits)
-        client.cookies = cookies or httpx.Cookies()
-        client.event_hooks["request"].append(self._count)
-        client.event_hooks["response"].append(self._overhear)
-        client.event_hooks["response"].append(_forgetful(client))
-        return client
-
-    async def _count(self, _: httpx.Request) -> None:
-        self.requests += 1
-
-    async def _overhear(self, response: httpx.Response) -> None:
-        if self._listener is None:
-            return
-        body = await response.aread()
-        path, seconds = response.request.url.raw_path.decode(), response.elapsed.total_seconds()
-        self._listener(Exchange(path, response.status_code, response.headers, body, seconds))
+                raise Unavailable(f"{GATEWAY_NAME} gave no whole answer in time to {INFO_PATH}") from None
 
 
-def _client(url: str, pin: tls.KeyPin, limits: Limits) -> httpx.AsyncClient:
+def _client(url: str, pin: KeyPin, limits: HttpLimits) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=url,
-        verify=tls.context(pin),
+        transport=Wire(tls_context(), pin.check, limits.keep),
         trust_env=False,
         follow_redirects=False,
-        headers=PLAIN,
+        headers=HEADERS,
         timeout=httpx.Timeout(limits.read, connect=limits.connect),
-        limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=limits.keep),
         event_hooks={"request": [], "response": [bounded(limits.body)]},
     )
 
 
-def _forgetful(client: httpx.AsyncClient) -> Callable[[httpx.Response], Awaitable[None]]:
-    """A response hook: more cookies than any gateway sets are none that it needs."""
+def _limit_cookies(client: httpx.AsyncClient) -> Callable[[httpx.Response], Awaitable[None]]:
+    """A response hook that drops all cookies when there are more, or longer ones, than any gateway needs."""
 
-    async def forget(_: httpx.Response) -> None:
-        if len(client.cookies.jar) > MAX_COOKIES:
+    async def limit(_: httpx.Response) -> None:
+        letters = sum(len(cookie.name) + len(cookie.value or "") for cookie in client.cookies.jar)
+        if len(client.cookies.jar) > MAX_COOKIES or letters > MAX_COOKIE_LETTERS:
             client.cookies.clear()
 
-    return forget
+    return limit
 
 
-def _usable(url: str) -> str:
+def _checked_url(url: str) -> str:
     try:
-        if (httpx.URL(url).port or 0) <= LAST_PORT:
+        if (httpx.URL(url).port or 0) <= MAX_PORT:
             return url
     except httpx.InvalidURL:
         pass
     raise BadSetting("BRIDGE_GATEWAY__HOST: must be a name, an address, host:port or a URL")
-
-
-def _judge(status: int, path: str) -> None:
-    """By status and bytes, never by content type: 404s and 401s are HTML or JSON, /ivp answers carry none."""
-    match status:
-        case 401:
-            raise EndpointRefused(f"{path}: the gateway refuses this (401)")
-        case 403:
-            raise Rejected(f"{path}: the gateway forbids this to the token's role (403)")
-        case 404 | 405 | 410 | 501:
-            raise Unsupported(f"{path}: the gateway does not have this ({status})")
-        case 503:
-            raise ConnectionFault("the gateway is starting or overloaded (503)")
-        case 502 | 504:
-            raise ConnectionFault(f"the gateway is overloaded ({status})")
-        case 429 | 500:
-            raise Unavailable(f"{path}: the gateway fails ({status})")
-        case _ if not 200 <= status < 300:  # noqa: PLR2004 - success
-            raise BadAnswer(f"{path}: the gateway answers with status {status}")
-        case _:
-            return

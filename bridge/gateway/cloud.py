@@ -1,4 +1,4 @@
-"""Enphase's cloud: from an account to a token. One attempt; when to try again is decided elsewhere."""
+"""Enphase's cloud: from an account to a token. One attempt; `bridge.gateway.tokens` decides when to try again."""
 
 import asyncio
 import hashlib
@@ -6,28 +6,29 @@ import json
 import ssl
 from dataclasses import dataclass
 from functools import cached_property
+from http import HTTPStatus
 
 import httpx
 from pydantic import SecretStr
 
-from bridge.config import CloudSettings
 from bridge.gateway.errors import (
     Blocked,
     CloudUnavailable,
     ConnectionFault,
     MultiFactor,
     NotOnAccount,
+    RateLimited,
     WrongPassword,
 )
-from bridge.gateway.http import PLAIN, bounded, quiet_libraries, short_retries, translated
 from bridge.gateway.token import Token
+from bridge.gateway.transport import HEADERS, bounded, quiet_libraries, short_retries, translated
 from bridge.model import BadAnswer, BadSetting, BridgeError, Unavailable
+from bridge.settings import CloudSettings
 
-NAME = "Enphase's cloud"
-OK, UNAUTHORIZED, NOT_ACCEPTABLE, TOO_MANY = 200, 401, 406, 429
-TRY_AGAIN = frozenset({502, 503, 504})
-MARK_ROUNDS, MARK_BYTES = 100_000, 8
-REFUSALS = frozenset({400, 401, 403, 404, 422})
+CLOUD_NAME = "Enphase's cloud"
+PASSING_STATUSES = frozenset({502, 503, 504})
+ACCOUNT_MARK_ROUNDS, ACCOUNT_MARK_BYTES = 100_000, 8
+REFUSING_STATUSES = frozenset({400, 401, 403, 404, 422})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ class CloudLimits:
 
 
 class Cloud:
-    """One account. Every error names what a person can do; none holds anything the cloud has sent."""
+    """One account at Enphase. Every error says what a person can do; none holds anything that the cloud has
+    sent.
+    """
 
     def __init__(
         self,
@@ -66,15 +69,16 @@ class Cloud:
             _trust(settings)  # a wrong file is told at the start, not at the first renewal
 
     @property
-    def patience(self) -> float:
+    def patience_s(self) -> float:
+        """Seconds for which a request to the gateway waits for an attempt."""
         return self._limits.patience
 
     @cached_property
-    def mark(self) -> str:
-        """Tells this account and password from others, and not what they are: it is kept on disk."""
+    def account_mark(self) -> str:
+        """A text that differs with account and password and does not reveal them: it is kept on disk."""
         salt = f"{self._settings.login_url} {self._username}".encode()
         secret = self._password.get_secret_value().encode()
-        return hashlib.pbkdf2_hmac("sha256", secret, salt, MARK_ROUNDS, MARK_BYTES).hex()
+        return hashlib.pbkdf2_hmac("sha256", secret, salt, ACCOUNT_MARK_ROUNDS, ACCOUNT_MARK_BYTES).hex()
 
     async def token(self, serial: str) -> Token:
         """A token as the cloud gave it: readable, but not checked against the gateway.
@@ -87,11 +91,11 @@ class Cloud:
             async with asyncio.timeout(self._limits.deadline), self._client() as client:
                 return await self._token(client, serial)
         except TimeoutError:
-            raise CloudUnavailable(f"{NAME} did not answer in time") from None
+            raise CloudUnavailable(f"{CLOUD_NAME} did not answer in time") from None
         except CloudUnavailable:
             raise
         except BadAnswer as error:
-            raise CloudUnavailable(f"{NAME}: {error}") from None
+            raise CloudUnavailable(f"{CLOUD_NAME}: {error}") from None
         except Unavailable as error:
             raise CloudUnavailable(str(error)) from None
 
@@ -99,7 +103,7 @@ class Cloud:
         session = await self._login(client)
         try:
             return await self._request_token(client, session, serial)
-        except _RateLimited:
+        except RateLimited:
             raise
         except (BadAnswer, Unavailable) as error:
             try:
@@ -110,7 +114,7 @@ class Cloud:
     async def _login(self, client: httpx.AsyncClient) -> str:
         form = {"user[email]": self._username, "user[password]": self._password.get_secret_value()}
         status, body = await self._send(client, "POST", self._settings.login_url, data=form)
-        if status == UNAUTHORIZED:
+        if status == HTTPStatus.UNAUTHORIZED:
             raise WrongPassword
         _require(status, "the login")
         answer = _object(body)
@@ -121,48 +125,44 @@ class Cloud:
             return session
         if answer.get("success") is True or answer.get("message") == "success":
             raise MultiFactor
-        raise CloudUnavailable(f"{NAME} fails at the login without a reason: trying again later")
+        raise CloudUnavailable(f"{CLOUD_NAME} fails at the login without a reason: trying again later")
 
     async def _request_token(self, client: httpx.AsyncClient, session: str, serial: str) -> Token:
         wish = {"session_id": session, "serial_num": serial, "username": self._username}
         status, body = await self._send(client, "POST", self._settings.token_url, json=wish)
-        if status in REFUSALS:
+        if status in REFUSING_STATUSES:
             raise NotOnAccount(serial)
         _require(status, "the token request")
         return _readable(body)
 
     async def _entrez_token(self, client: httpx.AsyncClient, serial: str) -> Token:
-        """The brief's other road: it goes by the login's cookie, which the client keeps."""
+        """The brief's second way to a token: it goes by the login's cookie, which the client keeps."""
         status, body = await self._send(client, "GET", self._settings.entrez_url, params={"serial_num": serial})
         _require(status, "the token request")
         return _readable(body)
 
     async def _send(self, client: httpx.AsyncClient, method: str, url: str, **content: object) -> tuple[int, bytes]:
         async def once() -> tuple[int, bytes]:
-            with translated(NAME):
+            with translated(CLOUD_NAME):
                 response = await client.request(method, url, **content)  # type: ignore[arg-type] # httpx's own
-            if response.status_code in TRY_AGAIN:
-                raise ConnectionFault(f"{NAME} is down ({response.status_code}): trying again later")
+            if response.status_code in PASSING_STATUSES:
+                raise ConnectionFault(f"{CLOUD_NAME} is down ({response.status_code}): trying again later")
             return response.status_code, response.content
 
         return await short_retries(self._limits.attempts, self._limits.retry_wait)(once)
 
     def _client(self) -> httpx.AsyncClient:
-        """A new one for each attempt, months apart; the environment's proxies hold."""
+        """A new client for each attempt, since they are months apart. It uses the environment's proxies."""
         return httpx.AsyncClient(
             verify=_trust(self._settings),
-            headers=PLAIN,
+            headers=HEADERS,
             timeout=httpx.Timeout(self._limits.read, connect=self._limits.connect),
             event_hooks={"response": [bounded(self._limits.body)]},
         )
 
 
-class _RateLimited(CloudUnavailable):
-    """429: the other road would count as well."""
-
-
 def _trust(settings: CloudSettings) -> ssl.SSLContext:
-    """The cloud's certificate is always verified."""
+    """The TLS context; the cloud's certificate is always verified."""
     if settings.ca_file is None:
         trust = httpx.create_ssl_context()
         trust.load_default_certs()  # httpx brings its own certificates; the system may hold a proxy's
@@ -175,14 +175,14 @@ def _trust(settings: CloudSettings) -> ssl.SSLContext:
 
 
 def _require(status: int, step: str) -> None:
-    if status == TOO_MANY:
-        raise _RateLimited(f"{NAME} asks for a pause (429): trying again later")
-    if status == NOT_ACCEPTABLE:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        raise RateLimited(f"{CLOUD_NAME} asks for a pause (429): trying again later")
+    if status == HTTPStatus.NOT_ACCEPTABLE:
         raise CloudUnavailable(
-            f"{NAME} does not accept {step} from this program (406): look for a newer version of it"
+            f"{CLOUD_NAME} does not accept {step} from this program (406): look for a newer version of it"
         )
-    if status != OK:
-        raise CloudUnavailable(f"{NAME} fails at {step} ({status}): trying again later")
+    if status != HTTPStatus.OK:
+        raise CloudUnavailable(f"{CLOUD_NAME} fails at {step} ({status}): trying again later")
 
 
 def _object(body: bytes) -> dict[str, object]:
@@ -191,7 +191,7 @@ def _object(body: bytes) -> dict[str, object]:
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise CloudUnavailable(f"{NAME} answers with a page instead of data: trying again later")
+        raise CloudUnavailable(f"{CLOUD_NAME} answers with a page instead of data: trying again later")
     return answer
 
 
@@ -199,4 +199,6 @@ def _readable(body: bytes) -> Token:
     try:
         return Token.parse(body.decode(errors="replace"))
     except BridgeError:
-        raise CloudUnavailable(f"{NAME} answers with something that is no token: trying again later") from None
+        raise CloudUnavailable(
+            f"{CLOUD_NAME} answers with something that is no token: trying again later"
+        ) from None

@@ -1,10 +1,37 @@
-"""The errors of this edge: the kinds of `bridge.model`, told apart where the caller acts differently."""
+"""The errors of the edge towards a gateway and Enphase's cloud.
 
-from bridge.model import Rejected, Unavailable, Unsupported
+They are kinds of the errors in `bridge.model`, where the whole tree is drawn; a class of its own stands where a
+caller acts differently.
+"""
+
+from bridge.model import HOUR_S, BadAnswer, Rejected, Unavailable, Unsupported
 
 TOKEN_PAGE = "https://entrez.enphaseenergy.com"  # noqa: S105 - an address, no token
 PASTE = f"get a token at {TOKEN_PAGE} and set BRIDGE_GATEWAY__TOKEN to it"
-MINUTE, HOUR = 60.0, 3600.0
+
+
+class ConnectionFault(Unavailable):
+    """A fault that a second try a moment later often cures: refused, reset, 502, 503, 504."""
+
+
+class UnknownName(ConnectionFault):
+    """The host name can't be resolved."""
+
+
+class TlsFault(ConnectionFault):
+    """The TLS handshake failed: what answers may be no gateway, or one of firmware before 7, which has no TLS."""
+
+
+class BrokenOff(ConnectionFault):
+    """The connection was closed without an answer, as by a TLS port that is spoken to in plain HTTP."""
+
+
+class Overloaded(ConnectionFault):
+    """The gateway answers 502, 503 or 504: it is starting, or has more to do than it can."""
+
+
+class Starting(Unavailable):
+    """The gateway has just booted (503 with a time to wait): it answers in half a minute."""
 
 
 class KeyChanged(Rejected):
@@ -19,7 +46,7 @@ class KeyChanged(Rejected):
 
 
 class EndpointRefused(Unsupported):
-    """401 for this endpoint while the gateway calls the token valid, as 7.3.130 does on /ivp/ensemble/*."""
+    """401 for one endpoint while the gateway calls the token valid, as 7.3.130 does on /ivp/ensemble/*."""
 
 
 class TokenRejected(Rejected):
@@ -30,14 +57,20 @@ class CloudUnavailable(Unavailable):
     """Enphase's cloud does not answer, or not as it should: ask again later."""
 
 
-class CloudRejected(Rejected):
-    """Enphase's cloud refuses this account. `pause` is how long to leave it alone, in seconds."""
+class RateLimited(CloudUnavailable):
+    """Enphase's cloud asks for a pause (429): another request would count as well."""
 
-    pause = 4 * HOUR
+
+class CloudRejected(Rejected):
+    """Enphase's cloud refuses this account. `pause_s` is how long to leave it alone, in seconds."""
+
+    pause_s = 4 * HOUR_S
 
 
 class WrongPassword(CloudRejected):
-    pause = float("inf")
+    """The password is wrong: it is never tried again, since each try brings the account closer to being locked."""
+
+    pause_s = float("inf")
 
     def __init__(self) -> None:
         super().__init__(
@@ -47,16 +80,21 @@ class WrongPassword(CloudRejected):
 
 
 class MultiFactor(CloudRejected):
-    """Each try may send the owner a code; it can be switched off, so that one try a day is made."""
+    """The account asks for a second factor. Each try may send the owner a code, so one a day is made.
 
-    pause = 24 * HOUR
+    It is made at all because the second factor can be switched off.
+    """
+
+    pause_s = 24 * HOUR_S
 
     def __init__(self) -> None:
         super().__init__(f"the Enphase account asks for a second factor, which only a person can give: {PASTE}")
 
 
 class Blocked(CloudRejected):
-    pause = 24 * HOUR
+    """Enphase has blocked the account."""
+
+    pause_s = 24 * HOUR_S
 
     def __init__(self) -> None:
         super().__init__(
@@ -66,6 +104,8 @@ class Blocked(CloudRejected):
 
 
 class NotOnAccount(CloudRejected):
+    """The gateway belongs to another account."""
+
     def __init__(self, serial: str) -> None:
         super().__init__(
             f"Enphase's cloud gives this account no token for gateway {serial}: use the account of the "
@@ -73,5 +113,30 @@ class NotOnAccount(CloudRejected):
         )
 
 
-class ConnectionFault(Unavailable):
-    """A fault that a second try a moment later often cures: refused, reset, 502, 503, 504."""
+REFUSALS: tuple[type[CloudRejected], ...] = (WrongPassword, MultiFactor, Blocked)
+"""Refusals of an account, whichever gateway it is about."""
+
+
+def raise_for_status(status: int, path: str) -> None:
+    """Check the status of an answer. The content type is not checked, since answers of /ivp have none.
+
+    Raises:
+        BridgeError: the status is no success; its class tells what to do.
+    """
+    match status:
+        case 401:
+            raise EndpointRefused(f"{path}: the gateway refuses this (401)")
+        case 403:
+            raise Rejected(f"{path}: the gateway forbids this to the token's role (403)")
+        case 404 | 405 | 410 | 501:
+            raise Unsupported(f"{path}: the gateway does not have this ({status})")
+        case 503:
+            raise Overloaded("the gateway is starting or overloaded (503)")
+        case 502 | 504:
+            raise Overloaded(f"the gateway is overloaded ({status})")
+        case 429 | 500:
+            raise Unavailable(f"{path}: the gateway fails ({status})")
+        case _ if not 200 <= status < 300:  # noqa: PLR2004 - success
+            raise BadAnswer(f"{path}: the gateway answers with status {status}")
+        case _:
+            return

@@ -1,48 +1,68 @@
-"""Which gateway this is: its serial number, its TLS key, and what earlier runs knew of it."""
+"""The identity of a gateway: its serial number, its TLS key, what earlier runs knew of it, and its address."""
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, replace
-from typing import Annotated, Any
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import Field, TypeAdapter, ValidationError
-
-from bridge.config import GatewaySettings
-from bridge.gateway import Gateway, Kept, KeyChanged, Token
-from bridge.model import MOST_GEAR, Facts, MeterFacts, Rejected
+from bridge.endpoints import BY_SOURCE
+from bridge.gateway import mdns
+from bridge.gateway.client import Gateway
+from bridge.gateway.errors import KeyChanged
+from bridge.model import DAY_S, NEVER, BridgeError, Facts, Rejected, SourceName
+from bridge.settings import GatewaySettings
+from bridge.state import IdentityState
 from bridge.store import Store
 
-LOG = logging.getLogger(__name__)
-CLOUD = "cloud"
-METERS = TypeAdapter(tuple[MeterFacts, ...])
-GEAR = TypeAdapter(Annotated[frozenset[str], Field(max_length=MOST_GEAR)])
+STRANGE_KEY_S = 120.0
+"""How long a gateway must show a changed TLS key before it may be pinned."""
+CONFIRMATION_LOOK_S = 60.0
+"""Seconds between two looks into the state folder for the owner's confirmation of a key."""
+UNCONFIRMED = (
+    "the gateway's TLS key changed with a newer firmware and was pinned anew: if it was updated, confirm that with "
+    "`iqgateway2mqtt check --accept-key`; if not, something else may answer at its address"
+)
+SEARCH_PAUSE_S = 300.0
+"""Least time between two searches for one gateway."""
 
 
 class Identity:
-    """What is known of one gateway, in memory and in the store. A gateway is its serial number, not its address."""
+    """Keeps what is known of one gateway, in memory and in the store. It is found by its serial number.
 
-    def __init__(self, settings: GatewaySettings, gateway: Gateway, store: Store) -> None:
-        self._settings, self._gateway, self._store = settings, gateway, store
+    `time` returns monotonic seconds, the same as those of `gateway`.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        gateway: Gateway,
+        store: Store,
+        time: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._gateway, self._store, self._time = settings, gateway, store, time
+        self._next_look = NEVER
         self.facts = Facts("")
 
     @property
     def serial(self) -> str | None:
-        """Known once the gateway has said it, or from the settings or an earlier run."""
+        """The serial number that the gateway has told, or else the one in the settings or of an earlier run."""
         known = self.facts.serial or self._settings.serial or self._store.serial_of(self._settings.host)
         return known.lower() if known else None
 
     @property
     def known(self) -> bool:
-        """Whether the gateway has said who it is."""
+        """Whether the gateway has told its serial number in this run."""
         return bool(self.facts.serial)
 
     def recognise(self, facts: Facts) -> None:
-        """Take what `/info` says for true, if it comes from the gateway that we want.
+        """Accept what `/info` tells, if it comes from the gateway that the settings and the store know.
 
         Raises:
-            Rejected: it is another one; its data must not be mixed with ours.
-            KeyChanged: it says that it is, with another TLS key.
+            Rejected: it is another gateway; its data must not be mixed with ours.
+            KeyChanged: it has the right serial number and another TLS key.
         """
         wanted = self.facts.serial or (self._settings.serial or "").lower()
         if wanted and facts.serial != wanted:
@@ -53,99 +73,142 @@ class Identity:
         self._check_key(facts)
         if not self.known:
             self._gateway.identify(facts.serial)
-            state = self._store.load(facts.serial)
-            if state.token:  # known, though at another address
-                self._gateway.tokens.offer(state.token)
-            self._gateway.tokens.recall(state.extra.get(CLOUD))
             self._store.remember(self._settings.host, facts.serial)
-            facts = replace(facts, meters=self._known_meters(facts), gear=self._known_gear(facts))
+            # Known from an earlier run: readings need not wait for /ivp/meters, nor storage for the inventory.
+            state = self._state(facts.serial)
+            facts = replace(facts, meters=state.meters, gear=state.gear)
         self.learn(facts)
 
     def learn(self, facts: Facts) -> None:
-        """Keep what other endpoints must know, also for the next run."""
+        """Keep what other endpoints are parsed with, for this run and the next one."""
         self.facts = facts
-        state = self._store.load(facts.serial)
-        meters = None if facts.meters is None else [asdict(meter) for meter in facts.meters]
-        known = {"meters": meters, "gear": sorted(facts.gear)}
-        changed = state.changed(firmware=facts.firmware, extra={**state.extra, **known})
+        state = self._state(facts.serial)
+        changed = state.changed(firmware=facts.firmware, meters=facts.meters, gear=facts.gear)
         if changed != state:
             self._store.save(facts.serial, changed)
 
-    def keep_token(self, token: Token) -> None:
-        """A new token must outlive the process."""
-        if self.known:
-            state = self._store.load(self.facts.serial)
-            self._store.save(self.facts.serial, state.changed(token=token.secret))
+    async def pin_new_key(self, now: float) -> bool:
+        """Look at a gateway that shows a changed TLS key, and pin the key if it may be trusted.
 
-    def keep_pause(self, kept: Kept) -> None:
-        """So must what the cloud has refused: it locks accounts."""
-        if self.known:
-            state = self._store.load(self.facts.serial)
-            others = {name: value for name, value in state.extra.items() if name != CLOUD}
-            if kept or CLOUD in state.extra:
-                extra = {**others, CLOUD: dict(kept)} if kept else others
-                self._store.save(self.facts.serial, state.changed(extra=extra))
+        A nightly update can bring a new key, and the house must not stay dark. So a key is trusted that was shown
+        for `STRANGE_KEY_S`, with no answer by the old one, together with the same serial number and newer firmware.
+        This happens once a day at most, and the owner is asked to confirm it. Whoever holds the gateway's address
+        for so long can fulfil that, except where `tls` is `strict`. A key that the owner has accepted is trusted at
+        once.
 
-    def published(self) -> object:
-        """What an earlier run has published of this gateway."""
-        return self._store.load(_tree_of(self.facts.serial)).extra
-
-    def keep_published(self, what: dict[str, Any]) -> None:
-        """In a file of its own: it is large, and changes seldom."""
-        state = self._store.load(_tree_of(self.facts.serial))
-        if state.extra != what:
-            self._store.save(_tree_of(self.facts.serial), state.changed(extra=what))
-
-    def counted(self) -> Mapping[str, Any]:
-        """Counters of an earlier run."""
-        return self._store.load(_counters_of(self.facts.serial)).extra
-
-    def keep_counted(self, what: dict[str, Any]) -> None:
-        state = self._store.load(_counters_of(self.facts.serial))
-        self._store.save(_counters_of(self.facts.serial), state.changed(extra=what))
-
-    def repinned(self, facts: Facts, seen: str | None) -> bool:
-        """Whether a changed key may be trusted: a nightly update can bring one together with the new firmware.
-
-        `facts` are those that `/info` gives behind the new key `seen`.
+        The gateway is shown nothing secret. `now` is the wall clock. Returns whether the key is pinned now.
         """
-        known = self._store.load(self.serial or "")
-        same = facts.serial == self.serial
-        updated = known.firmware is not None and facts.firmware != known.firmware
-        if self._settings.tls != "pin" or seen is None or not (same and updated):
-            return False
-        self._gateway.pin(seen)
-        self._store.save(facts.serial, known.changed(key_pin=seen, firmware=facts.firmware))
-        return True
+        serial, seen = self.serial or "", self._gateway.fingerprint
+        known = self._store.reload(serial, IdentityState)
+        accepted = known.key_pin is not None and seen == known.key_pin
+        if seen is not None and not accepted and self._may_pin_anew(known, now):
+            facts, shown = await _look(self._gateway, self.facts, now)
+            if facts and (facts.serial, shown) == (serial, seen) and facts.is_newer(known.firmware):
+                accepted = True
+                anew = known.changed(
+                    key_pin=seen, firmware=facts.firmware, key_pinned_anew=now, key_unconfirmed=True
+                )
+                self._store.save(serial, anew)
+        if accepted:
+            self._gateway.pin(seen)
+        return accepted
+
+    def _may_pin_anew(self, known: IdentityState, now: float) -> bool:
+        since, last = self._gateway.key.strange_since, known.key_pinned_anew
+        is_long = since is not None and self._time() - since >= STRANGE_KEY_S
+        return self._settings.tls == "pin" and is_long and (last is None or now - last >= DAY_S)
+
+    @property
+    def problem(self) -> str | None:
+        """That the owner should confirm a key which was pinned anew; `None` if there is no such key."""
+        serial = self.serial
+        if serial is None or self._settings.tls == "off":
+            return None
+        if self._state(serial).key_unconfirmed and self._time() >= self._next_look:
+            self._next_look = self._time() + CONFIRMATION_LOOK_S
+            self._store.reload(serial, IdentityState)
+        return UNCONFIRMED if self._state(serial).key_unconfirmed else None
 
     def _check_key(self, facts: Facts) -> None:
         """Trust on first use: the key that `/info` came with must be the one known of this serial number."""
         seen = self._gateway.fingerprint
-        state = self._store.load(facts.serial)
+        state = self._state(facts.serial)
         if seen is None or self._settings.tls == "off":
             return
         if state.key_pin not in (None, seen):
+            self._gateway.pin(state.key_pin)
             raise KeyChanged(seen)
         self._gateway.pin(seen)
         if state.key_pin is None:
             self._store.save(facts.serial, state.changed(key_pin=seen))
 
-    def _known_meters(self, facts: Facts) -> tuple[MeterFacts, ...] | None:
-        """From an earlier run, so that the readings need not wait for `/ivp/meters`."""
-        with suppress(ValidationError):
-            return METERS.validate_python(self._store.load(facts.serial).extra.get("meters"))
-        return None
-
-    def _known_gear(self, facts: Facts) -> frozenset[str]:
-        """From an earlier run, so that its values do not wait for the inventory."""
-        with suppress(ValidationError):
-            return GEAR.validate_python(self._store.load(facts.serial).extra.get("gear"))
-        return frozenset()
+    def _state(self, serial: str) -> IdentityState:
+        return self._store.load(serial, IdentityState)
 
 
-def _counters_of(serial: str) -> str:
-    return f"{serial}-counters"
+async def _look(gateway: Gateway, known: Facts, now: float) -> tuple[Facts | None, str | None]:
+    """What `/info` says behind a key that is not trusted, and that key."""
+    info = BY_SOURCE[SourceName.INFO]
+    try:
+        answer, shown = await gateway.probe_untrusted(info.request)
+        return info.parse(answer.body, known, now).facts, shown
+    except BridgeError:
+        return None, None
 
 
-def _tree_of(serial: str) -> str:
-    return f"{serial}-tree"
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How to search: on which interfaces of this machine, and how long to `listen`, in seconds."""
+
+    interfaces: Sequence[str] = mdns.ALL_INTERFACES
+    listen: float = 4.0
+
+
+class Rediscovery:
+    """Searches over mDNS, by its serial number, for a gateway that does not answer at its address.
+
+    The search needs the zeroconf library, which is an extra. `is_possible` is False where TLS is not verified, as
+    whoever announced the serial number would get the token. It is also False for an address of this machine, which
+    belongs to a tunnel or a simulator, unless `options` name interfaces.
+
+    `time` returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        time: Callable[[], float],
+        log: "logging.LoggerAdapter[Any]",
+        options: SearchOptions,
+    ) -> None:
+        self._settings, self._time, self._log, self._options = settings, time, log, options
+        self.is_possible = settings.tls != "off" and (bool(options.interfaces) or not _is_local(settings.base_url))
+        self._next = time()
+
+    async def find(self, serial: str) -> str | None:
+        """Search for the gateway, unless the last search was less than `SEARCH_PAUSE_S` ago.
+
+        Returns its base URL, or `None` if it was not found.
+        """
+        if not self.is_possible or self._time() < self._next:
+            return None
+        self._next = self._time() + SEARCH_PAUSE_S
+        try:
+            host = await mdns.find(serial, self._options.listen, self._options.interfaces)
+        except ModuleNotFoundError:
+            self.is_possible = False
+            return None
+        except OSError as error:
+            self._log.debug("mDNS can't be used: %s", error)
+            return None
+        found = self._settings.model_copy(update={"host": host}).base_url if host else None
+        same_scheme = found is not None and found.split(":")[0] == self._settings.base_url.split(":")[0]
+        return found if same_scheme else None
+
+
+def _is_local(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,26 +1,27 @@
-"""A simulated IQ Gateway, and Enphase's cloud, for tests, `demo` and `simulate`.
+"""This package simulates an IQ Gateway and Enphase's cloud, for the tests and the commands `demo` and `simulate`.
 
     simulator = Simulator("three-phase", clock=clock, seed=1)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(simulator), base_url="https://envoy.local")
     headers = {"Authorization": f"Bearer {simulator.token()}"}
-    simulator.truth()                                       # what is so, to compare with
+    simulator.truth()                                       # the true values, to compare with
     simulator.faults.add("/ivp/meters/readings", "503", times=2)
-    simulator.count("/ivp/meters/readings")                 # who asked for what: simulator.requests
+    simulator.count("/ivp/meters/readings")                 # the log of requests is simulator.requests
 
-`bridge.simulator.serve` puts it on a real socket (needs the `demo` extra).
+`bridge.simulator.serve` puts it on a real socket (this needs the `demo` extra).
 
     async with serve(simulator, tls=True) as address:       # "127.0.0.1:41233"
 
-A simulator answers for the gateway and for the cloud; give the bridge its address for both. The homes are in
-`HOMES`: `three-phase` (20 inverters and one that was removed), `split-phase` (controller, dry contacts, generator),
+A simulator answers both as the gateway and as the cloud: give the bridge its address for both. `HOMES` holds the
+homes: `three-phase` (20 inverters and one that was removed), `split-phase` (controller, dry contacts, generator),
 `single-phase`, `no-cts`, `legacy`, `large`, `collar` (meter collar, combiner), `ac-batteries`. The clock is a
-callable that tells unix time; another clock makes another speed. `start_hour` makes it that hour of the simulated
-day at the start, so that the sun shines in a demo at night.
+function that returns unix time; a clock that runs faster makes the home live faster. `start_hour` sets the hour of
+the simulated day at which the simulation starts, so that the sun shines in a demo at night.
 
-Also: `become(firmware=...)`, `revoke_tokens()`, `reboot(zeros=120)`, `gateway.guard.needs_check = True` (the token
-is refused until `/auth/check_jwt` was asked), `cloud.role = "installer"`. What faults there are stands in `faults`.
-Through `httpx.ASGITransport` a cut connection is a `ConnectionResetError` and bodies come in one piece: order
-`reset`, `drop`, `slow` and `huge` over a real socket.
+More controls are `become(firmware=...)`, `revoke_tokens()`, `reboot(zeros=120)`, `cloud.role = "installer"` and
+`gateway.guard.needs_check = True` (the gateway then refuses a token until `/auth/check_jwt` has been requested).
+`roof.house.behind = barn.house` makes two simulators one home: the grid meter of `roof` sees the sun of both.
+The module `faults` lists the faults. Through `httpx.ASGITransport` a cut connection raises `ConnectionResetError`
+and a body arrives in one piece, so test `reset`, `drop`, `slow` and `huge` over a real socket.
 """
 
 from importlib import import_module
@@ -28,45 +29,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bridge.simulator.app import PASSWORD, Simulator
-    from bridge.simulator.cloud import USER, Cloud
-    from bridge.simulator.exchange import Seen
-    from bridge.simulator.faults import Fault, named
-    from bridge.simulator.gateway import ENDPOINTS, NEVER
-    from bridge.simulator.homes import HOMES, Home
+    from bridge.simulator.cloud import USER, SimulatedCloud
+    from bridge.simulator.faults import Fault, fault_by_name
+    from bridge.simulator.gateway import BRIEF_PATHS, HARMFUL_PATHS
+    from bridge.simulator.http import LoggedRequest
+    from bridge.simulator.presets import HOMES, Home
     from bridge.simulator.truth import Truth
 
 __all__ = [
-    "ENDPOINTS",
+    "BRIEF_PATHS",
+    "HARMFUL_PATHS",
     "HOMES",
-    "NAMES",
-    "NEVER",
+    "HOME_NAMES",
     "PASSWORD",
     "USER",
-    "Cloud",
     "Fault",
     "Home",
-    "Seen",
+    "LoggedRequest",
+    "SimulatedCloud",
     "Simulator",
     "Truth",
-    "named",
+    "fault_by_name",
 ]
 
-NAMES = ("ac-batteries", "collar", "large", "legacy", "no-cts", "single-phase", "split-phase", "three-phase")
-"""Of the homes in `HOMES`: the command line lists them without building any."""
+HOME_NAMES = ("ac-batteries", "collar", "large", "legacy", "no-cts", "single-phase", "split-phase", "three-phase")
+"""The names of the homes in `HOMES`. The command line lists them from here, without building the homes."""
 
-PLACES = {
+MODULE_OF = {
     **dict.fromkeys(("PASSWORD", "Simulator"), "app"),
-    **dict.fromkeys(("USER", "Cloud"), "cloud"),
-    "Seen": "exchange",
-    **dict.fromkeys(("Fault", "named"), "faults"),
-    **dict.fromkeys(("ENDPOINTS", "NEVER"), "gateway"),
-    **dict.fromkeys(("HOMES", "Home"), "homes"),
+    **dict.fromkeys(("USER", "SimulatedCloud"), "cloud"),
+    "LoggedRequest": "http",
+    **dict.fromkeys(("Fault", "fault_by_name"), "faults"),
+    **dict.fromkeys(("BRIEF_PATHS", "HARMFUL_PATHS"), "gateway"),
+    **dict.fromkeys(("HOMES", "Home"), "presets"),
     "Truth": "truth",
 }
-"""Where each name comes from. Only what is used is loaded."""
+"""The module that each exported name comes from. A module is loaded when a name of it is first used."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in PLACES:
+    if name not in MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{MODULE_OF[name]}"), name)

@@ -1,85 +1,96 @@
-"""What a gateway says of storage gear: inventory, powers, sums, relays, generator, tariff; as firmware 8 does."""
+"""The answers about storage equipment as firmware 8 gives them.
+
+Inventory, powers, sums (secctrl), relays, dry contacts, generator and tariff.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 
-from bridge.simulator.homes import Battery, Gear, Home
-from bridge.simulator.rendering import Hundredths, Json, pretty
+from bridge.simulator.http import Hundredths, JsonValue, indented_json
+from bridge.simulator.presets import BatterySpec, GearSpec, Home
 from bridge.simulator.truth import BatteryTruth, Truth
 
-INVENTORY = "/ivp/ensemble/inventory"
-POWER = "/ivp/ensemble/power"
-SECCTRL = "/ivp/ensemble/secctrl"
-RELAY = "/ivp/ensemble/relay"
-STATUS = "/ivp/ensemble/status"
-CONTACTS = "/ivp/ensemble/dry_contacts"
-CONTACT_SETTINGS = "/ivp/ss/dry_contact_settings"
-GENERATOR = "/ivp/ensemble/generator"
-GENERATOR_SETTINGS = "/ivp/ss/gen_config"
-TARIFF = "/admin/lib/tariff"
+INVENTORY_PATH = "/ivp/ensemble/inventory"
+POWER_PATH = "/ivp/ensemble/power"
+SECCTRL_PATH = "/ivp/ensemble/secctrl"
+RELAY_PATH = "/ivp/ensemble/relay"
+STATUS_PATH = "/ivp/ensemble/status"
+CONTACTS_PATH = "/ivp/ensemble/dry_contacts"
+CONTACT_SETTINGS_PATH = "/ivp/ss/dry_contact_settings"
+GENERATOR_PATH = "/ivp/ensemble/generator"
+GENERATOR_SETTINGS_PATH = "/ivp/ss/gen_config"
+TARIFF_PATH = "/admin/lib/tariff"
 
-BATTERY, CONTROLLER, COLLAR, COMBINER = 13, 17, 27, 125
-LINES = ("ph-a", "ph-b", "ph-c")
-IDS = ("NC1", "NC2", "NO1", "NO2")
-LOADS = ("Well pump", "", "Fridge and freezer", "Heat pump")
-INSTALLED = 1_718_209_911
-RESERVE = 20
+BATTERY_TYPE, CONTROLLER_TYPE, COLLAR_TYPE, COMBINER_TYPE = 13, 17, 27, 125
+PHASE_WORDS = ("ph-a", "ph-b", "ph-c")
+CONTACT_IDS = ("NC1", "NC2", "NO1", "NO2")
+CONTACT_LOADS = ("Well pump", "", "Fridge and freezer", "Heat pump")
+INSTALLED_AT = 1_718_209_911
+RESERVE_PERCENT = 20
 
-Document = Callable[[], bytes]
+MakeBody = Callable[[], bytes]
 
 
-def documents(home: Home, truth: Truth) -> Mapping[str, Document]:
-    """The answers of a home, by path. One without such gear has an empty inventory, old firmware none."""
+def documents(home: Home, truth: Truth) -> Mapping[str, MakeBody]:
+    """Return the functions that make the answers, by path.
+
+    A home without such equipment has an empty inventory only; firmware before 7 has none of the paths.
+    """
     if not home.secure:
         return {}
-    makers: dict[str, Callable[[Home, Truth], Json]] = {INVENTORY: inventory}
+    makers: dict[str, Callable[[Home, Truth], JsonValue]] = {INVENTORY_PATH: inventory}
     if home.ensemble or home.ac_batteries:
-        makers |= {SECCTRL: secctrl, TARIFF: tariff, STATUS: status}
+        makers |= {SECCTRL_PATH: secctrl, TARIFF_PATH: tariff, STATUS_PATH: status}
     if home.ensemble:
-        makers |= {POWER: power, RELAY: relay, CONTACTS: contacts, CONTACT_SETTINGS: contact_settings}
-        makers |= {GENERATOR: generator, GENERATOR_SETTINGS: generator_settings}
+        makers |= {
+            POWER_PATH: power,
+            RELAY_PATH: relay,
+            CONTACTS_PATH: contacts,
+            CONTACT_SETTINGS_PATH: contact_settings,
+        }
+        makers |= {GENERATOR_PATH: generator, GENERATOR_SETTINGS_PATH: generator_settings}
     return {path: partial(_rendered, make, home, truth) for path, make in makers.items()}
 
 
-def _rendered(make: Callable[[Home, Truth], Json], home: Home, truth: Truth) -> bytes:
-    return pretty(make(home, truth))
+def _rendered(make: Callable[[Home, Truth], JsonValue], home: Home, truth: Truth) -> bytes:
+    return indented_json(make(home, truth))
 
 
-def inventory(home: Home, truth: Truth) -> Json:
-    """Only types that are there; the key of each unit is its serial number."""
+def inventory(home: Home, truth: Truth) -> JsonValue:
+    """Return the inventory, grouped by type. It has only types of which there are devices."""
     known = {battery.serial: battery for battery in truth.batteries}
-    groups: dict[str, list[Json]] = {
+    groups: dict[str, list[JsonValue]] = {
         "ENCHARGE": [
             _battery(battery, known[battery.serial], place, truth) for place, battery in enumerate(home.batteries)
         ],
-        "ENPOWER": [_controller(gear, truth) for gear in _of(home, CONTROLLER)],
-        "COLLAR": [_collar(gear, truth) for gear in _of(home, COLLAR)],
-        "C6 COMBINER CONTROLLER": [_combiner(gear, truth) for gear in _of(home, COMBINER)],
-        "C6 RGM": [_rgm(gear) for gear in _of(home, COMBINER)],
+        "ENPOWER": [_controller(gear, truth) for gear in _of(home, CONTROLLER_TYPE)],
+        "COLLAR": [_collar(gear, truth) for gear in _of(home, COLLAR_TYPE)],
+        "C6 COMBINER CONTROLLER": [_combiner(gear, truth) for gear in _of(home, COMBINER_TYPE)],
+        "C6 RGM": [_rgm(gear) for gear in _of(home, COMBINER_TYPE)],
     }
     return [{"type": kind, "devices": devices} for kind, devices in groups.items() if devices]
 
 
-def _of(home: Home, kind: int) -> list[Gear]:
+def _of(home: Home, kind: int) -> list[GearSpec]:
     return [gear for gear in home.gear if gear.kind == kind]
 
 
-def _unit(serial: str, part: str, truth: Truth, *, age: int, code: int, state: str) -> dict[str, Json]:
+def _unit(serial: str, part: str, truth: Truth, *, age: int, code: int, state: str) -> dict[str, JsonValue]:
     return {
         "part_num": part,
         "serial_num": serial,
-        "installed": INSTALLED + age,
+        "installed": INSTALLED_AT + age,
         "device_status": ["envoy.global.ok", "prop.done"],
         "last_rpt_date": int(truth.at) - age,
         "admin_state": code,
         "admin_state_str": state,
-        "created_date": INSTALLED + age,
-        "img_load_date": INSTALLED + 2 * age,
+        "created_date": INSTALLED_AT + age,
+        "img_load_date": INSTALLED_AT + 2 * age,
     }
 
 
-def _battery(battery: Battery, state: BatteryTruth, place: int, truth: Truth) -> Json:
+def _battery(battery: BatterySpec, state: BatteryTruth, place: int, truth: Truth) -> JsonValue:
     part, age = f"836-0075{place}-r32", 61 + 17 * place
     return {
         **_unit(battery.serial, part, truth, age=age, code=6, state="ENCHG_STATE_READY"),
@@ -99,13 +110,13 @@ def _battery(battery: Battery, state: BatteryTruth, place: int, truth: Truth) ->
         "dc_switch_off": False,
         "encharge_rev": 2 + place,
         "encharge_capacity": battery.capacity,
-        "phase": LINES[battery.leg],
+        "phase": PHASE_WORDS[battery.leg],
         "der_index": 2,
     }
 
 
-def _controller(gear: Gear, truth: Truth) -> Json:
-    """Its temperature is in Fahrenheit: 31.1 in Celsius."""
+def _controller(gear: GearSpec, truth: Truth) -> JsonValue:
+    """Return the system controller. Its temperature is in Fahrenheit: 88 °F are 31.1 °C."""
     return {
         **_unit(gear.serial, "860-00376-r37", truth, age=95, code=24, state="ENPWR_STATE_OPER_CLOSED"),
         "img_pnum_running": "2.0.5729_rel/22.15",
@@ -124,7 +135,7 @@ def _controller(gear: Gear, truth: Truth) -> Json:
     }
 
 
-def _collar(gear: Gear, truth: Truth) -> Json:
+def _collar(gear: GearSpec, truth: Truth) -> JsonValue:
     return {
         **_unit(gear.serial, "865-00400-r22", truth, age=43, code=88, state="ENCMN_MDE_ON_GRID"),
         "img_pnum_running": "3.0.6-D0",
@@ -137,25 +148,25 @@ def _collar(gear: Gear, truth: Truth) -> Json:
     }
 
 
-def _combiner(gear: Gear, truth: Truth) -> Json:
+def _combiner(gear: GearSpec, truth: Truth) -> JsonValue:
     unit = _unit(gear.serial, "800-02403-r08", truth, age=51, code=82, state="ENCMN_C6_CC_READY")
     del unit["device_status"]
     return {**unit, "fw_version": "0.1.20-D1", "dmir_version": "0.1.21-D1", "communicating": True}
 
 
-def _rgm(gear: Gear) -> Json:
-    """The combiner's meter is the next serial number; nobody spells its fields as the others'."""
+def _rgm(gear: GearSpec) -> JsonValue:
+    """Return the combiner's meter. It has the next serial number, and field names unlike those of other devices."""
     return {
         "part_num": "800-02403-r08",
         "serial_num": str(int(gear.serial) + 1),
-        "installed": INSTALLED,
+        "installed": INSTALLED_AT,
         "FW Version": "2.2.1-D4119",
         "Device State": 80,
     }
 
 
-def power(_home: Home, truth: Truth) -> Json:
-    """The colon of the key is the firmware's."""
+def power(_home: Home, truth: Truth) -> JsonValue:
+    """Return the powers of the batteries. The firmware writes the key with a colon."""
     return {
         "devices:": [
             {
@@ -169,12 +180,12 @@ def power(_home: Home, truth: Truth) -> Json:
     }
 
 
-def secctrl(home: Home, truth: Truth) -> Json:
-    """`agg_soc` is of both kinds of battery."""
+def secctrl(home: Home, truth: Truth) -> JsonValue:
+    """Return the sums over the batteries. `agg_soc` is that of both kinds of battery."""
     capacity = sum(battery.capacity for battery in home.batteries)
     stored, stored_ac = (sum(b.stored for b in kind) for kind in (truth.iq_batteries, truth.ac_batteries))
     bias = [("", -1.32, -2123), ("_phaseb", 0.25, 402), ("_phasec", 0.125, 201)]
-    biases: dict[str, Json] = {}
+    biases: dict[str, JsonValue] = {}
     for name, hertz, raw in bias:
         biases |= {f"freq_bias_hz{name}": hertz, f"voltage_bias_v{name}": hertz * 12}
         biases |= {f"freq_bias_hz_q8{name}": raw, f"voltage_bias_v_q5{name}": raw // 4}
@@ -191,13 +202,13 @@ def secctrl(home: Home, truth: Truth) -> Json:
             "is_active": False,
             "is_system_balanced": True,
         },
-        "configured_backup_soc": RESERVE,
-        "adjusted_backup_soc": RESERVE + 1,
+        "configured_backup_soc": RESERVE_PERCENT,
+        "adjusted_backup_soc": RESERVE_PERCENT + 1,
         "agg_soc": round(truth.soc),
         "Max_energy": capacity + sum(battery.capacity for battery in home.ac_batteries),
         "ENC_agg_soc": truth.charge(truth.iq_batteries),
         "ENC_agg_soh": 99 if home.batteries else 0,
-        "ENC_agg_backup_energy": capacity * RESERVE // 100,
+        "ENC_agg_backup_energy": capacity * RESERVE_PERCENT // 100,
         "ENC_agg_avail_energy": round(stored),
         "Enc_commissioned_capacity": capacity,
         "Enc_max_available_capacity": capacity,
@@ -213,7 +224,7 @@ def secctrl(home: Home, truth: Truth) -> Json:
     }
 
 
-def relay(_home: Home, _truth: Truth) -> Json:
+def relay(_home: Home, _truth: Truth) -> JsonValue:
     return {
         "mains_admin_state": "closed",
         "mains_oper_state": "closed",
@@ -227,10 +238,10 @@ def relay(_home: Home, _truth: Truth) -> Json:
     }
 
 
-def status(home: Home, truth: Truth) -> Json:
-    gear = [gear for kind in (CONTROLLER, COLLAR, COMBINER) for gear in _of(home, kind)]
+def status(home: Home, truth: Truth) -> JsonValue:
+    gear = [gear for kind in (CONTROLLER_TYPE, COLLAR_TYPE, COMBINER_TYPE) for gear in _of(home, kind)]
     places = count(1)
-    units = {b.serial: _detail(b.serial, BATTERY, next(places), _inside(b)) for b in home.batteries}
+    units = {b.serial: _detail(b.serial, BATTERY_TYPE, next(places), _inside(b)) for b in home.batteries}
     units |= {item.serial: _detail(item.serial, item.kind, next(places), {}) for item in gear}
     return {
         "inventory": {"serial_nums": units},
@@ -239,7 +250,7 @@ def status(home: Home, truth: Truth) -> Json:
     }
 
 
-def _detail(serial: str, kind: int, place: int, more: Mapping[str, Json]) -> Json:
+def _detail(serial: str, kind: int, place: int, more: Mapping[str, JsonValue]) -> JsonValue:
     return {
         "device_type": kind,
         "com_interface_str": "ZigBee",
@@ -262,10 +273,10 @@ def _detail(serial: str, kind: int, place: int, more: Mapping[str, Json]) -> Jso
     }
 
 
-def _inside(battery: Battery) -> Mapping[str, Json]:
+def _inside(battery: BatterySpec) -> Mapping[str, JsonValue]:
     return {
         "reported_grid_mode": "multimode-ongrid",
-        "phase": LINES[battery.leg],
+        "phase": PHASE_WORDS[battery.leg],
         "der_index": 2,
         "encharge_revision": 2,
         "encharge_capacity": battery.capacity,
@@ -274,18 +285,20 @@ def _inside(battery: Battery) -> Mapping[str, Json]:
     }
 
 
-def contacts(home: Home, _truth: Truth) -> Json:
-    """Gateways answer this whatever is connected; where there is nothing that has contacts, all are open."""
-    closed = {"NC1", "NO2"} if home.has(CONTROLLER, COLLAR, COMBINER) else set()
-    return {"dry_contacts": [{"id": name, "status": "closed" if name in closed else "open"} for name in IDS]}
+def contacts(home: Home, _truth: Truth) -> JsonValue:
+    """Return the dry contacts. Gateways list them even without a device that has contacts; then all are open."""
+    closed = {"NC1", "NO2"} if home.has(CONTROLLER_TYPE, COLLAR_TYPE, COMBINER_TYPE) else set()
+    return {
+        "dry_contacts": [{"id": name, "status": "closed" if name in closed else "open"} for name in CONTACT_IDS]
+    }
 
 
-def contact_settings(home: Home, _truth: Truth) -> Json:
-    loads = LOADS if home.has(CONTROLLER, COLLAR, COMBINER) else ("",) * len(IDS)
-    return {"dry_contacts": [_contact(place, name, loads[place]) for place, name in enumerate(IDS)]}
+def contact_settings(home: Home, _truth: Truth) -> JsonValue:
+    loads = CONTACT_LOADS if home.has(CONTROLLER_TYPE, COLLAR_TYPE, COMBINER_TYPE) else ("",) * len(CONTACT_IDS)
+    return {"dry_contacts": [_contact(place, name, loads[place]) for place, name in enumerate(CONTACT_IDS)]}
 
 
-def _contact(place: int, name: str, load: str) -> Json:
+def _contact(place: int, name: str, load: str) -> JsonValue:
     return {
         "id": name,
         "type": "LOAD" if load else "NONE",
@@ -310,8 +323,8 @@ def _contact(place: int, name: str, load: str) -> Json:
     }
 
 
-def generator(home: Home, _truth: Truth) -> Json:
-    """Without a generator the gateway answers all the same, with a state that nobody knows."""
+def generator(home: Home, _truth: Truth) -> JsonValue:
+    """Return the generator. Without one the gateway answers with the state `unknown`."""
     return {
         "admin_state": "open" if home.generator else "unknown",
         "oper_state": "open",
@@ -325,7 +338,7 @@ def generator(home: Home, _truth: Truth) -> Json:
     }
 
 
-def generator_settings(home: Home, _truth: Truth) -> Json:
+def generator_settings(home: Home, _truth: Truth) -> JsonValue:
     if not home.generator:
         return {}
     return {
@@ -345,8 +358,8 @@ def generator_settings(home: Home, _truth: Truth) -> Json:
     }
 
 
-def tariff(_home: Home, truth: Truth) -> Json:
-    changed = str(INSTALLED + 86_400)
+def tariff(_home: Home, truth: Truth) -> JsonValue:
+    changed = str(INSTALLED_AT + 86_400)
     return {
         "tariff": {
             "currency": {"code": "EUR"},
@@ -357,7 +370,7 @@ def tariff(_home: Home, truth: Truth) -> Json:
                 "operation_mode_sub_type": "prioritize-energy",
                 "very_low_soc": 9,
                 "charge_from_grid": False,
-                "reserved_soc": RESERVE + 2.0,
+                "reserved_soc": RESERVE_PERCENT + 2.0,
                 "date": changed,
                 "opt_schedules": True,
             },

@@ -1,74 +1,84 @@
-"""What can go wrong, by name: each fault decides what to send in place of an answer, or how to send it.
+"""Faults to test against: each replaces the reply to a request or the way in which it is sent.
 
-A fault is a value made by one of the functions below, or the text that names it: `"hang"`, `"status:503"` or just
-`"503"`, `"slow:0.5"`. `Faults.add` orders it for a path.
+A fault is made by one of the functions below or by its name as text: `"hang"`, `"slow:0.5"`, `"status:503"` or
+`"503"`. `Faults.add` adds it for the requests of a path.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from http import HTTPStatus
 
 from bridge.simulator import cloud, gateway
-from bridge.simulator.access import HTML, UNAUTHORIZED
-from bridge.simulator.exchange import NO_REPLY, Line, Pace, Reply, json_reply
-from bridge.simulator.rendering import Json
-from bridge.simulator.tokens import recoded
+from bridge.simulator.cloud import with_claims
+from bridge.simulator.gateway import HTML_TYPE, UNAUTHORIZED_PAGE
+from bridge.simulator.http import NO_REPLY, BodySender, HttpReply, JsonValue, ReplyChannel, json_reply
 
-Normal = Callable[[], Reply]
-"""Makes the answer that would have been sent. A fault that does not call it leaves the gateway untouched."""
+MakeReply = Callable[[], HttpReply]
+"""Makes the reply that would be sent without the fault. The request has no effect unless this is called."""
 
 MEBIBYTE = 1 << 20
-PAGE = b"<!DOCTYPE html>\n<html><head><title>Enphase</title></head><body><h1>Please wait</h1></body></html>\n"
-BOOTING = b"<html><body>System is starting up. Please retry after 30 seconds.</body></html>\n"
-PLACES = {
-    "login": cloud.LOGIN,
-    "tokens": cloud.TOKENS,
-    "entrez": cloud.ENTREZ,
-    "check": gateway.CHECK,
-    "stream": gateway.STREAM,
+WAIT_PAGE = b"<!DOCTYPE html>\n<html><head><title>Enphase</title></head><body><h1>Please wait</h1></body></html>\n"
+BOOTING_PAGE = b"<html><body>System is starting up. Please retry after 30 seconds.</body></html>\n"
+PATH_ALIASES = {
+    "login": cloud.LOGIN_PATH,
+    "tokens": cloud.TOKENS_PATH,
+    "entrez": cloud.ENTREZ_PATH,
+    "check": gateway.CHECK_PATH,
+    "stream": gateway.STREAM_PATH,
 }
-"""Short names of paths. `gateway` and `cloud` stand for all of theirs."""
+"""Short names for paths. In addition, `gateway` and `cloud` match all paths of the gateway or of the cloud."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`name` is for people; `reply` makes what is sent."""
+    """A fault: `reply` makes the reply that is sent instead; `name` is for people."""
 
     name: str
-    reply: Callable[[Normal], Reply]
+    reply: Callable[[MakeReply], HttpReply]
 
 
 @dataclass(slots=True)
-class Order:
-    """A fault that waits for requests: so many (`left`), or all."""
+class ScheduledFault:
+    """A fault for the next `left` requests of a place, or for all of them if `left` is None."""
 
     place: str
     fault: Fault
     left: int | None
 
-    def meets(self, path: str) -> bool:
+    def matches(self, path: str) -> bool:
         if self.place in ("gateway", "cloud"):
-            return (path in cloud.PATHS) == (self.place == "cloud")
-        return fnmatchcase(path, PLACES.get(self.place, self.place))
+            return (path in cloud.CLOUD_PATHS) == (self.place == "cloud")
+        return fnmatchcase(path, PATH_ALIASES.get(self.place, self.place))
 
 
 class Faults:
-    """The faults on order. Where several meet a path, those with a number of `times` go first, then the oldest."""
+    """The faults that wait for requests.
+
+    If several match a path, those with a limited number of times are used first, then the oldest.
+    """
 
     def __init__(self) -> None:
-        self._orders: list[Order] = []
+        self._orders: list[ScheduledFault] = []
 
     def add(self, place: str, fault: Fault | str, times: int | None = None) -> None:
-        """Orders a fault for the next `times` requests of a path, a pattern (`/ivp/*`) or a name of `PLACES`."""
-        self._orders.append(Order(place, named(fault) if isinstance(fault, str) else fault, times))
+        """Add a fault for the next `times` requests of a place, or for all requests if `times` is None.
+
+        A place is a path, a pattern (`/ivp/*`), a name of `PATH_ALIASES`, `gateway` or `cloud`.
+
+        Raises:
+            ValueError: no fault has this name.
+        """
+        self._orders.append(ScheduledFault(place, fault_by_name(fault) if isinstance(fault, str) else fault, times))
 
     def clear(self, place: str | None = None) -> None:
+        """Remove the faults of a place, or all faults."""
         self._orders = [order for order in self._orders if place not in (None, order.place)]
 
     def take(self, path: str) -> Fault | None:
-        """The fault for a request that has just come, if there is one."""
-        orders = [order for order in self._orders if order.meets(path)]
+        """Return the fault for a request of this path and count it as used, or return None."""
+        orders = [order for order in self._orders if order.matches(path)]
         if not orders:
             return None
         order = min(orders, key=lambda order: order.left is None)
@@ -79,166 +89,172 @@ class Faults:
         return order.fault
 
 
-def fixed(name: str, reply: Reply) -> Fault:
-    """Sends this, whatever was asked."""
-    return Fault(name, lambda _normal: reply)
+def always(name: str, reply: HttpReply) -> Fault:
+    """Return a fault that always sends the same reply."""
+    return Fault(name, lambda _make: reply)
 
 
-def edited(name: str, change: Callable[[bytes], bytes]) -> Fault:
-    """Sends the true answer with another body: for half answers and for numbers that lie."""
+def with_body(name: str, change: Callable[[bytes], bytes]) -> Fault:
+    """Return a fault that changes the body of the normal reply, for example to cut it or to falsify values."""
 
-    def reply(normal: Normal) -> Reply:
-        answer = normal()
+    def reply(make: MakeReply) -> HttpReply:
+        answer = make()
         return replace(answer, body=change(answer.body))
 
     return Fault(name, reply)
 
 
-def paced(name: str, pace: Pace, *, sized: bool = True) -> Fault:
-    """Sends the true answer in a way of its own."""
-    return Fault(name, lambda normal: replace(normal(), pace=pace, sized=sized))
+def sent_with(name: str, send_body: BodySender, *, with_length: bool = True) -> Fault:
+    """Return a fault that sends the normal reply with another function."""
+    return Fault(name, lambda make: replace(make(), send_body=send_body, with_length=with_length))
 
 
 def status(code: float = 503) -> Fault:
-    """An error page of the proxy before the gateway."""
-    page = UNAUTHORIZED if code == HTTPStatus.UNAUTHORIZED else PAGE
-    return fixed(f"status:{int(code)}", Reply(int(code), page, HTML))
+    """Reply with an error status and an HTML page, as the proxy in front of the gateway does."""
+    page = UNAUTHORIZED_PAGE if code == HTTPStatus.UNAUTHORIZED else WAIT_PAGE
+    return always(f"status:{int(code)}", HttpReply(int(code), page, HTML_TYPE))
 
 
 def html() -> Fault:
-    """200 with a page for people."""
-    return fixed("html", Reply(200, PAGE, HTML))
+    """Reply with status 200 and an HTML page instead of JSON."""
+    return always("html", HttpReply(200, WAIT_PAGE, HTML_TYPE))
 
 
 def empty() -> Fault:
-    return edited("empty", lambda _body: b"")
+    """Reply with an empty body."""
+    return with_body("empty", lambda _body: b"")
 
 
 def truncated() -> Fault:
-    """Half of the answer, with a length that fits the half."""
-    return edited("truncated", lambda body: body[: len(body) // 2])
+    """Send the first half of the body, with the Content-Length of that half."""
+    return with_body("truncated", lambda body: body[: len(body) // 2])
 
 
 def error_object() -> Fault:
-    return fixed("error_object", json_reply(200, {"error": "Internal error"}))
+    """Reply with status 200 and a JSON object that reports an internal error."""
+    return always("error_object", json_reply(200, {"error": "Internal error"}))
 
 
 def status_object(code: float = 401) -> Fault:
-    """200 with a refusal inside, as old firmware answers for the inverters."""
-    refusal: Json = {
+    """Reply with status 200 and a JSON object that reports a refusal, as old firmware does for the inverters."""
+    refusal: JsonValue = {
         "status": int(code),
         "error": "Not Authorized",
         "info": "You are not authorized.",
         "moreInfo": "",
     }
-    return fixed("status_object", json_reply(200, refusal))
+    return always("status_object", json_reply(200, refusal))
 
 
 def garbage() -> Fault:
-    """Bytes that are no text in UTF-8, in the middle of the answer."""
-    return edited("garbage", lambda body: body[: len(body) // 2] + b"\xff\xfe\xc3(" + body[len(body) // 2 :])
+    """Insert bytes that are not valid UTF-8 in the middle of the body."""
+    return with_body("garbage", lambda body: body[: len(body) // 2] + b"\xff\xfe\xc3(" + body[len(body) // 2 :])
 
 
 def deep(levels: float = 100_000) -> Fault:
-    """Valid JSON that is nested deeper than any parser likes."""
-    return edited("deep", lambda _body: b"[" * int(levels) + b"]" * int(levels))
+    """Reply with valid JSON that is nested deeper than parsers accept."""
+    return with_body("deep", lambda _body: b"[" * int(levels) + b"]" * int(levels))
 
 
 def hang() -> Fault:
-    """Nothing at all, until the client has had enough."""
+    """Send nothing until the client closes the connection."""
 
-    async def pace(_body: bytes, line: Line) -> None:
-        await line.gone()
+    async def send_body(_body: bytes, channel: ReplyChannel) -> None:
+        await channel.wait_closed()
 
-    return fixed("hang", Reply(NO_REPLY, pace=pace))
+    return always("hang", HttpReply(NO_REPLY, send_body=send_body))
 
 
 def late(seconds: float = 1.0) -> Fault:
-    """The true answer, after a while."""
+    """Send the normal reply after a delay."""
 
-    async def pace(body: bytes, line: Line) -> None:
-        if not await line.gone(seconds):
-            await line.write(body, more=False)
+    async def send_body(body: bytes, channel: ReplyChannel) -> None:
+        if not await channel.wait_closed(seconds):
+            await channel.write(body, more=False)
 
-    return paced("late", pace)
+    return sent_with("late", send_body)
 
 
 def slow(pause: float = 1.0) -> Fault:
-    """The true answer, byte by byte with a pause (seconds) between: no single read ever times out."""
+    """Send the normal body byte by byte with a pause (seconds) after each, so that no single read times out."""
 
-    async def pace(body: bytes, line: Line) -> None:
+    async def send_body(body: bytes, channel: ReplyChannel) -> None:
         for index in range(len(body)):
-            await line.write(body[index : index + 1], more=index + 1 < len(body))
-            if await line.gone(pause):
+            await channel.write(body[index : index + 1], more=index + 1 < len(body))
+            if await channel.wait_closed(pause):
                 return
 
-    return paced("slow", pace)
+    return sent_with("slow", send_body)
 
 
 def reset() -> Fault:
-    """The connection is cut in the middle of the answer."""
+    """Reset the connection in the middle of the body."""
 
-    async def pace(body: bytes, line: Line) -> None:
-        await line.write(body[: len(body) // 2])
-        line.cut()
+    async def send_body(body: bytes, channel: ReplyChannel) -> None:
+        await channel.write(body[: len(body) // 2])
+        channel.abort()
 
-    return paced("reset", pace)
+    return sent_with("reset", send_body)
 
 
 def drop() -> Fault:
-    """The connection is cut before the answer begins."""
+    """Reset the connection before the reply begins."""
 
-    async def pace(_body: bytes, line: Line) -> None:
-        line.cut()
+    async def send_body(_body: bytes, channel: ReplyChannel) -> None:
+        channel.abort()
 
-    return fixed("drop", Reply(NO_REPLY, pace=pace))
+    return always("drop", HttpReply(NO_REPLY, send_body=send_body))
 
 
 def huge(mebibytes: float = 64) -> Fault:
-    """An answer that does not end while anybody could want to read it."""
+    """Send a body of this size (MiB), without a length."""
 
-    async def pace(_body: bytes, line: Line) -> None:
+    async def send_body(_body: bytes, channel: ReplyChannel) -> None:
         piece = b"[" + b"0," * (MEBIBYTE // 32)
         for _ in range(int(mebibytes * 16)):
-            await line.write(piece)
-        await line.write(b"0", more=False)
+            await channel.write(piece)
+            await asyncio.sleep(0)  # so that a client which closes the connection is noticed
+        await channel.write(b"0", more=False)
 
-    return paced("huge", pace, sized=False)
+    return sent_with("huge", send_body, with_length=False)
 
 
 def booting() -> Fault:
-    """What the proxy says while the daemons behind it start: order it for `gateway`."""
-    return fixed("booting", Reply(503, BOOTING, {**HTML, "Retry-After": "30"}))
+    """Reply as the proxy does while the gateway starts. Add this fault for `gateway`."""
+    return always("booting", HttpReply(503, BOOTING_PAGE, {**HTML_TYPE, "Retry-After": "30"}))
 
 
 def wrong_password() -> Fault:
-    return fixed("wrong_password", json_reply(401, {"message": "Invalid email or password"}))
+    """Reply to a login as the cloud does for a wrong password."""
+    return always("wrong_password", json_reply(401, {"message": "Invalid email or password"}))
 
 
 def mfa() -> Fault:
-    """The login of an account with multi-factor authentication: a success that is none."""
-    return fixed("mfa", json_reply(200, {"success": True, "isBlocked": False}))
+    """Reply to a login as the cloud does for accounts with multi-factor authentication: success, but no session."""
+    return always("mfa", json_reply(200, {"success": True, "isBlocked": False}))
 
 
 def blocked() -> Fault:
-    return fixed("blocked", json_reply(200, {"success": False, "isBlocked": True}))
+    """Reply to a login as the cloud does for a blocked account."""
+    return always("blocked", json_reply(200, {"success": False, "isBlocked": True}))
 
 
 def not_your_serial() -> Fault:
-    return fixed("not_your_serial", json_reply(403, {"message": "Serial number is not on this account"}))
+    """Reply as the cloud does when the gateway does not belong to the account."""
+    return always("not_your_serial", json_reply(403, {"message": "Serial number is not on this account"}))
 
 
 def wrong_aud(serial: float = 122399999999) -> Fault:
-    """The cloud makes tokens for some other gateway."""
-    return edited("wrong_aud", lambda body: recoded(body, aud=str(int(serial))))
+    """Replace the serial number (`aud`) in the cloud's tokens, so that they are for another gateway."""
+    return with_body("wrong_aud", lambda body: with_claims(body, aud=str(int(serial))))
 
 
 def expired() -> Fault:
-    """The cloud makes tokens that ended in 2001."""
-    return edited("expired", lambda body: recoded(body, iat=900_000_000, exp=1_000_000_000))
+    """Replace the times in the cloud's tokens, so that they expired in 2001."""
+    return with_body("expired", lambda body: with_claims(body, iat=900_000_000, exp=1_000_000_000))
 
 
-KINDS: dict[str, Callable[..., Fault]] = {
+FAULTS_BY_NAME: dict[str, Callable[..., Fault]] = {
     kind.__name__: kind
     for kind in (
         *(status, html, empty, truncated, error_object, status_object, garbage, deep),
@@ -246,14 +262,20 @@ KINDS: dict[str, Callable[..., Fault]] = {
         *(wrong_password, mfa, blocked, not_your_serial, wrong_aud, expired),
     )
 } | {"down": status, "timeout": hang}
-"""The faults by name."""
+"""The functions that make faults, by name."""
 
 
-def named(text: str) -> Fault:
-    """The fault that a text names, with at most one number after a colon; a number alone is a status."""
+def fault_by_name(text: str) -> Fault:
+    """Return the fault with this name, with an optional number after a colon; a number alone is a status.
+
+    Raises:
+        ValueError: no fault has this name.
+    """
     if text.isdigit():
         return status(int(text))
     kind, _, number = text.partition(":")
-    if kind not in KINDS:
-        raise ValueError(f"no fault is called {kind!r}; there are {', '.join(sorted(KINDS))} and status codes")
-    return KINDS[kind](float(number)) if number else KINDS[kind]()
+    if kind not in FAULTS_BY_NAME:
+        raise ValueError(
+            f"no fault is called {kind!r}; there are {', '.join(sorted(FAULTS_BY_NAME))} and status codes"
+        )
+    return FAULTS_BY_NAME[kind](float(number)) if number else FAULTS_BY_NAME[kind]()

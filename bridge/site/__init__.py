@@ -1,349 +1,322 @@
-"""The site's flows: solar, grid, battery, generator, home. Pure: times and the local day come from the caller."""
+"""The flows of a site: solar, grid, battery, generator and home. Pure: time and local day come from the caller."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import tzinfo
+from typing import Annotated
 
-from bridge.days import Days
-from bridge.model import Facts, Reading, Scalar
-from bridge.site import seen
-from bridge.site.energies import Energies
-from bridge.site.plan import NET, PRODUCTION, STORAGE, Plan, choose
-from bridge.site.powers import Powers, Values, balance, fallback
-from bridge.site.rows import BATTERY, FLOWS, GENERATOR, GRID, HOME, ROWS, SOLAR
-from bridge.site.seen import Seen
-from bridge.site.storage import BATTERIES, Storage
+from pydantic import Field
 
-__all__ = ["FLOWS", "ROWS", "Answer", "Site"]
+from bridge.endpoints.livedata import LIVE_GENERATOR, LIVE_STORAGE
+from bridge.endpoints.production import ENERGY_PCU
+from bridge.model import Event, Facts, Reading, Scalar, SourceName
+from bridge.site import selection
+from bridge.site.battery import BATTERIES, BatteryState
+from bridge.site.clamp import SolarTrust, TrustState
+from bridge.site.counting import HOME_NEGATIVE, Moment, SiteEnergies
+from bridge.site.days import DaysState
+from bridge.site.energies import EnergiesState
+from bridge.site.flows import (
+    BATTERY,
+    BATTERY_REPORTS_S,
+    FLOWS,
+    GENERATOR,
+    GRID,
+    HOME,
+    ROWS,
+    SOLAR,
+    LiveStream,
+    PowerContext,
+    Powers,
+    SitePowers,
+    balance,
+    fallback,
+)
+from bridge.site.selection import (
+    SOLAR_SUMS,
+    STORAGE,
+    GridSwitch,
+    GuardedAnswer,
+    LatestValues,
+    Presence,
+    SiteFeatures,
+    SourceSelection,
+    Values,
+    select_sources,
+    without_livedata,
+)
+from bridge.site.totals import FrozenCounters
+from bridge.state import SOUND_ENTRIES, State
 
-STILL = 30.0
-"""Seconds after which live data that do not move, or do not come, no longer count: up to 57 s frozen were seen."""
-AC_BATTERY = "11"
-"""`devType` of an AC Battery in `/api/v1/production/inverters`."""
-PATIENCE = 2
-"""Answers for which an impossible balance is held."""
-RELAY = {1: True, 2: False}
-"""`main_relay_state`: on grid, off grid. Other codes are not known for certain."""
-RELAYS = ("relay", "livedata", "inventory", "status")
-"""Sources that tell whether the grid is connected, the best first."""
-SWITCHED = {"inventory": 3600.0, "status": 14_400.0}
-"""Seconds for which such an answer counts; others: `RECENT`."""
-RECENT = 180.0
-CLOSED = frozenset({"close", "closed"})
-TALLIES = {
-    "imported": "site/grid/energy_imported",
-    "exported": "site/grid/energy_exported",
-    "charged": "site/battery/energy_charged",
-    "discharged": "site/battery/energy_discharged",
-    "home": "site/home/energy_lifetime",
-    "generator": "site/generator/energy_lifetime",
-}
-"""Topics of the counters that we make."""
-COUNTED = {"energy/production-pcu": "energy_lifetime", "energy/production": "energy_lifetime"}
+__all__ = ["FLOWS", "ROWS", "GuardedAnswer", "Site", "SiteState"]
+
+STORAGE_WAIT_S = 600.0
+"""Seconds after which a home without any sign of batteries has none, though the inventory has not answered."""
+SILENT = "the source of the sun gives no good values: the microinverters' sum takes its place"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One good answer of a gateway: its guarded readings, when it came (unix time), and the local day.
-
-    `fresh` is False where the gateway says that its values stand still.
+class SiteState(State):
+    """What is kept of a site. `seen` holds what was seen there, with the seconds of answers since it was seen
+    last. `storage_known` is whether it is known if there are batteries.
     """
 
-    source: str
-    readings: Sequence[Reading]
-    facts: Facts
-    now: float
-    day: str
-    fresh: bool = True
-
-    @property
-    def ac_battery(self) -> bool:
-        """Whether it names an AC Battery, which old homes have: it stands among the inverters."""
-        return self.source == "inverters" and any(
-            reading.name == "type" and reading.value == AC_BATTERY for reading in self.readings
-        )
-
-    def connected(self) -> bool | None:
-        """Whether the grid is connected, where the answer tells: with several relays, through all of them."""
-        states = [r.value for r in self.readings if r.name == "grid_connected" and isinstance(r.value, bool)]
-        codes = [r.value for r in self.readings if (r.device, r.name) == ("live/system", "main_relay")]
-        states += [RELAY[int(code)] for code in codes if isinstance(code, int | float) and int(code) in RELAY]
-        return all(states) if states else None
-
-    def generating(self) -> bool | None:
-        """Whether a generator gives power, where the answer tells: live data, or the generator's own relay."""
-        powers = [
-            r.value for r in self.readings if (r.device, r.phase, r.name) == ("live/generator", None, "power")
-        ]
-        states = [r.value for r in self.readings if r.device.startswith("generator/") and r.name == "state"]
-        told = [value != 0 for value in powers if value is not None] + [
-            state in CLOSED for state in states if state
-        ]
-        return any(told) if told else None
-
-    def values(self) -> Values:
-        return {
-            (reading.device, reading.name): float(reading.value)
-            for reading in self.readings
-            if reading.phase is None
-            and isinstance(reading.value, int | float)
-            and not isinstance(reading.value, bool)
-        }
+    energies: EnergiesState = EnergiesState()
+    days: DaysState = Field(default_factory=dict)
+    seen: Annotated[dict[str, Annotated[float, Field(strict=True)]], SOUND_ENTRIES] = Field(default_factory=dict)
+    storage_known: bool = False
+    trust: TrustState = TrustState()
 
 
 class Site:
     """The flows of one site.
 
-    `netted` makes grid energy from the net of all phases, as most utilities count it; `third_party` counts another
-    maker's panels as sun where they have a meter.
+    `netted` counts grid energy as the net of all phases, as most utilities do. `third_party` adds another maker's
+    panels to solar if they have a meter. `zone` is where days begin. `state` is what an earlier run has kept.
     """
 
     def __init__(
-        self, *, netted: bool = True, third_party: bool = False, kept: Mapping[str, Any] | None = None
+        self,
+        *,
+        netted: bool = True,
+        third_party: bool = False,
+        in_home: bool = False,
+        zone: tzinfo | None = None,
+        state: SiteState | None = None,
     ) -> None:
-        kept = kept or {}
-        self._netted, self._third_party = netted, third_party
-        self._energies = Energies.load(kept.get("energies"))
-        self._days = Days.load(kept.get("days"))
-        self._seen = Seen.load(kept.get("seen"))
-        self._latest: dict[tuple[str, str], float] = {}
-        self._powers = Powers()
-        self._storage = Storage()
-        self._relays: dict[str, tuple[bool, float]] = {}
-        self._generators: dict[str, tuple[bool, float]] = {}
-        self._was_generating = False
-        self._measured: tuple[Powers, str] | None = None
-        """The last balance as measured, and its source: the net meter may turn out to read a generator."""
-        self._impossible = 0
-        self._live_at = self._moved_at = float("-inf")
-        self._flows: tuple[float | None, ...] = ()
+        state = state or SiteState()
+        self._third_party, self._in_home = third_party, in_home
+        self.storage_known = state.storage_known
+        """Whether it is known if there is a battery."""
+        self._energies = SiteEnergies(state.energies, state.days, netted=netted, zone=zone)
+        self._presence = Presence(dict(state.seen))
+        self._trust = SolarTrust(state.trust)
+        self._latest = LatestValues()
+        self._powers = SitePowers(in_home=in_home)
+        self._batteries = BatteryState()
+        self._switch = GridSwitch()
+        self._live = LiveStream()
+        self._frozen = FrozenCounters()
+        self._began_at: float | None = None
+        self._asks_batteries = False
         self._shown: set[str] = set()
-        """Flows that subscribers have a value of: one that nothing gives any more must not stay at its last."""
-        self.powered_by: str | None = None
-        """The source whose answer gave the powers last."""
+        """Flows that were published. One that nothing measures any more becomes unknown, and keeps no old value."""
 
-    def update(self, answer: Answer) -> list[Reading]:
-        """The site as it is after an answer."""
+    def update(self, answer: GuardedAnswer) -> list[Reading]:
+        """Take note of an answer, and return the readings of all flows after it."""
         values = answer.values()
-        self._latest.update(values)
+        if answer.source == SourceName.READINGS:
+            frozen = {pair: values[pair] for pair in self._frozen.observe(values, answer.now)}
+            answer = replace(answer, held={**frozen, **answer.held})
+        self._latest.update(answer, values)
         self._observe(answer, values)
-        plan = choose(
-            answer.facts,
-            battery=seen.BATTERY in self._seen,
-            livedata=seen.LIVEDATA in self._seen,
-            stalled=seen.STALLED in self._seen,
-            third_party=self._third_party,
-        )
         if answer.facts.meters is None:
             return []
-        found, generating = self._balanced(plan, answer, values), self._generating(answer.now)
-        if found is not None:
-            self._measured = found, answer.source
-        if self._measured and (found is not None or generating != self._was_generating):
-            measured, source = self._measured
-            self._take(self._completed(measured, plan, answer.now), source)
-        self._was_generating = generating
-        if self._alone(plan, answer.now):
-            self._powers = replace(self._powers, battery=self._storage.given(answer.now))
-        self._count(plan, answer, values)
-        return list(self._readings(plan, answer))
+        moment = self._judge_solar(self._moment(answer, values))
+        self._asks_batteries = moment.selected.integrates and not moment.selected.live
+        self._update_powers(moment)
+        moment = replace(moment, battery=self._integrated_power(moment), stored=self._batteries.stored(answer.now))
+        self._energies.count(moment)
+        return list(self._readings(moment))
 
-    def _observe(self, answer: Answer, values: Values) -> None:
-        generating, connected = answer.generating(), answer.connected()
-        if generating is not None:
-            self._generators[answer.source] = generating, answer.now
-        if connected is not None:
-            self._relays[answer.source] = connected, answer.now
-        battery = answer.ac_battery or answer.facts.has("battery", "acb")
-        self._seen.observe(
-            answer.source, values, self._latest, answer.now, battery=battery, generator=generating is True
+    def _moment(self, answer: GuardedAnswer, values: Values) -> Moment:
+        return Moment(
+            answer,
+            self._select(answer.facts),
+            values,
+            self._latest.all,
+            lately=self._latest.good(answer.now),
+            on_generator=self._switch.on_generator(answer.now),
+            has_generator=selection.HAS_GENERATOR in self._presence,
         )
-        self._storage.observe(answer.source, values, answer.now, fresh=answer.fresh)
+
+    def take_events(self) -> list[Event]:
+        """Lines for the log since the last call."""
+        events, self._energies.events = self._energies.events, []
+        return [event for event in events if not (self._in_home and event.name == HOME_NEGATIVE)]
+
+    def _select(self, facts: Facts) -> SourceSelection:
+        features = SiteFeatures(
+            battery=selection.HAS_BATTERY in self._presence,
+            livedata=selection.HAS_LIVEDATA in self._presence,
+            stalled=selection.PRODUCTION_STALLED in self._presence,
+            storage_known=self.storage_known,
+            meter_distrusted=self._trust.state.is_distrusted,
+            battery_behind_clamp=self._trust.state.battery,
+            third_party=self._third_party,
+        )
+        return select_sources(facts, features)
 
     @property
     def solar(self) -> float | None:
-        """W that the sun gives now."""
-        return self._powers.solar
+        """Solar power in W."""
+        return self._powers.now.solar
+
+    @property
+    def powered_by(self) -> str | None:
+        """The source of the last published powers."""
+        return self._powers.powered_by
+
+    @property
+    def asks_batteries(self) -> bool:
+        """Whether only the batteries report their power, so that they have to be asked as often as the meters."""
+        return self._asks_batteries
+
+    def is_live(self, now: float) -> bool:
+        """Whether the live data that came at this unix time are current; firmware repeats old ones for a while."""
+        return self._live.was_live_at(now)
+
+    def problem(self, now: float) -> str | None:
+        """What the owner should know or do about the site; `None` where all is well."""
+        if self._trust.problem or self._trust.state.is_doubtful:
+            return self._trust.problem
+        return self._powers.problem(now)
 
     def seed(self, values: Mapping[str, float]) -> None:
-        """Counters of ours that subscribers have, by topic: they must not fall because a state was lost."""
-        totals = {name: values[topic] for name, topic in TALLIES.items() if topic in values}
-        marks = {
-            topic.removeprefix("meter/"): value for topic, value in values.items() if topic.startswith("meter/")
-        }
-        self._energies.seed(totals, marks, values)
+        """Adopt retained values of an earlier run, by topic, so that no counter falls if the state was lost."""
+        self._energies.seed(values)
 
-    def dump(self) -> dict[str, Any]:
-        """For the store: counters of ours must go on after a restart."""
-        return {"energies": self._energies.dump(), "days": self._days.dump(), "seen": self._seen.lacking}
+    @property
+    def state(self) -> SiteState:
+        """What must outlive the process: counters of our own go on after a restart."""
+        return SiteState(
+            energies=self._energies.energies_state,
+            days=self._energies.days_state,
+            seen=self._presence.lacking,
+            storage_known=self.storage_known,
+            trust=self._trust.state,
+        )
+
+    def _observe(self, answer: GuardedAnswer, values: Values) -> None:
+        self._switch.observe(answer)
+        battery = answer.ac_battery or answer.facts.has("battery", "acb")
+        generator = answer.generating() is True
+        self._presence.observe(
+            answer.source, values, self._latest.all, answer.now, battery=battery, generator=generator
+        )
+        self._batteries.observe(answer, values)
+        if answer.source == SourceName.LIVEDATA:
+            self._live.observe(values, answer.now, fresh=answer.fresh, period=answer.period)
+        self._began_at = answer.now if self._began_at is None else self._began_at
+        self.storage_known = (
+            self.storage_known
+            or not answer.storage_pending
+            or answer.source == SourceName.INVENTORY
+            or selection.HAS_BATTERY in self._presence
+            or any(meter.enabled and meter.role == STORAGE for meter in answer.facts.meters or ())
+            or answer.now - self._began_at >= STORAGE_WAIT_S
+        )
+
+    # Whether the meter of the sun is believed
+
+    def _judge_solar(self, moment: Moment) -> Moment:
+        """Compare the meter of the sun with the microinverters; let their sum take over where it is wrong.
+
+        Returns the moment with the sources that are chosen after that.
+        """
+        totals, before = self._energies.totals(moment), self._trust.state
+        connected = self._switch.connected(moment.now)
+        charged = self._energies.charged(moment)
+        self._trust.observe(moment.answer, self._latest.all, totals, charged, is_closed=connected)
+        now, began = self._trust.state, self._trust.began
+        if (now.is_distrusted, now.battery) != (before.is_distrusted, before.battery):
+            moment = self._moment(moment.answer, moment.values)
+        if now.problem and now.problem != before.problem:
+            self._energies.events.append(Event("clamp_suspicious", now.problem, warning=True))
+        elif now.silent and not before.silent:
+            self._energies.events.append(Event("sun_silent", SILENT, warning=True))
+        if began is not None and now.is_distrusted and not before.is_distrusted:
+            self._energies.take_over(began, moment)
+        return moment
 
     # Powers
 
-    def _balanced(self, plan: Plan, answer: Answer, values: Values) -> Powers | None:
-        if answer.source == plan.answer:
-            if plan.live and not self._moving(answer, values):
-                return None
-            return balance(plan, values)
-        stale = answer.now - self._live_at > STILL
-        return fallback(values, plan) if plan.live and answer.source == "readings" and stale else None
+    def _update_powers(self, moment: Moment) -> None:
+        now = moment.now
+        context = PowerContext(
+            moment.on_generator, moment.has_generator, self._batteries.given(now, BATTERY_REPORTS_S)
+        )
+        self._powers.take(self._balanced(moment), moment.answer.source, now, context)
+        told = moment.values.get((ENERGY_PCU, "power")) if moment.selected.solar == ENERGY_PCU else None
+        if told is not None and moment.selected.answer == SourceName.READINGS:
+            self._powers.use_sum(told)
+        if self._batteries_alone(moment.selected, now):
+            self._powers.use_batteries(self._batteries.given(now))
 
-    def _completed(self, found: Powers, plan: Plan, now: float) -> Powers:
-        """What the answer with the powers does not tell: an old sun, and a generator where there is one."""
-        if plan.solar in COUNTED and plan.answer == "readings" and found.solar is None:
-            old = self._latest.get((plan.solar, "power"))
-            found = replace(found, solar=None if old is None else max(0.0, old))
-        if self._generating(now):
-            return found.on_generator()
-        if seen.GENERATOR in self._seen and found.generator is None:
-            return replace(found, generator=0.0)
+    def _balanced(self, moment: Moment) -> Powers | None:
+        """The powers by this answer; `None` if it has none that count."""
+        answer, selected, found = moment.answer, moment.selected, None
+        if answer.source == selected.answer:
+            is_current = not selected.live or self._live.was_live_at(answer.now)
+            found = balance(selected, moment.values) if is_current else None
+        elif selected.live and answer.source == SourceName.READINGS and self._live.is_stale(answer.now):
+            found = fallback(moment.values, selected)
+        if found and found.solar is None and selected.solar in SOLAR_SUMS and answer.source == SourceName.READINGS:
+            older = self._latest.all.get((selected.solar, "power"))
+            return replace(found, solar=None if older is None else max(0.0, older), home=None)
         return found
 
-    def _generating(self, now: float) -> bool:
-        """Whether a generator stands in for the grid: the net meter reads it then (seen on 8.2.127)."""
-        running = any(state and now - at <= RECENT for state, at in self._generators.values())
-        return running and self._connected(now) is False
+    def _integrated_power(self, moment: Moment) -> float | None:
+        """The battery's power in this answer, if no meter counts its energy (W)."""
+        if not moment.selected.integrates:
+            return None
+        if moment.answer.source == SourceName.LIVEDATA and self._live.was_live_at(moment.now):
+            return moment.values.get((LIVE_STORAGE, "power"))
+        is_own = moment.answer.source == SourceName.POWER and self._batteries_alone(moment.selected, moment.now)
+        return self._batteries.given(moment.now) if is_own else None
 
-    def _alone(self, plan: Plan, now: float) -> bool:
-        """Whether the batteries' own word is all there is: no meter measures them, and no live data move."""
-        live = plan.live and now - self._live_at <= STILL
-        return seen.BATTERY in self._seen and STORAGE not in plan.meters and not live
-
-    def _moving(self, answer: Answer, values: Values) -> bool:
-        flows = tuple(
-            values.get((f"live/{name}", kind))
-            for name in ("pv", "storage", "grid", "load")
-            for kind in ("power", "apparent_power")
-        )
-        if flows != self._flows:
-            self._flows, self._moved_at = flows, answer.now
-        moving = answer.fresh and answer.now - self._moved_at <= STILL
-        if moving:
-            self._live_at = answer.now
-        return moving
-
-    def _take(self, found: Powers, source: str) -> None:
-        """An impossible balance is held for two answers; then the battery, which makes it so, is not known."""
-        self._impossible = 0 if found.plausible else self._impossible + 1
-        if 0 < self._impossible <= PATIENCE and self.powered_by is not None:
-            return
-        self._powers = found if found.plausible else found.without_battery()
-        self.powered_by = source
-
-    # Energies
-
-    def _count(self, plan: Plan, answer: Answer, values: Values) -> None:
-        if answer.source == "livedata" and plan.battery == "live/storage" and self._live_at == answer.now:
-            stored = self._storage.stored(answer.now)
-            self._energies.integrate(values.get(("live/storage", "power"), 0.0), stored, answer.now)
-        given = self._storage.given(answer.now) if answer.source == "power" else None
-        if given is not None and self._alone(plan, answer.now):
-            self._energies.integrate(given, self._storage.stored(answer.now), answer.now)
-        if seen.GENERATOR in self._seen:
-            self._energies.count("generator", 0.0, answer.now)
-        if answer.source == "readings":
-            generating = self._generating(answer.now)
-            self._energies.meters(plan, values, answer.now, generating=generating)
+    def _batteries_alone(self, selected: SourceSelection, now: float) -> bool:
+        """Whether only the batteries themselves tell their power: no meter does, and live data are stale."""
+        live = selected.live and not self._live.is_stale(now)
+        return selected.integrates and not live
 
     # Readings
 
-    def _readings(self, plan: Plan, answer: Answer) -> Iterator[Reading]:
-        shown = {SOLAR: plan.solar_source, GRID: plan.grid, HOME: plan.home, BATTERY: plan.battery}
-        shown[GENERATOR] = self._generator_source(plan)
-        alone = self._alone(plan, answer.now)
-        if alone and self._powers.battery is not None:
-            shown[BATTERY] = BATTERIES
-        for flow, source in shown.items():
-            battery = flow == BATTERY and seen.BATTERY in self._seen
-            if source is None and not battery and flow not in self._shown:
-                yield from self._relay_alone(answer.now) if flow == GRID else ()
+    def _readings(self, moment: Moment) -> Iterator[Reading]:
+        now, selected = moment.now, moment.selected
+        alone = self._batteries_alone(selected, now)
+        shown = without_livedata(selected) if selected.live and self._live.is_stale(now) else selected
+        for flow, source in self._sources(shown, alone=alone).items():
+            if not self._is_shown(flow, source):
+                yield from self._relay_alone(now) if flow == GRID else ()
                 continue
             self._shown.add(flow)
-            estimated = (plan.live and flow in {BATTERY, HOME}) or (alone and flow == BATTERY)
-            power = getattr(self._powers, flow) if source else None  # the last choice's, until the next answer
-            facts = {"power": power, "source": source, "estimated": estimated}
-            facts |= {name: value for name, value in self._more(flow, plan, answer) if value is not None}
-            yield from (Reading(f"site/{flow}", None, ROWS[flow][name], value) for name, value in facts.items())
+            found: dict[str, Scalar] = {
+                "power": getattr(self._powers.now, flow) if source else None,
+                "source": source,
+                "estimated": (shown.live and flow in {BATTERY, HOME}) or (alone and flow == BATTERY),
+                **dict(self._energies.readings(flow, moment)),
+                **dict(self._details(flow, now)),
+            }
+            yield from (Reading(f"site/{flow}", None, ROWS[flow][name], value) for name, value in found.items())
+
+    def _details(self, flow: str, now: float) -> Iterator[tuple[str, Scalar]]:
+        """What a flow has beside power and energy, as far as it is known."""
+        told: dict[str, Scalar] = {}
+        if flow == GRID:
+            told = {"connected": self._switch.connected(now)}
+        elif flow == BATTERY:
+            known = self._batteries
+            told = {"soc": known.charge(now), "energy_stored": known.stored(now), "capacity": known.capacity(now)}
+        yield from ((name, value) for name, value in told.items() if value is not None)
+
+    def _sources(self, selected: SourceSelection, *, alone: bool) -> Mapping[str, str | None]:
+        """The source that is published for each flow."""
+        generator = LIVE_GENERATOR if selected.live else selected.grid
+        return {
+            SOLAR: selected.solar_source,
+            GRID: selected.grid,
+            HOME: selected.home,
+            BATTERY: BATTERIES if alone and self._powers.now.battery is not None else selected.battery,
+            GENERATOR: generator if selection.HAS_GENERATOR in self._presence else None,
+        }
+
+    def _is_shown(self, flow: str, source: str | None) -> bool:
+        """Whether a flow is published: it has a source, or had one, or is a battery that nothing measures."""
+        has_battery = flow == BATTERY and selection.HAS_BATTERY in self._presence
+        return source is not None or has_battery or flow in self._shown
 
     def _relay_alone(self, now: float) -> Iterator[Reading]:
-        """The relay of a grid that nobody measures."""
-        connected = self._connected(now) if self._relays.keys() - {"livedata"} else None
+        """The relay of a grid whose power nothing measures."""
+        connected = self._switch.connected(now) if self._switch.has_relay else None
         if connected is not None:
-            yield Reading("site/grid", None, ROWS[GRID]["connected"], connected)
-
-    def _more(self, flow: str, plan: Plan, answer: Answer) -> Iterator[tuple[str, Scalar]]:
-        match flow:
-            case "solar":
-                yield from self._solar(plan, answer.day)
-            case "grid":
-                yield from self._grid(plan, answer.now)
-            case "battery":
-                yield from self._battery(plan, answer.now)
-            case "generator":
-                yield from self._made("generator", "energy_lifetime")
-            case "home":
-                yield from self._made("home", "energy_lifetime")
-                if (tally := self._energies.tallies.get("home")) is not None:
-                    yield "energy_today", self._days.today(HOME, tally.total, answer.day)
-
-    def _generator_source(self, plan: Plan) -> str | None:
-        if seen.GENERATOR not in self._seen:
-            return None
-        return "live/generator" if plan.live else plan.grid
-
-    def _solar(self, plan: Plan, day: str) -> Iterator[tuple[str, Scalar]]:
-        device = "meter/production" if PRODUCTION in plan.meters else self._old_sun(plan)
-        devices = list(filter(None, (device, plan.third_party)))
-        names = [COUNTED.get(device, "energy_delivered") for device in devices]
-        known = [self._latest.get(pair) for pair in zip(devices, names, strict=True)]
-        if None not in known:
-            value = sum(value for value in known if value is not None)
-            topics = "site/solar/energy_lifetime", f"{device}/{names[0]}" if len(devices) == 1 else ""
-            lifetime = self._energies.passed_on(SOLAR, ", ".join(devices), value, topics)
-            yield "energy_lifetime", lifetime
-            yield "energy_today", self._days.today(SOLAR, lifetime, day)
-
-    def _old_sun(self, plan: Plan) -> str:
-        """The inverters' own sum, where no meter counts the sun."""
-        return plan.solar if plan.solar in COUNTED else "energy/production-pcu"
-
-    def _connected(self, now: float) -> bool | None:
-        told = ((source, *self._relays[source]) for source in RELAYS if source in self._relays)
-        return next((state for source, state, at in told if 0 <= now - at <= SWITCHED.get(source, RECENT)), None)
-
-    def _grid(self, plan: Plan, now: float) -> Iterator[tuple[str, Scalar]]:
-        yield "connected", self._connected(now)
-        if NET in plan.meters and not self._netted:
-            yield from self._counted("meter/net-consumption", imported="delivered", exported="received")
-        else:
-            yield from self._made("imported", "energy_imported")
-            yield from (
-                (name, value) for name, value in self._made("exported", "energy_exported") if name != "energy_since"
-            )
-
-    def _battery(self, plan: Plan, now: float) -> Iterator[tuple[str, Scalar]]:
-        if STORAGE in plan.meters:
-            yield from self._counted("meter/storage", discharged="delivered", charged="received")
-        else:
-            yield from self._made("charged", "energy_charged")
-            yield from (
-                (name, value)
-                for name, value in self._made("discharged", "energy_discharged")
-                if name != "energy_since"
-            )
-        yield "soc", self._storage.charge(now)
-        yield "energy_stored", self._storage.stored(now)
-        yield "capacity", self._storage.capacity(now)
-
-    def _counted(self, device: str, **names: str) -> Iterator[tuple[str, Scalar]]:
-        for ours, theirs in names.items():
-            value = self._latest.get((device, f"energy_{theirs}"))
-            if value is not None:
-                topics = TALLIES[ours], f"{device}/energy_{theirs}"
-                yield f"energy_{ours}", self._energies.passed_on(ours, device, value, topics)
-
-    def _made(self, tally: str, name: str) -> Iterator[tuple[str, Scalar]]:
-        made = self._energies.made(tally)
-        if made is not None:
-            yield name, round(made.total, 3)
-            yield "energy_since", datetime.fromtimestamp(int(made.since), UTC)
+            yield Reading(f"site/{GRID}", None, ROWS[GRID]["connected"], connected)

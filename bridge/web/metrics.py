@@ -1,4 +1,4 @@
-"""What Prometheus is told: one line of a table for each metric, read from a status when somebody asks."""
+"""The metrics for Prometheus: a table with a line for each, whose values are read from a status at each scrape."""
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,16 +8,17 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from bridge.service import GatewayStatus, SourceStatus, Status
-from bridge.web.report import SITE, days_left
+from bridge.service.status import GatewayStatus, SourceStatus, Status
+from bridge.site.flows import SITE_PREFIX
+from bridge.web.report import days_left
 
-PREFIX = "iqgateway2mqtt_"
+METRIC_PREFIX = "iqgateway2mqtt_"
 GAUGE, COUNTER, SUMMARY = "gauge", "counter", "summary"
-ENDINGS = {GAUGE: ("",), COUNTER: ("_total",), SUMMARY: ("_count", "_sum")}
-"""What Prometheus wants behind the names of the samples."""
-Values = Sequence[float | None]
-"""A number for each ending. A sample without one is left out."""
-Samples = Iterable[tuple[Sequence[str], Values]]
+NAME_ENDINGS = {GAUGE: ("",), COUNTER: ("_total",), SUMMARY: ("_count", "_sum")}
+"""Suffixes that Prometheus requires for the names of the samples."""
+SampleValues = Sequence[float | None]
+"""A number for each suffix. `None` leaves the sample out."""
+Samples = Iterable[tuple[Sequence[str], SampleValues]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,12 @@ class Metric:
 
     @property
     def full_name(self) -> str:
-        return PREFIX + self.name
+        return METRIC_PREFIX + self.name
 
     def family(self, status: Status) -> Family:
         family = Family(self.full_name, self.meaning, self.kind)
         for labels, values in self.samples(status):
-            for ending, value in zip(ENDINGS[self.kind], values, strict=True):
+            for ending, value in zip(NAME_ENDINGS[self.kind], values, strict=True):
                 if value is not None:
                     named = dict(zip(self.labels, labels, strict=True))
                     family.add_sample(self.full_name + ending, named, float(value))
@@ -45,7 +46,7 @@ class Metric:
 
 
 def _named(status: Status) -> Iterator[tuple[str, GatewayStatus]]:
-    """Gateways by serial number; by host until it is known, or where another has the same."""
+    """Each gateway with its label: the serial number, or the host if that is unknown or not unique."""
     taken: set[str] = set()
     for gateway in status.gateways:
         name = gateway.serial or gateway.host
@@ -83,33 +84,38 @@ def _days(status: Status) -> Samples:
 
 
 def _powers(status: Status) -> Samples:
-    """Only while they are of now: an old number would look like a new one."""
+    """The site's powers, only while they are up to date: an old number would look like a new one."""
     for name, gateway in _named(status):
         for reading in gateway.readings if gateway.flows_fresh else ():
             if (
                 reading.name == "power"
-                and reading.device.startswith(SITE)
+                and reading.device.startswith(SITE_PREFIX)
                 and isinstance(reading.value, int | float)
             ):
-                yield (name, reading.device.removeprefix(SITE)), (float(reading.value),)
+                yield (name, reading.device.removeprefix(SITE_PREFIX)), (float(reading.value),)
 
 
-GATEWAY, SOURCE = ("gateway",), ("gateway", "source")
+GATEWAY_LABELS, SOURCE_LABELS = ("gateway",), ("gateway", "source")
 
 METRICS: Sequence[Metric] = (
-    Metric("build_info", GAUGE, "1; the version stands in the label", ("version", "python"), samples=_build),
+    Metric("build_info", GAUGE, "always 1; the label has the version", ("version", "python"), samples=_build),
     Metric(
         "start_time_seconds",
         GAUGE,
         "when the bridge started, in seconds since 1970",
         samples=_one(lambda status: status.started.timestamp()),
     ),
-    Metric("alive", GAUGE, "0 where /healthz says what is stuck", samples=_one(lambda status: not status.stuck)),
-    Metric("ready", GAUGE, "1 where /readyz says ready", samples=_one(lambda status: not status.lacks)),
+    Metric(
+        "alive",
+        GAUGE,
+        "0 while a part of the bridge is stuck, see /healthz",
+        samples=_one(lambda status: not status.stuck),
+    ),
+    Metric("ready", GAUGE, "1 while /readyz says ready", samples=_one(lambda status: not status.problems)),
     Metric(
         "broker_connected",
         GAUGE,
-        "1 while there is a connection",
+        "1 while the broker is connected",
         samples=_one(lambda status: status.broker.connected),
     ),
     Metric(
@@ -122,7 +128,10 @@ METRICS: Sequence[Metric] = (
         "messages_sent", COUNTER, "messages handed to the broker", samples=_one(lambda status: status.broker.sent)
     ),
     Metric(
-        "outbox_topics", GAUGE, "retained topics that are kept", samples=_one(lambda status: status.broker.topics)
+        "outbox_topics",
+        GAUGE,
+        "retained topics that the bridge publishes",
+        samples=_one(lambda status: status.broker.topics),
     ),
     Metric(
         "outbox_unsent",
@@ -133,68 +142,76 @@ METRICS: Sequence[Metric] = (
     Metric(
         "gateway_info",
         GAUGE,
-        "1; address, serial number and firmware stand in the labels",
+        "always 1; the labels have address, serial number and firmware",
         ("gateway", "host", "serial", "firmware"),
         samples=_identities,
     ),
-    Metric("gateway_online", GAUGE, "1 while the gateway answers", GATEWAY, samples=_gateways(lambda g: g.online)),
+    Metric(
+        "gateway_online",
+        GAUGE,
+        "1 while the gateway answers",
+        GATEWAY_LABELS,
+        samples=_gateways(lambda g: g.online),
+    ),
     Metric(
         "gateway_problem",
         GAUGE,
-        "1 while somebody should look after it; /readyz and the page say why",
-        GATEWAY,
+        "1 while the gateway has a problem; /readyz and the page describe it",
+        GATEWAY_LABELS,
         samples=_gateways(lambda g: g.problem is not None),
     ),
-    Metric("token_days", GAUGE, "days until the gateway's token ends", GATEWAY, samples=_days),
+    Metric("token_days", GAUGE, "days until the gateway's token expires", GATEWAY_LABELS, samples=_days),
     Metric(
         "counters_held",
         GAUGE,
-        "counters whose new values can't be true",
-        GATEWAY,
+        "counters that keep their last value because the new ones can't be true",
+        GATEWAY_LABELS,
         samples=_gateways(lambda g: g.counters_held),
     ),
-    Metric("polls", COUNTER, "how often the source was asked for", SOURCE, samples=_sources(lambda s: s.polls)),
-    Metric("poll_failures", COUNTER, "how often that failed", SOURCE, samples=_sources(lambda s: s.failures)),
+    Metric("polls", COUNTER, "polls of the source", SOURCE_LABELS, samples=_sources(lambda s: s.polls)),
+    Metric("poll_failures", COUNTER, "polls that failed", SOURCE_LABELS, samples=_sources(lambda s: s.failures)),
     Metric(
         "requests",
         COUNTER,
         "requests that the polls needed, retries and token checks included",
-        SOURCE,
+        SOURCE_LABELS,
         samples=_sources(lambda s: s.requests),
     ),
     Metric(
         "poll_seconds",
         SUMMARY,
         "seconds that the polls took, retries included",
-        SOURCE,
+        SOURCE_LABELS,
         samples=_sources(lambda s: s.polls, lambda s: s.seconds),
     ),
     Metric(
         "answer_seconds",
         GAUGE,
         "seconds that the newest good answer took",
-        SOURCE,
+        SOURCE_LABELS,
         samples=_sources(lambda s: s.took),
     ),
     Metric(
         "answer_age_seconds",
         GAUGE,
         "seconds since the newest good answer",
-        SOURCE,
+        SOURCE_LABELS,
         samples=_sources(lambda s: s.age),
     ),
-    Metric("period_seconds", GAUGE, "seconds between two polls", SOURCE, samples=_sources(lambda s: s.period)),
+    Metric(
+        "period_seconds", GAUGE, "seconds between two polls", SOURCE_LABELS, samples=_sources(lambda s: s.period)
+    ),
     Metric(
         "source_fresh",
         GAUGE,
-        "1 while its data is fresh; absent where the gateway does not have it",
-        SOURCE,
+        "1 while the data of the source is fresh; absent if the gateway does not have the source",
+        SOURCE_LABELS,
         samples=_sources(lambda s: s.fresh),
     ),
     Metric(
         "site_power_watts",
         GAUGE,
-        "solar, grid (+ importing), battery (+ discharging), generator, home; absent while it is not known",
+        "solar, grid (+ importing), battery (+ discharging), generator, home; absent while the power is unknown",
         ("gateway", "flow"),
         samples=_powers,
     ),
@@ -211,7 +228,7 @@ class _Bridge(Collector):
 
 
 def registry(status: Callable[[], Status]) -> CollectorRegistry:
-    """What a scrape reads, with the process's own memory, processor time and files, where the system tells them."""
+    """The metrics that a scrape reads, with memory, CPU time and files of the process if the system gives them."""
     found = CollectorRegistry()
     found.register(_Bridge(status))
     ProcessCollector(registry=found)

@@ -1,30 +1,30 @@
-"""A status as JSON: what the page shows, and what probes are told."""
+"""A status as JSON, for the page and for health probes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from bridge.discovery import METERS
-from bridge.model import Reading
-from bridge.service import BrokerStatus, GatewayStatus, SourceStatus, Status
+from bridge.discovery import METER_NAMES
+from bridge.model import DAY_S, Reading, SourceName
+from bridge.service.status import BrokerStatus, GatewayStatus, HomeStatus, SourceStatus, Status
+from bridge.site.flows import SITE_PREFIX
 
 Json = Mapping[str, Any]
-DAY = 86_400
-METER, SITE = "meter/", "site/"
-SHOWN = ("power", "voltage", "current", "power_factor", "frequency")
-"""What the table of phases shows of a meter."""
+METER_PREFIX = "meter/"
+SHOWN_VALUES = ("power", "voltage", "current", "power_factor", "frequency")
+"""The values of a meter that the page shows for each phase."""
 
 
 def alive(status: Status) -> Json:
-    """Whoever is answered knows that the loop runs; parts of the bridge may be stuck all the same."""
+    """Liveness: false if a part of the bridge is stuck. An answer at all shows that the event loop runs."""
     return {"alive": not status.stuck, "stuck": list(status.stuck)}
 
 
 def ready(status: Status) -> Json:
-    """Whether everything gets from the gateways to the broker, and why not."""
+    """Readiness: whether data get from all gateways to the broker, and if not, why."""
     return {
-        "ready": not status.lacks,
-        "reasons": list(status.lacks),
+        "ready": not status.problems,
+        "reasons": list(status.problems),
         "warnings": list(status.warnings),
         "broker": {"address": status.broker.address, "connected": status.broker.connected},
         "gateways": [
@@ -41,26 +41,27 @@ def ready(status: Status) -> Json:
     }
 
 
-def whole(status: Status) -> Json:
+def status_report(status: Status) -> Json:
     """All that the page shows."""
     return {
         "version": status.version,
         "now": status.now.isoformat(),
         "uptime": int((status.now - status.started).total_seconds()),
-        "reasons": list(status.lacks),
+        "reasons": list(status.problems),
         "warnings": list(status.warnings),
         "broker": _broker(status.broker),
+        "homes": [_home(home) for home in status.homes],
         "gateways": [_gateway(gateway, status.now) for gateway in status.gateways],
     }
 
 
 def days_left(gateway: GatewayStatus, now: datetime) -> float | None:
-    """Days until the gateway's token ends; negative where it has ended."""
-    return None if gateway.token_expires is None else (gateway.token_expires - now).total_seconds() / DAY
+    """Days until the gateway's token expires; negative if it has expired, `None` if there is none."""
+    return None if gateway.token_expires is None else (gateway.token_expires - now).total_seconds() / DAY_S
 
 
 def _token(gateway: GatewayStatus, now: datetime) -> Json | None:
-    """`None` where the gateway wants none."""
+    """The expiry and the role of a gateway's token; `None` if the gateway needs no token."""
     if not gateway.needs_token:
         return None
     days, expires = days_left(gateway, now), gateway.token_expires
@@ -68,6 +69,7 @@ def _token(gateway: GatewayStatus, now: datetime) -> Json | None:
         "expires": None if expires is None else expires.isoformat(),
         "days": None if days is None else round(days, 1),
         "role": gateway.token_role,
+        "set": gateway.has_token,
     }
 
 
@@ -82,6 +84,16 @@ def _broker(broker: BrokerStatus) -> Json:
     }
 
 
+def _home(home: HomeStatus) -> Json:
+    return {
+        "name": home.name,
+        "gateways": list(home.gateways),
+        "problem": home.problem,
+        "fresh": home.online,
+        "flows": _flows(home.readings),
+    }
+
+
 def _gateway(gateway: GatewayStatus, now: datetime) -> Json:
     return {
         "host": gateway.host,
@@ -90,12 +102,16 @@ def _gateway(gateway: GatewayStatus, now: datetime) -> Json:
         "name": gateway.name,
         "firmware": gateway.firmware or None,
         "online": gateway.online,
+        "refusing": gateway.is_refusing,
+        "asked": any(source.polls for source in gateway.sources),
         "problem": gateway.problem,
         "token": _token(gateway, now),
         "held": gateway.counters_held,
         "fresh": gateway.flows_fresh,
-        "flows": _flows(gateway.readings),
+        "at": None if gateway.flows_at is None else gateway.flows_at.isoformat(),
+        "flows": _flows(reading for reading in gateway.readings if reading.device.startswith(SITE_PREFIX)),
         "meters": _meters(gateway.readings),
+        "meters_source": next((_source(its) for its in gateway.sources if its.name == SourceName.READINGS), None),
         "sources": [_source(source) for source in gateway.sources],
     }
 
@@ -108,31 +124,32 @@ def _source(source: SourceStatus) -> Json:
         "period": source.period,
         "age": source.age,
         "took": source.took,
+        "polls": source.polls,
         "requests": source.requests,
         "failures": source.failures,
+        "error": source.error,
     }
 
 
 def _flows(readings: Iterable[Reading]) -> Json:
-    """Each flow of the site with what is known of it."""
+    """The known values of each flow of a site or a home."""
     found: dict[str, dict[str, Any]] = {}
     for reading in readings:
-        kind, _, flow = reading.device.partition("/")
-        if f"{kind}/" == SITE and reading.name in {"power", "soc", "connected"}:
-            found.setdefault(flow, {})[reading.name] = reading.value
+        if reading.name in {"power", "soc", "connected"}:
+            found.setdefault(reading.device.removeprefix(SITE_PREFIX), {})[reading.name] = reading.value
     return found
 
 
 def _meters(readings: Iterable[Reading]) -> Sequence[Json]:
-    """Each meter, with a row for each of its phases, or with one where it has none."""
+    """Each meter, with a row for each of its phases, or one row if it has no phases."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for reading in readings:
-        if reading.device.startswith(METER) and reading.name in SHOWN:
-            role, phase = reading.device.removeprefix(METER), reading.phase.value if reading.phase else ""
+        if reading.device.startswith(METER_PREFIX) and reading.name in SHOWN_VALUES:
+            role, phase = reading.device.removeprefix(METER_PREFIX), reading.phase.value if reading.phase else ""
             found.setdefault(role, {}).setdefault(phase, {})[reading.name] = reading.value
     return [
         {
-            "name": METERS.get(role, role),
+            "name": METER_NAMES.get(role, role),
             "rows": [
                 {"phase": phase, **values} for phase, values in sorted(rows.items()) if phase or len(rows) == 1
             ],

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""openHAB's things, items and sitemap for your own gateway, from what the bridge tells Home Assistant.
+"""Generates openHAB's things, items and sitemap for your gateway from the discovery messages for Home Assistant.
 
     iqgateway2mqtt once | python3 examples/openhab/generate.py /etc/openhab
 
-It reads lines `topic payload` and needs nothing but Python. The files beside it are made like this from the
-simulated three-phase home; tests/test_openhab.py compares.
+It reads lines of topic and payload and needs only Python. The files in this folder are generated in this way from
+the simulated three-phase home; tests/test_openhab.py checks them.
 """
 
 import argparse
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ DIMENSIONS = {
     "s": "Time",
     "°C": "Temperature",
 }
-"""openHAB's dimension of each unit."""
+"""The openHAB dimension of each unit."""
 PROPERTIES = {
     "power": "Power",
     "energy": "Energy",
@@ -42,24 +43,24 @@ PROPERTIES = {
     "temperature": "Temperature",
     "timestamp": "Timestamp",
 }
-"""openHAB's semantic property of each device class."""
+"""The openHAB semantic property of each device class."""
 EQUIPMENT = {"inverter": "Inverter", "battery": "Battery"}
 ORDER = (
     *("site", "meter", "inverter", "battery", "storage", "controller", "collar", "combiner", "relay", "generator"),
     *("tariff", "device", "gateway", "live", "energy", "report"),
 )
-"""Kinds of devices; those that are not here come last."""
+"""The order of the kinds of devices. Other kinds come last."""
 FRAMES = {"site": "Site", "meter": "Meters", "inverter": "Inverters", "battery": "Batteries", "relay": "Relays"}
 BULK = ("live", "energy", "report")
-"""Devices that few people want: several hundred values."""
+"""Devices with several hundred values that few people need. The option --all includes them."""
 PASSING = {"number": "REGEX:s/^None$/NaN/", "switch": "REGEX:(ON|OFF)", "datetime": "REGEX:([0-9].*)"}
-"""What becomes of `None`: UNDEF for numbers; for others it is passed over. Texts need no transformation."""
+"""Transformations of the payload `None`: numbers become UNDEF, others are ignored. Texts need none."""
 BANNER = "// Made by examples/openhab/generate.py"
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One value: a channel of a thing and the item linked to it."""
+    """A value: a channel of a thing and the item that is linked to it."""
 
     key: str
     label: str
@@ -73,7 +74,7 @@ class Channel:
     on: str | None = None
     off: str | None = None
     first: bool = True
-    """Whether Home Assistant enables it unasked."""
+    """True if Home Assistant enables the entity by default."""
 
     def parameters(self, *, regex: bool) -> Iterator[tuple[str, str]]:
         yield "stateTopic", self.topic
@@ -95,7 +96,7 @@ class Channel:
 
     @property
     def pattern(self) -> str:
-        """How openHAB shows it; it converts to the unit that stands there."""
+        """The format in which openHAB shows the value. openHAB converts to the unit in the format."""
         if self.unit == "Wh":
             return "[%.1f kWh]"
         if self.kind == "number":
@@ -111,7 +112,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Thing:
-    """A device: of the tree, or of several that Home Assistant shows as one."""
+    """A device as Home Assistant shows it. It may contain several devices of the topic tree."""
 
     uid: str
     kind: str
@@ -119,7 +120,7 @@ class Thing:
     availability: str
     channels: tuple[Channel, ...]
     suffix: str = ""
-    """What tells its group from another gateway's."""
+    """The suffix that distinguishes its group from another gateway's."""
 
     @property
     def group(self) -> str:
@@ -127,18 +128,18 @@ class Thing:
 
     @property
     def names(self) -> set[str]:
-        """Of its items and their group."""
+        """The names of its items and of their group."""
         return {self.group, *(channel.item for channel in self.channels)}
 
     def renamed(self) -> "Thing":
-        """With the gateway's serial number behind all names."""
+        """Return the thing with the gateway's serial number at the end of all names."""
         suffix = f"_{self.uid.split('_')[1]}"
         channels = tuple(replace(channel, item=f"{channel.item}{suffix}") for channel in self.channels)
         return replace(self, channels=channels, suffix=suffix)
 
 
 def read(lines: Iterable[str], *, bulk: bool = False) -> list[Thing]:
-    """The devices that are announced, the site first."""
+    """Return the announced devices, the site first."""
     bodies = {}
     for line in lines:
         topic, _, payload = line.strip().partition(" ")
@@ -150,7 +151,7 @@ def read(lines: Iterable[str], *, bulk: bool = False) -> list[Thing]:
 
 
 def _told_apart(things: Iterable[Thing]) -> Iterator[Thing]:
-    """An item's name has latin letters only: two sites that are written without any would be one."""
+    """Rename things whose names are taken. Names keep only Latin letters and digits, so they can collide."""
     taken: set[str] = set()
     for thing in things:
         own = thing.renamed() if thing.names & taken else thing
@@ -160,35 +161,38 @@ def _told_apart(things: Iterable[Thing]) -> Iterator[Thing]:
 
 def _thing(identity: str, body: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Thing:
     kind = identity.split("_")[2]
-    channels = [_channel(key, entity) for key, entity in body["components"].items() if len(entity) > 1]
+    name = body["device"]["name"]
+    channels = [_channel(key, name, entity) for key, entity in body["components"].items() if len(entity) > 1]
+    # Discovery has values in the order in which the gateway gave them first, which differs from run to run.
+    channels.sort(key=lambda channel: (channel.phase, not channel.first, channel.key))
     if kind == "gateway":
         serial = identity.split("_")[1]
         mine = [other for name, other in others.items() if name.startswith(f"iqgateway_{serial}_")]
         topics = {topic for other in mine for topic in _availability(other)}
         if identity != next(name for name in others if name.endswith("_gateway")):
-            topics -= set(_availability(body))  # the bridge's state is the first gateway's to show
+            topics -= set(_availability(body))  # only the first gateway shows the bridge's state
         channels += _online(topics)
-    return Thing(identity, kind, _plain(body["device"]["name"]), _availability(body)[-1], tuple(channels))
+    return Thing(identity, kind, _plain(name), _availability(body)[-1], tuple(channels))
 
 
 def _plain(label: str) -> str:
-    """Without what ends a text in openHAB's files, or begins a pattern."""
+    """Replace the characters that end a text or begin a pattern in openHAB's files."""
     return label.translate(str.maketrans('"[]\\', "'()/"))
 
 
 def _availability(body: Mapping[str, Any]) -> list[str]:
-    """A generic thing takes one topic only; the last is that of the device's own data."""
+    """Return the availability topics. A generic thing can use one: the last, that of the device's data."""
     return [item["topic"] for item in body["availability"]]
 
 
-def _channel(key: str, entity: Mapping[str, Any]) -> Channel:
+def _channel(key: str, device: str, entity: Mapping[str, Any]) -> Channel:
     phase = re.search(r"/(l[123])/", entity["state_topic"])
     return Channel(
         key,
         entity["name"],
         _kind(entity),
         entity["state_topic"],
-        _item(entity["default_entity_id"].partition(".")[2]),
+        _item(_unaccented(f"{device} {entity['name']}")),
         phase[1].upper() if phase else "",
         entity.get("unit_of_measurement"),
         entity.get("suggested_display_precision", 0),
@@ -208,7 +212,7 @@ def _kind(entity: Mapping[str, Any]) -> str:
 
 
 def _online(topics: Iterable[str]) -> Iterator[Channel]:
-    """Whether the bridge runs and each source is fresh; that the gateway answers is among its values already."""
+    """Yield channels for the state of the bridge and of each source. The gateway's state is a value already."""
     for topic in sorted(set(topics)):
         *above, last = topic.split("/")
         name = last if "availability" in above else "bridge"
@@ -224,6 +228,11 @@ def _online(topics: Iterable[str]) -> Iterator[Channel]:
                 on="online",
                 off="offline",
             )
+
+
+def _unaccented(name: str) -> str:
+    """Return the name in small letters, and without accents where there is such a letter."""
+    return unicodedata.normalize("NFKD", name.casefold()).encode("ascii", "ignore").decode()
 
 
 def _item(name: str) -> str:
@@ -276,7 +285,7 @@ def sitemap_file(things: Sequence[Thing]) -> str:
 
 
 def _page(thing: Thing) -> Iterator[str]:
-    """What matters of the site stands on the first page. All else has a page, with a frame for each phase."""
+    """Yield a thing's entries: the site's main values directly, others on a page with a frame per phase."""
     power = next((channel for channel in thing.channels if channel.first and channel.device_class == "power"), None)
     head = f'label="{thing.label}" icon="energy"'
     if thing.kind == "site":
@@ -308,18 +317,18 @@ def write(folder: Path, things: Sequence[Thing], broker: str, *, regex: bool) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="openHAB's configuration, such as /etc/openhab")
+    parser.add_argument("folder", type=Path, help="openHAB's configuration folder, such as /etc/openhab")
     parser.add_argument(
         "--broker", default="mqtt:broker:home", help="UID of the broker's thing (default %(default)s)"
     )
-    parser.add_argument("--all", action="store_true", help="live data, energy counters and meter reports, too")
+    parser.add_argument("--all", action="store_true", help="include live data, energy counters and meter reports")
     parser.add_argument(
-        "--regex", action="store_true", help="make None UNDEF; needs openHAB's add-on transform-regex"
+        "--regex", action="store_true", help="turn None into UNDEF; this needs openHAB's add-on transform-regex"
     )
     options = parser.parse_args()
     things = read(sys.stdin, bulk=options.all)
     if not things:
-        parser.error("no discovery: pipe in what `iqgateway2mqtt once` prints, with discovery = device")
+        parser.error("no discovery messages: pipe in the output of `iqgateway2mqtt once`, with discovery = device")
     write(options.folder, things, options.broker, regex=options.regex)
 
 

@@ -18,14 +18,14 @@ from typing import Any, Self
 import httpx
 from brokers import free_port
 from install import INSIDE, Release
-from running import SPEED
+from running import SPEED_FACTOR
 from websockets.asyncio.client import ClientConnection, connect
 
-PATIENCE = 300.0
+START_TIMEOUT_S = 300.0
 """Real seconds until a test gives up; nothing here takes a tenth of it."""
-LOOK = 0.1 * SPEED
+POLL_INTERVAL_S = 0.1 * SPEED_FACTOR
 """Seconds between two looks, in a loop that shortens idle waits."""
-CONFIGURATION = """
+CONFIGURATION_YAML = """
 homeassistant:
   name: Home
   unit_system: metric
@@ -81,7 +81,7 @@ class HomeAssistant:
         self._socket: ClientConnection | None = None
         self._ids = itertools.count(1)
         shutil.copytree(owned.folder, self._folder)
-        (self._folder / "configuration.yaml").write_text(CONFIGURATION.format(port=self._port) + extra)
+        (self._folder / "configuration.yaml").write_text(CONFIGURATION_YAML.format(port=self._port) + extra)
 
     @property
     def log(self) -> str:
@@ -98,7 +98,7 @@ class HomeAssistant:
     async def running(self) -> AsyncIterator[None]:
         """From its start until it has written everything down."""
         with (self._folder / "printed.log").open("ab") as log:
-            command = [self.release.interpreter, INSIDE / "boot.py", "-c", self._folder]
+            command: list[str | Path] = [self.release.interpreter, INSIDE / "boot.py", "-c", self._folder]
             options = ("--skip-pip", "--log-no-color")
             process = await asyncio.create_subprocess_exec(
                 *command, *options, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -127,7 +127,12 @@ class HomeAssistant:
     @asynccontextmanager
     async def _introduced(self) -> AsyncIterator[None]:
         address = f"ws://127.0.0.1:{self._port}/api/websocket"
-        options = {"max_size": None, "ping_interval": None, "open_timeout": None, "close_timeout": None}
+        options: dict[str, Any] = {
+            "max_size": None,
+            "ping_interval": None,
+            "open_timeout": None,
+            "close_timeout": None,
+        }
         async with connect(address, proxy=None, **options) as self._socket:
             await self._socket.recv()
             await self._socket.send(json.dumps({"type": "auth", "access_token": self.token}))
@@ -148,7 +153,7 @@ class HomeAssistant:
 
     async def until(self, condition: Callable[[], Any]) -> Any:
         """What `condition` gives once that is true. It may be asynchronous."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             found = condition()
             if asyncio.iscoroutine(found):
@@ -156,7 +161,7 @@ class HomeAssistant:
             if found:
                 return found
             assert time.monotonic() < deadline, f"it never came; the log ends with\n{self.log[-2000:]}"
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     def remember(self, rows: Iterable[tuple[float, str, str]]) -> None:
         """States that it shall have seen: time (seconds since 1970), entity and state. It must not run."""

@@ -12,7 +12,9 @@ from pathlib import Path
 
 INSIDE = Path(__file__).parent / "inside"
 """What runs with Home Assistant's Python instead of ours."""
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iqgateway2mqtt-tests"
+HOME = Path.home()
+"""Read once, at import: while a test runs, HOME is a folder of that test's own, without any Python."""
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or HOME / ".cache") / "iqgateway2mqtt-tests"
 OPTIONAL = ("micro-vad", "pymicro-vad", "pyspeex-noise", "pyturbojpeg")
 """Requirements for voice and cameras that not every machine can build."""
 
@@ -103,7 +105,7 @@ def _python(version: str) -> str:
 def _candidates(version: str) -> Iterator[Path]:
     if there := shutil.which(f"python{version}"):
         yield Path(there)
-    yield from sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    yield from sorted(HOME.glob(f".pyenv/versions/{version}.*/bin/python"))
 
 
 def _runs(python: Path, version: str) -> bool:

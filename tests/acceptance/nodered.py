@@ -25,7 +25,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "node-red"
 BROKER = "enphase-broker"
 READY = "Started flows"
 TROUBLE = re.compile(r"\[(warn|error)\] (?!Projects disabled|Using unencrypted)|Waiting for missing types|Error:")
-PATIENCE = 120.0
+START_TIMEOUT_S = 120.0
 """Real seconds until a test gives up; nothing here takes a tenth of it."""
 SETTINGS = {
     "flowFile": "flows.json",
@@ -66,7 +66,7 @@ def _install() -> str | None:
     half.mkdir()
     options = ["--no-audit", "--no-fund", "--no-update-notifier", "--omit=optional", "--ignore-scripts"]
     packages = [f"{name}@{version}" for name, version in PINNED.items()]
-    command = ["npm", "install", *options, "--prefix", half, *packages]
+    command: list[str | Path] = ["npm", "install", *options, "--prefix", half, *packages]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"npm can't install {' '.join(packages)}: {done.stderr[-500:]}"
@@ -160,7 +160,8 @@ async def node_red(
     async with started(*command) as program:
         found = NodeRed(program, f"http://127.0.0.1:{port}", file)
         await until(
-            lambda: any(READY in line for line in found.log) or program.process.returncode is not None, PATIENCE
+            lambda: any(READY in line for line in found.log) or program.process.returncode is not None,
+            START_TIMEOUT_S,
         )
         assert program.process.returncode is None, found.log
         try:

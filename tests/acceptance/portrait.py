@@ -12,7 +12,7 @@ from houses import housed
 from install import OLDER
 from running import running
 
-from bridge.discovery import HANDOVER
+from bridge.discovery import MIGRATE_PAYLOAD
 
 STATISTICS = "recorder/list_statistic_ids"
 MOVING = ("last_answer", "answer_time")
@@ -60,7 +60,7 @@ def announced(topics: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """By either form of discovery."""
     found = {}
     for topic, text in topics.items():
-        if is_discovery(topic) and text != HANDOVER:
+        if is_discovery(topic) and text != MIGRATE_PAYLOAD:
             body = json.loads(text)
             single = {**body, "platform": topic.split("/")[1]}
             for entity in body.get("components", {"": single}).values():

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from browser import Page, browsing
 from houses import House, housed
 from install import NEWEST, Release
 from portrait import announced, differences
-from running import SPEED, running
+from running import SPEED_FACTOR, running
 
+from bridge.model import DAY_S
 from bridge.simulator import Simulator
 
 pytestmark = pytest.mark.hasty
@@ -32,11 +34,10 @@ PICTURE = ROOT / "docs" / "images" / "homeassistant.png"
 PATH = "enphase-solar"
 COMPLAINTS = {"hui-error-card", "hui-warning", "hui-warning-element", "hui-error-badge", "hui-error-heading-badge"}
 VIEWS = {"now", "phases", "inverters"}
-STEP, HOURS, NEAR = 300, 24, 5
+STEP_S, HOURS, NEAR_W = 300, 24, 5
 """Seconds, hours, and the W by which a topic may differ from the truth that it follows."""
-NOW = 13.0
-DAY = 86_400
-BIGGEST = 300_000
+HOUR_OF_DAY = 13.0
+MAX_PICTURE_BYTES = 300_000
 """Bytes of the picture in the README."""
 
 
@@ -45,10 +46,10 @@ def signed_in(ha: HomeAssistant) -> str:
     tokens = {
         "access_token": ha.token,
         "token_type": "Bearer",
-        "expires_in": DAY,
+        "expires_in": int(DAY_S),
         "hassUrl": ha.url,
         "clientId": f"{ha.url}/",
-        "expires": int((time.time() + DAY) * 1000),
+        "expires": int((time.time() + DAY_S) * 1000),
         "refresh_token": "",
     }
     kept = {"hassTokens": json.dumps(tokens), "dockedSidebar": '"always_hidden"'}
@@ -91,14 +92,19 @@ async def settled(ha: HomeAssistant, house: House) -> None:
 
 
 def watts(text: str | None) -> str:
-    """As the frontend writes it."""
+    """Return a power as the frontend writes it."""
     return f"{round(float(text or 'nan')):,} W"
+
+
+def of_panel(text: str | None) -> str:
+    """Return a power as the dashboard's table of inverters writes it; `?` where none was ever reported."""
+    return "? W" if text == "None" else watts(text)
 
 
 async def drawn(page: Page) -> bool:
     """Charts draw on a canvas, in a moment of their own."""
     before = await page.picture()
-    await asyncio.sleep(SPEED)
+    await asyncio.sleep(SPEED_FACTOR)
     return before == await page.picture()
 
 
@@ -109,15 +115,17 @@ async def live_a_day(ha: HomeAssistant, house: House) -> None:
     seen: list[tuple[float, str, str]] = []
     await house.unplug()
     house.clock.now -= HOURS * 3600
-    sun = {"clock": house.clock, "start_hour": (NOW - HOURS) % 24}
+    sun: dict[str, Any] = {"clock": house.clock, "start_hour": (HOUR_OF_DAY - HOURS) % 24}
     house.simulator = Simulator("three-phase", shared_cloud=house.simulator.cloud, **sun)
     await house.plug()
     async with running(house.settings(), now=house.clock):
         await ha.until(lambda: house.topic("site/battery/energy_charged"))
-        for _ in range(HOURS * 3600 // STEP):
-            house.clock.forward(STEP)
+        for _ in range(HOURS * 3600 // STEP_S):
+            house.clock.forward(STEP_S)
             power = house.simulator.truth().site.home.power
-            await ha.until(lambda power=power: abs(float(house.topic("site/home/power") or "nan") - power) < NEAR)
+            await ha.until(
+                partial(lambda power: abs(float(house.topic("site/home/power") or "nan") - power) < NEAR_W, power)
+            )
             seen += [(house.clock.now, name, house.topic(name) or "") for name in names]
         async with ha.running():
             await ha.use_broker(house.broker.port)
@@ -174,7 +182,8 @@ async def test_the_dashboard_shows_a_three_phase_home(
                 phases = [watts(house.topic(f"meter/net-consumption/l{n}/power")) for n in (1, 2, 3)]
                 await look(ha, page, "phases", "Voltages", *phases)
                 serials = [unit.serial for unit in house.simulator.home.inverters]
-                units = [f"{watts(house.topic(f'inverter/{serial}/power'))} {serial[-4:]}" for serial in serials]
+                units = [f"{of_panel(house.topic(f'inverter/{serial}/power'))} {serial[-4:]}" for serial in serials]
+                assert [unit.startswith("?") for unit in units] == [False] * 20 + [True]
                 text = await look(ha, page, "inverters", "21 inverters", *units)
                 assert "492301002201" in text
         assert ha.complaints == []
@@ -216,4 +225,4 @@ def test_the_file_is_what_the_generator_writes() -> None:
 
 
 def test_the_picture_is_small_enough_for_a_readme() -> None:
-    assert PICTURE.stat().st_size < BIGGEST
+    assert PICTURE.stat().st_size < MAX_PICTURE_BYTES

@@ -13,9 +13,10 @@ from assistant import Owned
 from install import NEWEST, OLDER, Release
 from portrait import MOVING, Portrait, portray, shown
 from running import HastyLoop
+from strict import entity_id
 
 HOMES = [("three-phase", NEWEST), ("split-phase", NEWEST), ("no-cts", NEWEST), ("three-phase", OLDER)]
-BY_UNIT = {
+BY_UNIT: dict[str, tuple[set[str | None], set[str], set[int]]] = {
     "W": ({"power"}, {"measurement"}, {0}),
     "VA": ({"apparent_power"}, {"measurement"}, {0}),
     "var": ({"reactive_power"}, {"measurement"}, {0}),
@@ -56,18 +57,24 @@ SITE["split-phase"] = SITE["three-phase"]
 SITE["no-cts"] = {"Solar power", "Solar energy produced", "Solar energy today"}
 METERS = {
     "three-phase": {
-        "Production meter": ("Energy produced", "Energy consumed"),
+        "Production meter": ("Energy produced", "Standby energy"),
         "Net consumption meter": ("Energy imported", "Energy exported"),
         "Storage meter": ("Energy discharged", "Energy charged"),
     },
     "split-phase": {
-        "Production meter": ("Energy produced", "Energy consumed"),
+        "Production meter": ("Energy produced", "Standby energy"),
         "Net consumption meter": ("Energy imported", "Energy exported"),
     },
     "no-cts": {},
 }
 GATEWAY = {"Connection", "Firmware", "Problem", "Token expires", "Inverters reporting"}
-STORAGE = {"Storage Mode", "Storage Reserve", "Storage Charge from grid", "Grid relay Connection"}
+STORAGE = {
+    "Storage IQ Battery health",
+    "Storage Mode",
+    "Storage Reserve",
+    "Storage Charge from grid",
+    "Grid relay Connection",
+}
 CONTROLLER = {"Grid status", "Communicating", "Temperature", "Last report"}
 GEAR = {
     "three-phase": STORAGE,
@@ -80,7 +87,7 @@ GEAR = {
 PHASES = {"three-phase": ("L1", "L2", "L3"), "split-phase": ("L1", "L2"), "no-cts": ()}
 INVERTERS = {"three-phase": 21, "split-phase": 16, "no-cts": 12}
 BATTERIES = {"three-phase": 2, "split-phase": 2, "no-cts": 0}
-ENABLED = {"three-phase": 89, "split-phase": 74, "no-cts": 20}
+ENABLED = {"three-phase": 94, "split-phase": 79, "no-cts": 20}
 
 
 def _param(home: str, release: Release) -> Any:
@@ -113,9 +120,9 @@ def attributes(portrait: Portrait) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield unique_id, portrait.state(unique_id)["attributes"]
 
 
-def test_every_entity_is_there_with_the_id_that_it_asked_for(portrait: Portrait) -> None:
+def test_every_entity_is_there_with_the_id_that_the_documents_promise(portrait: Portrait) -> None:
     assert portrait.entities.keys() == portrait.announced.keys()
-    wanted = {unique_id: entity["default_entity_id"] for unique_id, entity in portrait.announced.items()}
+    wanted = {unique_id: entity_id(entity) for unique_id, entity in portrait.announced.items()}
     assert {unique_id: entity["entity_id"] for unique_id, entity in portrait.entities.items()} == wanted
 
 
@@ -145,7 +152,7 @@ def test_the_names_of_what_is_enabled_read_well(portrait: Portrait) -> None:
     batteries = [device["name"] for device in portrait.devices.values() if device["model"] == "IQ Battery"]
     names = {f"Enphase {name}" for name in SITE[home]} | {f"IQ Gateway {name}" for name in GATEWAY}
     names |= {f"{unit} Power" for unit in units} | GEAR[home]
-    names |= {f"{battery} {name}" for battery in batteries for name in ("Status", "Charge")}
+    names |= {f"{battery} {name}" for battery in batteries for name in ("Status", "Charge", "Power", "Temperature")}
     for meter, energies in METERS[home].items():
         names |= {f"{meter} {name}" for name in ("Power", "Metering status", *energies)}
         names |= {f"{meter} {phase} {name}" for phase in PHASES[home] for name in PHASED}

@@ -23,7 +23,7 @@ KILO = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class MovingHome:
     ha: HomeAssistant
     house: House
 
@@ -53,7 +53,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def moving(owned: Owned, folder: Path, factor: float) -> AsyncIterator[tuple[Scene, float]]:
+async def moving(owned: Owned, folder: Path, factor: float) -> AsyncIterator[tuple[MovingHome, float]]:
     """Both run side by side, and statistics are made of both. The other's counter stands at `factor` times ours."""
     ha = HomeAssistant(owned, folder)
     with Mosquitto(folder) as broker:
@@ -63,7 +63,7 @@ async def moving(owned: Owned, folder: Path, factor: float) -> AsyncIterator[tup
             ha.running(),
             running(house.settings()),
         ):
-            scene = Scene(ha, house)
+            scene = MovingHome(ha, house)
             await ha.use_broker(broker.port)
             await ha.until(lambda: house.topic("site/solar/energy_lifetime"))
             old = round(scene.ours * factor, 3)
@@ -84,7 +84,7 @@ async def moving(owned: Owned, folder: Path, factor: float) -> AsyncIterator[tup
             yield scene, old
 
 
-async def take_away(scene: Scene) -> None:
+async def take_away(scene: MovingHome) -> None:
     await publish(scene.house.broker, CONFIG, "", "-r")
     await scene.shows(OLD, None)
 

@@ -5,21 +5,22 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from brokers import Mosquitto, watching
+from brokers import TIMEOUT_S, Mosquitto, watching
 from houses import House, house, publish
 from nodered import EXAMPLES, TAB, Node, NodeRed, at_home, broker, example, install, node_red, subscription
-from running import LOOK, PATIENCE, running, until
+from running import POLL_INTERVAL_S, running, until
 
 ROOT = Path(__file__).parents[2]
 SERIAL = "122301003111"
 GRID, BATTERY = f"enphase/{SERIAL}/site/grid", f"enphase/{SERIAL}/site/battery"
 SITE, UNITS = f"enphase/{SERIAL}/availability/site", f"enphase/{SERIAL}/availability/inverters"
-BRIDGE = "enphase/bridge/state"
+BRIDGE_TOPIC = "enphase/bridge/state"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,7 +127,7 @@ async def why(flow: Bench, **state: object) -> None:
 
 async def sunny(flow: Bench) -> None:
     """All is well, and 3 kW go to the grid."""
-    await flow.tell(BRIDGE, "online")
+    await flow.tell(BRIDGE_TOPIC, "online")
     await flow.tell(SITE, "online")
     await flow.tell(GRID, {"power": -3000.5, "connected": True})
     await why(flow, on=True, surplus=3000.5, problem=None)
@@ -145,7 +146,7 @@ async def test_surplus_has_a_hysteresis(tmp_path: Path) -> None:
 async def test_surplus_is_off_at_once_where_it_is_not_known(tmp_path: Path) -> None:
     doubts: tuple[tuple[str, object, str], ...] = (
         (SITE, "offline", "site offline"),
-        (BRIDGE, "offline", "bridge offline"),
+        (BRIDGE_TOPIC, "offline", "bridge offline"),
         (GRID, {"power": None, "connected": True}, "power unknown"),
         (GRID, "", "power unknown"),
         (GRID, {"power": -3000, "connected": False}, "off grid"),
@@ -177,7 +178,7 @@ async def test_what_a_battery_gives_is_no_surplus(tmp_path: Path) -> None:
 
 async def test_surplus_must_last(tmp_path: Path) -> None:
     async with bench(tmp_path, "surplus", DECIDE, HOLD_S=3600) as flow:
-        await flow.tell(BRIDGE, "online")
+        await flow.tell(BRIDGE_TOPIC, "online")
         await flow.tell(SITE, "online")
         await flow.tell(GRID, {"power": -3000, "connected": True})
         await why(flow, on=False, surplus=3000, problem=None)
@@ -210,7 +211,7 @@ def unit(*, reporting: bool) -> dict[str, object]:
 
 async def test_a_missing_inverter_is_told_once_and_when_it_is_back(tmp_path: Path) -> None:
     async with bench(tmp_path, "missing-inverter", JUDGE, HOURS=0) as flow:
-        await flow.tell(BRIDGE, "online")
+        await flow.tell(BRIDGE_TOPIC, "online")
         await flow.tell(UNITS, "online")
         await flow.tell(REMOVED, {"reporting": False, "last_report": None})
         for topic in FIRST, SECOND, THIRD:
@@ -227,7 +228,7 @@ async def test_nobody_is_missed_when_most_are_silent(tmp_path: Path) -> None:
     """Neither at night nor without data. The alert at the end tells that all before was judged."""
     everyone = (FIRST, SECOND, THIRD)
     async with bench(tmp_path, "missing-inverter", JUDGE, HOURS=0) as flow:
-        for state, other in (BRIDGE, UNITS), (UNITS, BRIDGE):
+        for state, other in (BRIDGE_TOPIC, UNITS), (UNITS, BRIDGE_TOPIC):
             await flow.tell(state, "offline")
             await flow.tell(other, "online")
             for topic in everyone:
@@ -253,7 +254,7 @@ async def test_an_alert_is_published(tmp_path: Path) -> None:
             for topic in FIRST, SECOND:
                 await publish(mosquitto, topic, json.dumps(unit(reporting=True)), "-r")
             await publish(mosquitto, THIRD, json.dumps(unit(reporting=False)), "-r")
-            for topic in BRIDGE, UNITS:
+            for topic in BRIDGE_TOPIC, UNITS:
                 await publish(mosquitto, topic, "online", "-r")
             await watcher.until_seen("alerts/enphase", f"Inverter 482301001003 has not reported since {LAST}")
 
@@ -278,14 +279,14 @@ async def test_the_dashboard_shows_the_home(tmp_path: Path) -> None:
 
         async def until_shown(widget: str, right: Callable[[Any], bool]) -> None:
             while not right(await shown(widget)):  # noqa: ASYNC110 - the dashboard tells nothing by itself
-                await asyncio.sleep(LOOK)
+                await asyncio.sleep(POLL_INTERVAL_S)
 
         assert 'id="app"' in (await client.get("/energy")).text
         await home.settled()
         values = {flow: float(home.topic(f"site/{flow}/power") or "nan") for flow in FLOWS}
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             for flow, value in values.items():
-                await until_shown(flow, lambda payload, value=value: payload == round(value))
+                await until_shown(flow, partial(lambda value, payload: payload == round(value), value))
             await until_shown("charge", lambda payload: payload == float(home.topic("site/battery/soc") or "nan"))
             await until_shown("word", lambda payload: payload == "online")
             await until_shown("meter-table", lambda rows: len(rows or ()) == 9)
@@ -296,5 +297,5 @@ async def test_the_dashboard_shows_the_home(tmp_path: Path) -> None:
         (one,) = [row for row in await shown("inverter-table") if row["inverter"] == "482301001005"]
         assert (one["W"], one["reporting"]) == (float(home.topic("inverter/482301001005/power") or "nan"), "yes")
         await publish(home.broker, SITE, "offline", "-r")
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await until_shown("word", lambda payload: payload == "offline: site")

@@ -9,7 +9,7 @@ const DIRECTION = {
   grid: (power) => (power > 0 ? "from the grid" : "to the grid"),
   battery: (power) => (power > 0 ? "discharging" : "charging"),
 };
-const shown = new Map(); // the article of each gateway, by host
+const shown = new Map(); // the article of each gateway by its host, and of each home
 
 const find = (selector, within = document) => within.querySelector(selector);
 const make = (tag, text = "", className = "") => {
@@ -49,13 +49,23 @@ const brief = (seconds) => {
 };
 const day = (text) => new Date(text).toLocaleDateString(undefined, { dateStyle: "medium" });
 
+const moment = (text) => {
+  const when = new Date(text);
+  const isToday = when.toDateString() === new Date().toDateString();
+  return when.toLocaleString(undefined, isToday ? { timeStyle: "short" } : { dateStyle: "medium", timeStyle: "short" });
+};
+const old = (fresh, at) => {
+  if (fresh) return "";
+  return at ? `\u2013 of ${moment(at)}` : "\u2013 not of now";
+};
+
 const list = (place, pairs) => {
   place.replaceChildren(...pairs.flatMap(([name, text, mood = ""]) => [make("dt", name), make("dd", text, mood)]));
 };
 
 function token(given) {
   if (!given) return ["not needed", ""];
-  if (!known(given.days)) return ["none yet", "bad"];
+  if (!known(given.days)) return [given.set ? "set, but of no use" : "none yet", "bad"];
   const role = given.role ? `, ${given.role}` : "";
   if (given.days < 0) return [`ended on ${day(given.expires)}${role}`, "bad"];
   return [`until ${day(given.expires)} (${span(given.days * 86400)})${role}`, given.days < 14 ? "warn" : "good"];
@@ -66,7 +76,7 @@ function flow(card, gateway) {
   const picture = find(".flow", card);
   picture.classList.toggle("stale", !gateway.fresh);
   picture.setAttribute("viewBox", gateway.flows.battery ? "0 0 420 352" : "0 0 420 252");
-  say(find(".note", card), gateway.fresh ? "" : "\u2013 not of now");
+  say(find(".note", card), old(gateway.fresh, gateway.at));
   for (const name of FLOWS) {
     const found = gateway.flows[name];
     const power = found?.power;
@@ -92,9 +102,13 @@ function flow(card, gateway) {
   picture.setAttribute("aria-label", words.join(", "));
 }
 
-function phases(card, meters) {
+function phases(card, meters, from, now) {
   const filled = meters.filter((meter) => meter.rows.length);
   card.classList.toggle("empty", !filled.length);
+  const isRead = from !== null && (from.state === "absent" || known(from.age));
+  say(find(".none", card), isRead ? "This gateway has no meters that tell phases." : "No meter has been read yet.");
+  const at = isRead && known(from.age) ? new Date(new Date(now) - 1000 * from.age) : null;
+  say(find(".note", card), filled.length ? old(from?.fresh, at) : "");
   const bodies = filled.map((meter) => {
     const body = make("tbody");
     const head = make("tr");
@@ -131,30 +145,57 @@ function source(given) {
     make("td", span(given.age)),
     make("td", brief(given.took)),
     make("td", span(given.period), "wide"),
-    make("td", String(given.requests), "wide"),
+    make("td", String(given.polls), "wide"),
     make("td", String(given.failures), given.failures ? "warn" : ""),
   );
   return line;
 }
 
-function article(gateway) {
-  if (!shown.has(gateway.host)) {
+function article(key) {
+  if (!shown.has(key)) {
     const made = find("#gateway").content.firstElementChild.cloneNode(true);
-    shown.set(gateway.host, made);
+    shown.set(key, made);
     find("#gateways").append(made);
   }
-  return shown.get(gateway.host);
+  return shown.get(key);
 }
 
-function show(gateway) {
-  const place = article(gateway);
+// When the oldest values of a home were read; null where one of its gateways has given none.
+function oldest(home, gateways) {
+  const parts = gateways.filter((each) => home.gateways.includes(each.serial ?? each.host));
+  const times = parts.map((each) => each.at);
+  return times.length && !times.includes(null) ? times.sort()[0] : null;
+}
+
+function showHome(home) {
+  const place = article(`home ${home.name}`);
+  place.querySelectorAll(".phases, .sources").forEach((part) => part.remove());
+  say(find(".name span", place), home.name);
+  say(find(".name .dim", place), "all gateways of this home");
+  flow(find(".power", place), home);
+  say(find(".facts h3", place), "Home");
+  list(find(".facts dl", place), [
+    ["State", home.fresh ? "all gateways answer" : "not all gateways answer", home.fresh ? "good" : "bad"],
+    ["Gateways", home.gateways.join(", ")],
+    ...(home.problem ? [["Problem", home.problem, "warn"]] : []),
+  ]);
+}
+
+function state(gateway) {
+  if (gateway.online) return ["answers", "good"];
+  if (gateway.refusing) return ["refuses the bridge", "bad"];
+  return [gateway.asked ? "does not answer" : "not asked yet", "bad"];
+}
+
+function show(gateway, now) {
+  const place = article(gateway.host);
   say(find(".name span", place), gateway.name ?? "Gateway");
   say(find(".name .dim", place), gateway.serial ?? "not known yet");
   flow(find(".power", place), gateway);
-  phases(find(".phases", place), gateway.meters);
+  phases(find(".phases", place), gateway.meters, gateway.meters_source, now);
   const answers = gateway.sources.filter((each) => each.fresh).length;
   list(find(".facts dl", place), [
-    ["State", gateway.online ? "answers" : "does not answer", gateway.online ? "good" : "bad"],
+    ["State", ...state(gateway)],
     ["Address", gateway.address, gateway.address === gateway.host ? "" : "warn"],
     ...(gateway.address === gateway.host ? [] : [["In the settings", gateway.host]]),
     ["Firmware", gateway.firmware ?? "not known yet"],
@@ -165,6 +206,8 @@ function show(gateway) {
   const lacking = gateway.sources.filter((each) => each.state === "absent").map((each) => each.name);
   const there = gateway.sources.filter((each) => each.state !== "absent");
   find(".sources tbody", place).replaceChildren(...there.map(source));
+  const errors = there.filter((each) => each.state === "failing" && each.error);
+  find(".errors", place).replaceChildren(...errors.map((each) => make("li", `${each.name}: ${each.error}`)));
   say(find(".lacking", place), lacking.length ? `This gateway does not have: ${lacking.join(", ")}.` : "");
 }
 
@@ -180,12 +223,13 @@ function verdict(mood, text, reasons) {
 function render(status) {
   document.body.classList.remove("lost");
   const told = [...status.reasons, ...status.warnings];
-  if (status.reasons.length) verdict("bad", "Not everything works", told);
+  if (status.reasons.length) verdict("bad", "There is a problem", told);
   else if (status.warnings.length) verdict("warn", "Everything works, but somebody should look after this", told);
   else verdict("good", "Everything works", []);
   say(find("#time"), `as of ${new Date(status.now).toLocaleTimeString()}`);
   say(find("#about"), `Version ${status.version}, running for ${span(status.uptime)}.`);
-  status.gateways.forEach(show);
+  status.homes.forEach((home) => showHome({ ...home, at: oldest(home, status.gateways) }));
+  status.gateways.forEach((gateway) => show(gateway, status.now));
   const broker = status.broker;
   find("#broker").hidden = false;
   list(find("#broker dl"), [

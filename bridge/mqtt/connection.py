@@ -1,0 +1,393 @@
+"""One connection to the broker, from its CONNACK to its end."""
+
+import asyncio
+import logging
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, error_string
+from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from bridge.model import Message
+from bridge.mqtt.connect import MAX_RECEIVED_BYTES, ConnectionLimits, MessageRefused
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import SocketLike
+
+LOG = logging.getLogger(__name__)
+
+OnMessage = Callable[[str, bytes, bool], None]
+"""Topic, payload, and whether the message was retained."""
+
+OnRefusal = Callable[[str, str], None]
+"""Topic that the broker refuses to accept or to deliver, and the error for people."""
+
+MAX_BURST = 32
+"""Messages that may be sent before other tasks run and before the socket has accepted them."""
+CLOSED_TEXT = re.compile("broken pipe|connection reset", re.IGNORECASE)
+"""Texts of the system's errors after the broker has closed the connection."""
+TEXT_PREFIX = re.compile(r"^failed to receive on socket: |\[Errno \d+\] ")
+KEEP_ALIVE_TIMEOUT, TAKEN_OVER, TOO_FAST = 0x8D, 0x8E, 0x96
+"""Reason codes of MQTT 5. paho also uses the first one itself, when a broker does not answer a ping."""
+DISCONNECT_REASONS = {
+    0x8B: "the broker is shutting down",
+    TOO_FAST: "the broker says: Message rate too high: set BRIDGE_MQTT__RATE",
+    TAKEN_OVER: "another client uses the same client id: set BRIDGE_MQTT__CLIENT_ID",
+}
+
+
+class LoopAdapter:
+    """Drives a paho client on the running event loop, in place of paho's thread.
+
+    It reads, writes and keeps the connection alive from `start` until paho closes the socket, or until `stop`. It
+    starts after paho's blocking `connect`, so that paho calls back on the loop only, never in a thread.
+    `on_flushed` is called when paho's queue is empty, `on_second` every second, `on_failure` when paho has raised
+    an error, and `on_oversized` when a packet arrives that is larger than accepted.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        on_flushed: Callable[[], None],
+        on_second: Callable[[], None],
+        on_failure: Callable[[str], None],
+        on_oversized: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._client = client
+        self._on_flushed, self._on_second = on_flushed, on_second
+        self._on_failure, self._on_oversized = on_failure, on_oversized
+        self._timer: asyncio.TimerHandle | None = None
+        self._writes_at_end = self._will_call_flushed = False
+
+    def start(self) -> None:
+        """Begin to drive the client."""
+        client = self._client
+        client.on_socket_close = self._on_socket_close
+        client.on_socket_register_write = self._on_register_write
+        client.on_socket_unregister_write = self._on_unregister_write
+        sock = client.socket()
+        if sock is None:  # paho could not even send its CONNECT
+            self._on_failure("the broker closed the connection")
+            return
+        _send_at_once(sock)
+        self._loop.add_reader(sock, self._readable)
+        if client.want_write():
+            self._loop.add_writer(sock, self._writable)
+        self._tick()
+
+    def stop_timer(self) -> None:
+        """End the calls of every second; paho closes the socket itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def stop(self) -> None:
+        """Close the socket without DISCONNECT."""
+        self.stop_timer()
+        client, sock = self._client, self._client.socket()
+        client.on_socket_close = client.on_socket_unregister_write = None
+        if sock is not None and sock.fileno() >= 0:
+            self._on_socket_close(client, None, sock)
+            sock.close()
+
+    def _readable(self) -> None:
+        self._step(self._client.loop_read)
+        self._client._in_messages.clear()  # noqa: SLF001 - of QoS 2, which is not subscribed to; paho keeps them
+        # MQTT 3.1.1 can't announce a maximum, and paho accepts everything
+        if self._client._in_packet["remaining_length"] > MAX_RECEIVED_BYTES:  # noqa: SLF001 - nothing public tells it
+            self._on_oversized()
+            return
+        # TLS may hold decrypted bytes that the loop does not know of
+        if getattr(self._client.socket(), "pending", int)() > 0:
+            self._loop.call_soon(self._readable)
+
+    def _writable(self) -> None:
+        self._step(self._client.loop_write)
+        if not self._client.want_write():
+            self._on_flushed()
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """A context at whose end all messages published in it are written, as far as the socket accepts them.
+
+        Otherwise they would wait until all callbacks that are ready on the loop have run.
+        """
+        self._writes_at_end = True
+        try:
+            yield
+        finally:
+            self._writes_at_end = False
+        self._step(self._client.loop_write)
+        sock = self._client.socket()
+        if sock is None:
+            return
+        if self._client.want_write():
+            self._loop.add_writer(sock, self._writable)
+        elif not self._will_call_flushed:
+            self._will_call_flushed = True
+            self._loop.call_soon(self._call_flushed)
+
+    def _call_flushed(self) -> None:
+        self._will_call_flushed = False
+        if not self._client.want_write():
+            self._on_flushed()
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(1, self._tick)
+        self._step(self._client.loop_misc)
+        self._on_second()
+
+    def _step(self, work: Callable[[], MQTTErrorCode]) -> None:
+        """Run a step of paho. After an exception paho may be in the middle of a packet, so the connection ends."""
+        try:
+            work()
+        except Exception:
+            LOG.exception("The MQTT library failed")
+            self._on_failure("a fault of the MQTT library")
+
+    def _on_register_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
+        if not self._writes_at_end:
+            self._loop.add_writer(sock, self._writable)
+
+    def _on_unregister_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
+        self._loop.remove_writer(sock)
+
+    def _on_socket_close(self, _client: Client, _data: object, sock: "SocketLike") -> None:
+        self._loop.remove_reader(sock)
+        self._loop.remove_writer(sock)
+
+
+class Connection:
+    """One connection. `answer` becomes the reason code of CONNACK or `None`, `ended` the reason of the end.
+
+    With `on_ack` the connection is careful: it has only one message or subscription under way at a time, all of
+    them acknowledged, so that `suspect` is the topic because of which the broker has closed it. `on_ack` gets each
+    topic that was accepted, `on_refusal` each that was refused.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        on_message: OnMessage,
+        *,
+        on_refusal: OnRefusal,
+        on_ack: Callable[[str], None] | None = None,
+        ack_timeout: float = 60.0,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._client = client
+        self._on_message = on_message
+        self._on_refusal, self._on_ack, self._ack_timeout = on_refusal, on_ack, ack_timeout
+        self._adapter = LoopAdapter(
+            client,
+            on_flushed=self._flushed,
+            on_second=self._check_acks,
+            on_failure=self.hang_up,
+            on_oversized=self._oversized,
+        )
+        self._burst = 0
+        self._unacked: dict[int, tuple[float, str]] = {}
+        self._subscribing: dict[int, tuple[float, str]] = {}
+        self._progress = asyncio.Event()
+        self._error = ""
+        self._started = self._loop.time()
+        self.limits = ConnectionLimits()
+        self.answer: asyncio.Future[ReasonCode | None] = self._loop.create_future()
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+        self.lasted = 0.0
+        self.suspect = ""
+        self.taken_over = False
+        self.oversized_packet = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection is still open."""
+        return not self.ended.done()
+
+    def start(self) -> None:
+        """Begin to read and write."""
+        client = self._client
+        client.on_connect, client.on_disconnect = self._connected, self._disconnected
+        client.on_message, client.on_publish = self._received, self._acknowledged
+        client.on_subscribe, client.on_log = self._subscribed, self._noted
+        self._adapter.start()
+
+    async def subscribe(self, topics: Iterable[str]) -> None:
+        """Subscribe with QoS 0: with more, a NATS cluster that has just lost a server hangs for seconds."""
+        for topic in topics:
+            await self._wait_for_room(0)
+            _, mid = self._client.subscribe(topic, qos=0)
+            if mid is not None:
+                self._subscribing[mid] = (self._loop.time(), topic)
+
+    async def send(self, message: Message) -> bool:
+        """Hand over a message as soon as there is room for it. Returns False if the connection has ended.
+
+        Raises:
+            MessageRefused: this message can't be sent to this broker.
+        """
+        qos = min(1 if self._careful else message.qos, self.limits.qos)
+        properties = self._properties(message)
+        self.limits.check(message, qos, properties)
+        await self._wait_for_room(qos)
+        return self.alive and self._publish(message, qos, properties)
+
+    async def disconnect(self) -> None:
+        """Wait until everything is acknowledged, then send DISCONNECT: the broker does not publish the will."""
+        while self.alive and (self._unacked or self._client.want_write()):
+            await self._progress_made()
+        self._client.disconnect()
+
+    def hang_up(self, reason: str) -> None:
+        """End the connection without DISCONNECT: the broker publishes the will."""
+        self._end(reason)
+        self._adapter.stop()
+
+    @property
+    def _careful(self) -> bool:
+        return self._on_ack is not None
+
+    async def _wait_for_room(self, qos: int) -> None:
+        """Wait until one more may be sent, or the connection has ended."""
+        while self.alive and self._full(qos):
+            await self._progress_made()
+
+    def _full(self, qos: int) -> bool:
+        if self._careful and (self._unacked or self._subscribing):
+            return True
+        return self._burst >= MAX_BURST or (qos > 0 and len(self._unacked) >= self.limits.window)
+
+    async def _progress_made(self) -> None:
+        self._progress.clear()
+        await self._progress.wait()
+
+    def _properties(self, message: Message) -> Properties | None:
+        mqtt5 = self._client.protocol == MQTTProtocolVersion.MQTTv5
+        return _content_type(message.content_type) if mqtt5 and message.content_type else None
+
+    def _publish(self, message: Message, qos: int, properties: Properties | None) -> bool:
+        with self._adapter.batch():
+            try:
+                info = self._client.publish(
+                    message.topic, message.payload, qos, retain=self.limits.retain, properties=properties
+                )
+            except ValueError as error:  # a topic that MQTT does not allow
+                raise MessageRefused(f"{message.topic}: {error}") from None
+            if qos:
+                self._unacked[info.mid] = (self._loop.time(), message.topic)
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self.hang_up(error_string(info.rc))
+            return False
+        self._burst += 1
+        return self.alive
+
+    def _end(self, reason: str) -> None:
+        if not self.alive:
+            return
+        self.lasted = self._loop.time() - self._started
+        under_way = [*self._subscribing.values(), *self._unacked.values()]
+        self.suspect = under_way[0][1] if self._careful and under_way else ""
+        self.ended.set_result(reason)
+        if not self.answer.done():
+            self.answer.set_result(None)
+        self._adapter.stop_timer()
+        self._progress.set()
+
+    def _flushed(self) -> None:
+        self._burst = 0
+        self._progress.set()
+
+    def _oversized(self) -> None:
+        self.oversized_packet = True
+        self.hang_up(f"the broker sends a message of more than {MAX_RECEIVED_BYTES} bytes")
+
+    def _check_acks(self) -> None:
+        oldest = [next(iter(waiting.values()))[0] for waiting in (self._unacked, self._subscribing) if waiting]
+        if oldest and self._loop.time() - min(oldest) > self._ack_timeout:
+            self.hang_up(f"the broker has not acknowledged a message for {self._ack_timeout:g} s")
+
+    def _noted(self, _client: Client, _data: object, level: int, text: str) -> None:
+        if level == LogLevel.MQTT_LOG_ERR and not CLOSED_TEXT.search(text):
+            self._error = TEXT_PREFIX.sub("", text)
+
+    def _connected(
+        self,
+        _client: Client,
+        _data: object,
+        _flags: ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        if not reason.is_failure:
+            self.limits = ConnectionLimits.of(properties)
+        if not self.answer.done():
+            self.answer.set_result(reason)
+
+    def _disconnected(
+        self, _client: Client, _data: object, flags: DisconnectFlags, reason: ReasonCode, _more: Properties | None
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self.taken_over = reason.value == TAKEN_OVER
+            self._end(DISCONNECT_REASONS.get(reason.value, f"the broker says: {reason}"))
+        elif reason.value == KEEP_ALIVE_TIMEOUT:
+            self._end("the broker no longer answers")
+        else:
+            self._end(
+                self._error or ("the broker closed the connection" if reason.is_failure else "closed by the bridge")
+            )
+
+    def _received(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        """Hand a message to the service, whose errors must not end the connection."""
+        try:
+            self._on_message(message.topic, bytes(message.payload), message.retain)
+        except UnicodeDecodeError:  # a topic that is no UTF-8 belongs to no subscription
+            LOG.debug("A message at a topic that is no text was left out")
+        except Exception:
+            LOG.exception("A message from the broker could not be handled")
+
+    def _acknowledged(
+        self, _client: Client, _data: object, mid: int, reason: ReasonCode, _more: Properties
+    ) -> None:
+        if mid not in self._unacked:
+            return  # QoS 0: it is written
+        _, topic = self._unacked.pop(mid)
+        self._progress.set()
+        if self._on_ack is not None:
+            self._on_ack(topic)
+        if reason.is_failure:
+            self._on_refusal(topic, f"the broker does not accept {topic} and the like: {reason}")
+
+    def _subscribed(
+        self, _client: Client, _data: object, mid: int, reasons: list[ReasonCode], _more: Properties | None
+    ) -> None:
+        _, topic = self._subscribing.pop(mid, (0, ""))
+        self._progress.set()
+        for reason in reasons:
+            if reason.is_failure:
+                self._on_refusal(topic, f"the broker does not allow subscribing to {topic}: {reason}")
+
+
+@cache
+def _content_type(value: str) -> Properties:
+    """The properties of a message with this content type. They are shared, since paho takes long to make them."""
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho's types end here
+    properties.ContentType = value
+    return properties
+
+
+def _send_at_once(sock: "SocketLike") -> None:
+    """Turn off Nagle's algorithm: a message would wait up to 40 ms until the broker acknowledges the one before."""
+    same = socket.socket(fileno=sock.fileno())  # the connection may be wrapped, for TLS or in a WebSocket
+    try:
+        if same.family in {socket.AF_INET, socket.AF_INET6}:
+            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    finally:
+        same.detach()

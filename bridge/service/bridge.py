@@ -1,0 +1,375 @@
+"""The bridge: wires a poller for each gateway, one sender and the broker, and runs them."""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from bridge import __version__, discovery
+from bridge.endpoints import ENDPOINTS
+from bridge.gateway import open_gateway
+from bridge.model import BadSetting, Message, Priority
+from bridge.mqtt import Broker
+from bridge.outbox import Outbox
+from bridge.service.homes import HomeOptions, Homes
+from bridge.service.identity import Identity, Rediscovery, SearchOptions
+from bridge.service.leftovers import Farewells, current_bases, names_of
+from bridge.service.output import GatewayLog, GatewayOutput, RetainedValues, SiteOptions, no_retained_values
+from bridge.service.peers import INTRODUCTION_S, Peers, peer_topics
+from bridge.service.poller import PROFILES, Poller, periods
+from bridge.service.pool import GatewayPool, changes
+from bridge.service.publisher import Publish, PublishOptions
+from bridge.service.retained import OF_HOME, RetainedReader, Sender
+from bridge.service.sources import Source, Sources
+from bridge.service.status import BrokerStatus, GatewayStatus, Status, Watchdog
+from bridge.settings import GatewaySettings, Settings, reread
+from bridge.state import IdentityState
+from bridge.store import Store
+from bridge.topics import Names, bridge_info, online, text
+
+LOG = logging.getLogger(__name__)
+
+
+FINAL_SEND_S = 2.0
+"""Longest time for sending the last messages when the bridge stops."""
+REMOVAL_PRIORITIES = (Priority.MIGRATE, Priority.CLEANUP)
+"""Priorities of the messages that remove discovery topics."""
+EARLIEST_CLOCK = datetime(2026, 1, 1, tzinfo=UTC)
+"""A clock that shows an earlier time is not set."""
+KEEPALIVE_S, CLUSTER_KEEPALIVE_S = 60, 15
+"""Time between two pings. With a cluster it is short: another server is there to take over."""
+CLUSTER_REPEAT_S = 15.0
+"""Time after connecting until everything is sent to a cluster again, since it may have lost messages."""
+
+
+def _publish_options(settings: Settings, gateway: GatewaySettings) -> Callable[[str], PublishOptions]:
+    """How to publish a gateway, by its serial number.
+
+    Only the devices of a single gateway have no suffix: that of several does not depend on their order.
+    """
+    names = names_of(settings, gateway)
+    is_fleet = settings.gateways_file is not None or settings.shard is not None
+    is_only = not is_fleet and len(settings.every_gateway) == 1
+    announcement, in_home = _announcement(settings, names), gateway.home is not None
+
+    def options_of(serial: str) -> PublishOptions:
+        suffix = "" if is_only else gateway.name or serial[-4:]
+        site = gateway.name or f"Enphase {suffix}".strip()
+        return PublishOptions(names, settings.mqtt.payload, announcement, gateway.base_url, site, suffix, in_home)
+
+    return options_of
+
+
+def _announcement(settings: Settings, names: Names) -> discovery.DiscoveryOptions | None:
+    ha = settings.homeassistant
+    return None if ha.discovery == "off" else discovery.DiscoveryOptions(names, ha.prefix, ha.discovery)
+
+
+def _zone(settings: Settings) -> ZoneInfo | None:
+    return ZoneInfo(settings.timezone) if settings.timezone else None
+
+
+def make_poller(
+    settings: Settings,
+    gateway: GatewaySettings,
+    store: Store,
+    publish: Publish,
+    *,
+    on_identified: Callable[[], None] = lambda: None,
+    retained_values: RetainedValues = no_retained_values,
+    search: SearchOptions | None = None,
+    now: Callable[[], float] = time.time,
+    on_refresh: Callable[[], str | None] = lambda: None,
+) -> Poller:
+    """Build the poller of one gateway, with what the store knows of it. `now` is the wall clock.
+
+    Raises:
+        BadSetting: the host or a file in the settings of the gateway can't be used.
+    """
+    monotonic, log = asyncio.get_running_loop().time, GatewayLog(gateway.host)
+    known = store.serial_of(gateway.host)
+    edge = open_gateway(
+        gateway,
+        settings.cloud,
+        serial=known,
+        pin=store.load(known, IdentityState).key_pin if known else None,
+        store=store,
+        clock=now,
+        monotonic=monotonic,
+    )
+    identity = Identity(gateway, edge, store, monotonic)
+    poll, profile, wanted = settings.poll, PROFILES[settings.poll.profile], periods(settings.poll)
+    budget = profile.budget if poll.budget is None else poll.budget
+    sources = Sources(
+        (Source(endpoint, wanted[endpoint.source]) for endpoint in ENDPOINTS), monotonic(), budget=budget, log=log
+    )
+    output = GatewayOutput(
+        edge,
+        identity,
+        sources,
+        store,
+        publish=publish,
+        options_of=_publish_options(settings, gateway),
+        site=SiteOptions(
+            netted=settings.site.netting == "sum",
+            third_party=settings.site.third_party_pv,
+            in_home=gateway.home is not None,
+            zone=_zone(settings),
+        ),
+        retained_values=retained_values,
+        now=now,
+        log=log,
+        on_refresh=on_refresh,
+    )
+    has_own_period = any(poll.period(endpoint.source) is not None for endpoint in ENDPOINTS if endpoint.site_powers)
+    return Poller(
+        gateway,
+        edge,
+        identity,
+        sources,
+        output,
+        rediscovery=Rediscovery(gateway, monotonic, log, search or SearchOptions()),
+        site_period=None if has_own_period else profile.site_period,
+        on_identified=on_identified,
+        now=now,
+        log=log,
+    )
+
+
+def make_homes(
+    settings: Settings,
+    store: Store,
+    publish: Publish,
+    read_retained: RetainedValues = no_retained_values,
+    drop: Callable[[Callable[[str], bool]], None] = lambda _: None,
+    *,
+    now: Callable[[], float] = time.time,
+) -> Homes:
+    """Build the homes of several gateways. `read_retained` reads the numbers below a topic."""
+    names = names_of(settings)
+    announcement, zone = _announcement(settings, names), _zone(settings)
+    options = HomeOptions(names, settings.mqtt.payload, announcement, publish, read_retained, now, zone)
+    return Homes(store, options, drop)
+
+
+class Bridge:
+    """The whole service. `run` ends only when it is cancelled; then it publishes that nothing is polled any more.
+
+    With `remove_at_end` it removes everything that it has published, as a demo should. `store` is the one of an
+    earlier bridge of this process, which also has what could not be written to the disk. `on_sent` gets each
+    message that was sent. `search` says how to look for gateways that have moved, `introduction` how many
+    seconds to wait for news of other bridges before the first poll. `now` is the wall clock.
+
+    Raises:
+        BadSetting: the host of a gateway or a file in the settings can't be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_sent: Callable[[Message], None] | None = None,
+        remove_at_end: bool = False,
+        store: Store | None = None,
+        search: SearchOptions | None = None,
+        introduction: float = INTRODUCTION_S,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings, self._search, self._now, self._remove_at_end = settings, search, now, remove_at_end
+        self._names = names_of(settings)
+        self._store = store or Store(settings.state_dir)
+        self._on_sent = on_sent
+        self._started = datetime.fromtimestamp(round(now(), 3), UTC)
+        self._will = online(f"{self._names.bridge}/state", is_online=False)
+        client_id = settings.mqtt.client_id or f"iqgateway2mqtt-{self._store.client_suffix()}"
+        ha = settings.homeassistant
+        self._birth_topic = None if ha.discovery == "off" else f"{ha.prefix}/status"
+        self._broker = Broker(
+            settings.mqtt,
+            client_id=client_id,
+            will=self._will,
+            on_message=self._received,
+            keepalive=CLUSTER_KEEPALIVE_S if len(settings.mqtt.each) > 1 else KEEPALIVE_S,
+            subscriptions=[*peer_topics(self._names), *filter(None, [self._birth_topic])],
+        )
+        self._outbox = Outbox(settings.mqtt.deadband)
+        mqtt = settings.mqtt
+        self._sender = Sender(
+            self._outbox,
+            self._broker,
+            heartbeat=mqtt.heartbeat,
+            reminder=CLUSTER_REPEAT_S if len(mqtt.each) > 1 else mqtt.heartbeat,
+            rate=mqtt.rate,
+            on_sent=self._sent,
+        )
+        self._peers = Peers(
+            self._names,
+            text(self._started),
+            self._sender.repeat,
+            heartbeat=mqtt.heartbeat,
+            introduction=introduction,
+            ours=lambda: frozenset(self._pool.by_serial),
+        )
+        self._retained = RetainedReader(mqtt, client_id)
+        read_home = partial(self._retained.read, topics=OF_HOME)
+        self._homes = make_homes(settings, self._store, self._sender.put, read_home, self._outbox.drop, now=now)
+        self._pool = GatewayPool(self._make_poller, self._withdraw, self._on_change, self._peers)
+        self._farewells = Farewells(
+            self._store,
+            self._names,
+            mqtt.payload,
+            current=lambda: current_bases(self._settings, self._pool.by_serial),
+            publish=self._dismiss,
+            is_elsewhere=self._peers.is_polled_elsewhere,
+            now=now,
+        )
+        self._set_gateways(settings)
+
+    async def run(self) -> None:
+        """Poll and publish until cancelled."""
+        if self._started < EARLIEST_CLOCK:  # a Raspberry Pi has no clock of its own
+            LOG.warning("this machine's clock says %s: until it is set, times are wrong", self._started.isoformat())
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._pool.aclose)
+            stack.push_async_callback(self._stop)
+            self._store.note_bridge(self._names.bridge)
+            self._sender.put(online(self._will.topic, is_online=True))
+            self._publish_info()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._sender.run(), name="sender")
+                tasks.create_task(self._pool.run(), name="pool")
+                tasks.create_task(self._farewells.run(), name="farewells")
+                if self._settings.gateways_file is not None:
+                    tasks.create_task(self._watch(self._settings.gateways_file), name="watch")
+
+    @property
+    def watchdogs(self) -> Sequence[Watchdog]:
+        """The watchdogs of the parts that run until the bridge stops."""
+        return [self._sender.watchdog, *(poller.watchdog for poller in self._pool.pollers)]
+
+    def _make_poller(self, gateway: GatewaySettings) -> Poller:
+        async def retained_values(serial: str) -> Mapping[str, float]:
+            await self._homes.open(gateway)
+            base = names_of(self._settings, gateway).base
+            self._store.note_base(serial, base)
+            return await self._retained.read(f"{base}/{serial}")
+
+        poller = make_poller(
+            self._settings,
+            gateway,
+            self._store,
+            self._sender.put,
+            on_identified=self._on_identified,
+            retained_values=retained_values,
+            search=self._search,
+            now=self._now,
+            on_refresh=lambda: self._homes.refresh(gateway),
+        )
+        self._homes.add(gateway, poller)
+        return poller
+
+    def _set_gateways(self, settings: Settings) -> None:
+        self._pool.set_gateways(settings.all_gateways)
+        self._homes.set_gateways(settings.all_gateways, settings.every_gateway)
+
+    def status(self, *, details: bool = True) -> Status:
+        """The status of the bridge and its gateways now, without secrets.
+
+        Without `details` the gateways have neither sources nor readings, which is cheap enough for every second.
+        """
+        broker = BrokerStatus(
+            address=self._broker.address,
+            connected=self._broker.connected,
+            protocol=self._broker.protocol,
+            connections=self._sender.connections,
+            sent=self._sender.sent,
+            topics=self._outbox.topics,
+            unsent=len(self._outbox),
+            problem=self._broker.failure,
+        )
+        now = datetime.fromtimestamp(self._now(), UTC)
+        return Status(
+            version=__version__,
+            started=self._started,
+            now=now,
+            stuck=[watchdog.name for watchdog in self.watchdogs if watchdog.expired],
+            broker=broker,
+            gateways=[GatewayStatus.of(poller, now, details=details) for poller in self._pool.pollers],
+            standing_by=self._pool.standing_by,
+            homes=self._homes.statuses(),
+        )
+
+    def _withdraw(self, poller: Poller, send_pending: bool) -> None:
+        """Forget the topics of a gateway, so that they are not repeated: another bridge may publish them by now.
+
+        With `send_pending` the unsent messages of these topics are sent first.
+        """
+        if serial := poller.serial:
+            (self._outbox.release if send_pending else self._outbox.drop)(_topics_of(serial))
+        if not send_pending:
+            self._homes.withdraw(poller.settings)
+
+    def _dismiss(self, serial: str, messages: Iterable[Message]) -> None:
+        """Publish the last messages of a gateway that left the settings, and then forget its topics."""
+        for message in messages:
+            self._sender.put(message)
+        self._outbox.release(_topics_of(serial))
+
+    def _on_identified(self) -> None:
+        self._on_change()
+        self._peers.notify()
+
+    def _on_change(self) -> None:
+        self._publish_info()
+        self._farewells.notify()
+
+    async def _watch(self, file: Path) -> None:
+        """Follow changes of the file of gateways. A file that can't be used changes nothing."""
+        async for _ in changes(file):
+            try:
+                settings = await asyncio.to_thread(reread, self._settings)
+                before, self._settings = self._settings, settings
+                if settings.all_gateways != before.all_gateways:
+                    self._set_gateways(settings)
+                    LOG.info("%s: now %d gateways", file, len(settings.all_gateways))
+            except BadSetting as problem:
+                LOG.error("%s can't be used, the earlier list stays: %s", file, problem)  # noqa: TRY400 - one line
+
+    async def _stop(self) -> None:
+        """Publish that nothing is polled any more. The will of the bridge does not say that of each gateway."""
+        self._pool.stop()
+        self._homes.stop()
+        if self._remove_at_end:
+            self._outbox.clear()
+        await self._sender.finish(FINAL_SEND_S)
+        await self._broker.close(None if self._remove_at_end else self._will)
+
+    def _publish_info(self) -> None:
+        serials = filter(None, [poller.serial for poller in self._pool.pollers])
+        others = {"standing_by": owners} if (owners := dict(sorted(self._pool.standing_by.items()))) else {}
+        self._sender.put(bridge_info(self._names, __version__, self._started, serials, self._peers.every, **others))
+
+    def _sent(self, message: Message) -> None:
+        if message.priority in REMOVAL_PRIORITIES:  # pollers need no others, and there can be thousands of pollers
+            for poller in self._pool.pollers:
+                poller.output.sent(message)
+        self._homes.sent(message)
+        if self._on_sent is not None:
+            self._on_sent(message)
+
+    def _received(self, topic: str, payload: bytes, retained: bool) -> None:
+        self._peers.on_message(topic, payload, retained=retained)
+        if topic == self._birth_topic and payload == b"online" and not retained:
+            self._sender.birth()
+
+
+def _topics_of(serial: str) -> Callable[[str], bool]:
+    """Tells of a topic whether it belongs to this gateway."""
+    own = re.compile(f"(?<!/home)/{serial}/|/iqgateway_{serial}_")
+    return lambda topic: own.search(topic) is not None

@@ -1,0 +1,200 @@
+"""Decides which gateways this bridge polls, and runs a poller for each of them."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
+
+from bridge.model import BadSetting
+from bridge.service.peers import Peers
+from bridge.service.poller import Poller
+from bridge.settings import GatewaySettings
+
+LOG = logging.getLogger(__name__)
+FAULT_PAUSE_MIN_S, FAULT_PAUSE_MAX_S = 10, 900
+"""Pause until a poller that met a fault in this program starts again; it doubles each time."""
+TAKEOVER_GRACE_S = 5.0
+"""Time that a bridge may be away before another one takes over its gateways. A restart takes less."""
+
+GATEWAYS_FILE_CHECK_S = 10.0
+"""Time between two looks at the file of gateways."""
+
+MakePoller = Callable[[GatewaySettings], Poller]
+Withdraw = Callable[[Poller, bool], None]
+"""Called when this bridge no longer polls a gateway. The flag tells whether to send its unsent messages first."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One gateway. `owner` is the other bridge that polls it at present, `task` serves it."""
+
+    settings: GatewaySettings
+    poller: Poller
+    owner: str | None = None
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class GatewayPool:
+    """A poller for each gateway. A fault in one of them does not affect the others."""
+
+    def __init__(
+        self, make_poller: MakePoller, withdraw: Withdraw, on_change: Callable[[], None], peers: Peers
+    ) -> None:
+        """`on_change` is called when `pollers` or `standing_by` may have changed."""
+        self._make_poller, self._withdraw, self._on_change, self._peers = make_poller, withdraw, on_change, peers
+        self._entries: dict[GatewaySettings, _Entry] = {}
+        self._removed: list[_Entry] = []
+        self._changed = asyncio.Event()
+
+    @property
+    def pollers(self) -> Sequence[Poller]:
+        """The pollers of the gateways that no other bridge polls."""
+        return [entry.poller for entry in self._entries.values() if entry.owner is None]
+
+    @property
+    def standing_by(self) -> Mapping[str, str]:
+        """By serial number, the gateways that another bridge polls, and the name of that bridge."""
+        return {
+            entry.poller.serial or "": entry.owner for entry in self._entries.values() if entry.owner is not None
+        }
+
+    @property
+    def by_serial(self) -> Mapping[str, GatewaySettings]:
+        """The gateways of which the serial number is known, whoever polls them."""
+        return {serial: entry.settings for entry in self._entries.values() if (serial := entry.poller.serial)}
+
+    def set_gateways(self, gateways: Iterable[GatewaySettings]) -> None:
+        """Replace the list of gateways. The pollers of those that stay are not disturbed.
+
+        Raises:
+            BadSetting: a gateway can't be polled. Then nothing has changed.
+        """
+        wanted = dict.fromkeys(gateways)
+        added = [gateway for gateway in wanted if gateway not in self._entries]
+        new = {gateway: _Entry(gateway, self._make_poller(gateway)) for gateway in added}
+        self._removed += [entry for gateway, entry in self._entries.items() if gateway not in wanted]
+        self._entries = {gateway: new.get(gateway) or self._entries[gateway] for gateway in wanted}
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        await self._peers.wait_until_known()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._peers.run(), name="peers")
+            while True:
+                self._changed.clear()
+                await self._stop_removed()
+                for entry in self._entries.values():
+                    if entry.task is None:
+                        entry.task = tasks.create_task(self._serve(entry), name=f"poller {entry.poller.host}")
+                self._on_change()
+                await self._changed.wait()
+
+    def stop(self) -> None:
+        """Publish that no gateway is polled any more. Call it when `run` has ended."""
+        for poller in self.pollers:
+            poller.output.stop()
+
+    async def aclose(self) -> None:
+        """Close the connections to all gateways."""
+        for entry in (*self._entries.values(), *self._removed):
+            await entry.poller.aclose()
+
+    async def _stop_removed(self) -> None:
+        while self._removed:
+            entry = self._removed[0]
+            if entry.task is not None:
+                entry.task.cancel()
+                await asyncio.wait({entry.task})
+            if entry.owner is None:
+                entry.poller.output.stop()
+                self._withdraw(entry.poller, True)
+            await entry.poller.aclose()
+            self._removed.remove(entry)
+
+    async def _serve(self, entry: _Entry) -> None:
+        while True:
+            await self._stand_by(entry)
+            await self._poll(entry)
+            self._withdraw(entry.poller, False)
+            await self._replace_poller(entry)
+
+    async def _stand_by(self, entry: _Entry) -> None:
+        """Wait while another bridge polls this gateway."""
+        while owner := self._peers.owner_of(entry.poller.serial):
+            if entry.owner is None:
+                text = "gateway %s is polled by another bridge already (%s): standing by"
+                LOG.warning(text, entry.poller.serial, owner, extra={"event": "standing_by"})
+            entry.owner = owner
+            self._on_change()
+            await self._peers.wait_for_change()
+            if self._peers.owner_of(entry.poller.serial) is None:
+                await asyncio.sleep(TAKEOVER_GRACE_S)
+        if entry.owner is not None:
+            text = "gateway %s is not polled by %s any more: polling it"
+            LOG.info(text, entry.poller.serial, entry.owner, extra={"event": "taking_over"})
+            entry.owner = None
+            self._on_change()
+
+    async def _poll(self, entry: _Entry) -> None:
+        """Poll until a bridge that started earlier polls this gateway."""
+        async with asyncio.TaskGroup() as tasks:
+            polling = tasks.create_task(_supervised(entry.poller))
+            while self._peers.owner_of(entry.poller.serial) is None:
+                await self._peers.wait_for_change()
+            polling.cancel()
+
+    async def _replace_poller(self, entry: _Entry) -> None:
+        """Make a new poller for the next time, since the counters of the old one are out of date by then."""
+        old = entry.poller
+        old.output.save()
+        try:
+            entry.poller = self._make_poller(entry.settings)
+        except BadSetting as problem:  # its token file may have gone
+            LOG.error("%s: %s", old.host, problem)  # noqa: TRY400 - one line
+        else:
+            await old.aclose()
+
+
+async def _supervised(poller: Poller) -> None:
+    """Run a poller, and start it again after a fault in this program. Only cancelling ends it."""
+
+    def log(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        extra = {"gateway": poller.host, "event": "fault"}
+        LOG.error("fault while polling %s; starting again", poller.host, exc_info=error, extra=extra)
+        if error is not None:
+            poller.output.note_fault(error)
+        poller.watchdog.idle(state.upcoming_sleep)
+
+    policy = AsyncRetrying(
+        stop=stop_never,
+        wait=wait_random_exponential(multiplier=FAULT_PAUSE_MIN_S, max=FAULT_PAUSE_MAX_S),
+        retry=retry_if_exception_type(Exception),
+        reraise=True,
+        before_sleep=log,
+    )
+    await policy(poller.run)
+
+
+async def changes(file: Path) -> AsyncIterator[None]:
+    """Yield once at first, and then whenever the file has changed."""
+    seen: object = None
+    while True:
+        await asyncio.sleep(GATEWAYS_FILE_CHECK_S)
+        stamp = _stamp(file)
+        if stamp != seen:
+            seen = stamp
+            yield
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """A value that changes with the file, also if a link is changed to point to another file, as in Kubernetes."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino

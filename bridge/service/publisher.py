@@ -1,0 +1,318 @@
+"""Publishes the retained topics of one gateway: values, availability, discovery and diagnostics."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, TypeAdapter, field_serializer
+
+from bridge import discovery
+from bridge.endpoints import ENDPOINTS
+from bridge.model import Event, Facts, Measurement, Message, Priority, Quantity, Reading, Scalar
+from bridge.records import COUNT, DURATION, TEXT, TIME, measurement
+from bridge.service.sources import Source
+from bridge.state import FileState
+from bridge.topics import Names, Row, Tree, online
+
+Publish = Callable[[Message], float | None]
+"""Publishes a message. Returns how many seconds its topic has been waiting for the broker, where that is known."""
+SITE_SOURCE = "site"
+"""The source of the site's flows, which the bridge computes."""
+DIAGNOSTICS_INTERVAL_S = 60.0
+"""Seconds between publications of the diagnostics that change with every answer."""
+FAILURE_COUNT = Quantity(None, None, "total_increasing", 0)
+MAX_PROBLEM_LETTERS = 255
+
+PROBLEM = measurement("problem", TEXT, enabled=True, diagnostic=True)
+TOKEN_EXPIRES = measurement("token_expires", TIME, enabled=True, diagnostic=True)
+TOKEN_ROLE = measurement("token_role", TEXT, diagnostic=True)
+CERTIFICATE = measurement("certificate", TEXT, diagnostic=True)
+LAST_ANSWER = measurement("last_answer", TIME, diagnostic=True, interval=DIAGNOSTICS_INTERVAL_S)
+ANSWER_TIME = measurement("answer_time", DURATION, diagnostic=True, interval=DIAGNOSTICS_INTERVAL_S)
+COUNTERS_HELD = measurement("counters_held", COUNT, diagnostic=True)
+FAILURES = measurement("failures", FAILURE_COUNT, diagnostic=True, interval=DIAGNOSTICS_INTERVAL_S)
+
+STATUS_DEVICES = ("site/", "meter/")
+"""Devices whose readings a status contains."""
+DIAGNOSTICS_SOURCE = "bridge"
+"""The source of the diagnostics, on device `gateway`."""
+DIAGNOSTICS = (PROBLEM, TOKEN_EXPIRES, TOKEN_ROLE, CERTIFICATE, COUNTERS_HELD, LAST_ANSWER, ANSWER_TIME, FAILURES)
+
+
+@dataclass(slots=True)
+class Diagnostics:
+    """What the bridge itself knows of a gateway. `answer_time` is in seconds, `failures` counts since the start.
+
+    A value that is not known is not published, except `problem`, which is `none` if there is none.
+    """
+
+    problem: str | None = None
+    token_expires: datetime | None = None
+    token_role: str | None = None
+    certificate: str | None = None
+    last_answer: datetime | None = None
+    answer_time: float | None = None
+    failures: int = 0
+    counters_held: int = 0
+
+    def readings(self) -> Iterator[Reading]:
+        """The diagnostics as readings of device `gateway`."""
+        yield _diagnostic(PROBLEM, (self.problem or "none")[:MAX_PROBLEM_LETTERS])
+        known: tuple[tuple[Measurement, Scalar], ...] = (
+            (TOKEN_EXPIRES, self.token_expires),
+            (TOKEN_ROLE, self.token_role),
+            (CERTIFICATE, self.certificate),
+            (COUNTERS_HELD, self.counters_held),
+            (LAST_ANSWER, self.last_answer),
+            (ANSWER_TIME, self.answer_time),
+            (FAILURES, self.failures),
+        )
+        yield from (_diagnostic(row, value) for row, value in known if value is not None)
+
+    @property
+    def urgent(self) -> tuple[object, ...]:
+        """The part that is published at once when it changes; the rest may wait a minute."""
+        return self.problem, self.token_expires, self.token_role, self.certificate, self.counters_held
+
+
+def _diagnostic(row: Measurement, value: Scalar) -> Reading:
+    return Reading("gateway", None, row, value)
+
+
+_MEASUREMENTS = TypeAdapter(tuple[Measurement, ...])
+
+
+def _unpacked(value: object) -> object:
+    """Rows in full, from the form in which `TreeState` writes them. Files of version 1 have them in full."""
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        shared = _MEASUREMENTS.validate_python(value["measurements"])
+        return [
+            {
+                "device": device,
+                "phase": phase,
+                "measurement": shared[place],
+                "source": source,
+                "absent_since": since,
+            }
+            for device, phase, place, source, since in value["rows"]
+        ]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("no rows") from error
+
+
+class TreeState(FileState):
+    """What was published of a gateway: the rows of the tree, and the discovery topics.
+
+    `leaving` are discovery topics that are being removed: the broker does not have all messages for that yet.
+    """
+
+    suffix: ClassVar[str] = "_tree"
+
+    rows: Annotated[tuple[Row, ...], BeforeValidator(_unpacked)] = ()
+    discovered: frozenset[str] = frozenset()
+    leaving: frozenset[str] = frozenset()
+
+    @field_serializer("rows")
+    def _packed(self, rows: tuple[Row, ...]) -> dict[str, Any]:
+        """Write each measurement once, and in each row only its place in that list.
+
+        1,000 inverters share a few measurements, whose descriptions would be the largest part of the file. The file
+        is made on the event loop, so it should be small.
+        """
+        places: dict[Measurement, int] = {}
+        packed = [
+            (row.device, row.phase, places.setdefault(row.measurement, len(places)), row.source, row.absent_since)
+            for row in rows
+        ]
+        described = _MEASUREMENTS.dump_python(tuple(places), mode="json", exclude_defaults=True)
+        return {"measurements": described, "rows": packed}
+
+    @field_serializer("discovered", "leaving")
+    def _topics(self, topics: frozenset[str]) -> list[str]:
+        return sorted(topics)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOptions:
+    """How to publish a gateway.
+
+    `announcement` is `None` if there is no discovery. `url` is the address of the gateway's own page, `site` the
+    name of the site for people. `suffix` tells the devices of several gateways apart. `in_home` tells that the
+    gateway is a part of a home of several gateways.
+    """
+
+    names: Names
+    payload: str = "both"
+    announcement: discovery.DiscoveryOptions | None = None
+    url: str = ""
+    site: str = "Enphase"
+    suffix: str = ""
+    in_home: bool = False
+
+
+class GatewayPublisher:
+    """Publishes one gateway. It may publish a message twice, since the outbox drops what changes nothing."""
+
+    def __init__(
+        self, serial: str, options: PublishOptions, sources: Mapping[str, Source], publish: Publish
+    ) -> None:
+        self._serial, self._options, self._sources, self._publish = serial, options, sources, publish
+        order = [*(endpoint.source for endpoint in ENDPOINTS), SITE_SOURCE, DIAGNOSTICS_SOURCE]
+        self._tree = Tree(options.names, serial, order, options.payload)
+        self._announced: tuple[int, Facts] | None = None
+        self._discovery_topics = DiscoveryTopics(options.announcement, publish)
+        self._cleared: set[str] = set()
+        """Sources that the gateway does not have, and whose topics have been cleared."""
+        self._waited: dict[str, float] = {}
+        """By source, for how long (seconds) one of its values has been waiting for the broker."""
+        self._diagnosed: tuple[tuple[object, ...], float] | None = None
+
+    def publish_values(self, source: str, readings: Sequence[Reading], when: float) -> bool:
+        """Publish the values of a good answer that came at `when` (unix time).
+
+        Returns whether they may be sent now; new values have to wait until discovery has announced them.
+        """
+        self._send(source, self._tree.values(source, readings, datetime.fromtimestamp(when, UTC)))
+        return self._announced is not None and self._announced[0] == self._tree.rows.version
+
+    def publish_documents(self, source: str, flows: Sequence[Reading], when: float) -> Sequence[Event]:
+        """Publish an answer's documents, and `flows`, the site's new readings, after its values. Returns events."""
+        self._send(source, self._tree.documents(source, datetime.fromtimestamp(when, UTC)), more=True)
+        if flows:
+            self._update(SITE_SOURCE, flows, when)
+        return self._tree.take_events()
+
+    def publish_availability(self, now: float, *, is_online: bool, powered_by: str | None = None) -> None:
+        """Publish the state of the gateway and the availability of its sources at the monotonic time `now`.
+
+        Nothing is available while the gateway is offline, or its values wait for the broker for too long. The site
+        is available while the source `powered_by`, from which its powers come, is.
+        """
+        names = self._options.names
+        self._publish(online(names.state(self._serial), is_online))
+        if SITE_SOURCE in self._waited:
+            power = self._sources.get(powered_by or "")
+            powered = power is not None and bool(power.online(now, self._waited[SITE_SOURCE]))
+            self._publish(online(names.availability(self._serial, SITE_SOURCE), powered and is_online))
+        for name, source in self._sources.items():
+            source.waited = self._waited.get(name, 0.0)
+            fresh = source.online(now)
+            topic = names.availability(self._serial, name)
+            if fresh is not None:
+                self._cleared.discard(name)
+                self._publish(online(topic, fresh and is_online))
+            elif name not in self._cleared:
+                self._cleared.add(name)
+                self._publish(Message(topic, "", qos=1, priority=Priority.AVAILABILITY))
+
+    def publish_diagnostics(self, diagnostics: Diagnostics, now: float, when: float) -> None:
+        """Publish the diagnostics: when an urgent one has changed, and otherwise once a minute.
+
+        `now` is a monotonic time, `when` the unix time of the messages.
+        """
+        urgent = diagnostics.urgent
+        if self._diagnosed and self._diagnosed[0] == urgent and now - self._diagnosed[1] < DIAGNOSTICS_INTERVAL_S:
+            return
+        self._diagnosed = (urgent, now)
+        self._update(DIAGNOSTICS_SOURCE, list(diagnostics.readings()), when)
+
+    def readings(self) -> tuple[Reading, ...]:
+        """The newest readings of the site and of the meters."""
+        return tuple(self._tree.readings(STATUS_DEVICES))
+
+    @property
+    def flows(self) -> Mapping[str, Sequence[Reading]]:
+        """The newest readings of the site by device: another mapping with each publication."""
+        return self._tree.newest(SITE_SOURCE)
+
+    def restore(self, state: TreeState) -> bool:
+        """Take over what an earlier run has published. Returns whether there was anything."""
+        self._discovery_topics.restore(state)
+        return self._tree.rows.restore(state.rows)
+
+    @property
+    def devices(self) -> Iterable[str]:
+        """The devices that have been published."""
+        return {row.device for row in self._tree.rows}
+
+    @property
+    def state(self) -> TreeState:
+        """What has been published, for the state file."""
+        topics = self._discovery_topics
+        return TreeState(rows=tuple(self._tree.rows), discovered=topics.announced, leaving=topics.leaving)
+
+    def announce(self, facts: Facts) -> bool:
+        """Publish discovery if the rows or the facts have changed. Returns whether they have."""
+        options, rows = self._options, self._tree.rows
+        version = (rows.version, replace(facts, clock_offset=0.0))
+        if version == self._announced:
+            return False
+        self._announced = version
+        messages: list[Message] = []
+        if options.announcement is not None:
+            about = discovery.AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
+            messages += discovery.announce(options.announcement, about, rows, rows.gone.values())
+        self._discovery_topics.replace(messages)
+        return True
+
+    def sent(self, message: Message) -> bool:
+        """Note that the broker has a message, and continue the removal of its discovery topic.
+
+        Returns whether the last topic has been removed.
+        """
+        return self._discovery_topics.sent(message)
+
+    def _update(self, source: str, readings: Sequence[Reading], when: float) -> None:
+        self._send(source, self._tree.update(source, readings, datetime.fromtimestamp(when, UTC)))
+
+    def _send(self, source: str, messages: Iterable[Message], *, more: bool = False) -> None:
+        """Publish messages of a source, the first or `more` of an answer, and note how long they wait."""
+        known = self._waited.get(source, 0.0) if more else 0.0
+        self._waited[source] = max([known, *(self._publish(message) or 0.0 for message in messages)])
+
+
+class DiscoveryTopics:
+    """The discovery topics of one gateway or home: those that are `announced`, and those that are being removed.
+
+    The state file keeps the `leaving` ones until the broker has the messages that remove them.
+    """
+
+    def __init__(self, settings: discovery.DiscoveryOptions | None, publish: Publish) -> None:
+        self._settings, self._publish = settings, publish
+        self.announced: frozenset[str] = frozenset()
+        self.leaving: frozenset[str] = frozenset()
+
+    def replace(self, messages: Sequence[Message]) -> None:
+        """Publish these messages, after beginning to remove the topics that are not among them."""
+        topics = frozenset(message.topic for message in messages)
+        gone = self.announced - topics
+        for topic in sorted(gone):
+            self._publish(self._begin_removal(topic))
+        for message in messages:
+            self._publish(message)
+        self.announced, self.leaving = topics, (self.leaving | gone) - topics
+
+    def restore(self, state: TreeState) -> None:
+        """Take over the topics of an earlier run.
+
+        The broker may not have the messages that remove the leaving ones, so they are removed once more.
+        """
+        self.announced = state.discovered | state.leaving
+
+    def sent(self, message: Message) -> bool:
+        """Continue the removal of a topic when the broker has a message. Returns whether that was the last one."""
+        if message.topic not in self.leaving:
+            return False
+        if message.payload:
+            self._publish(discovery.removal(message.topic))
+            return False
+        self.leaving -= {message.topic}
+        return not self.leaving
+
+    def _begin_removal(self, topic: str) -> Message:
+        """The first message to a topic that has to be removed; one of the other form of discovery is migrated."""
+        is_migrated = self._settings is not None and discovery.of_other_form(self._settings, topic)
+        return discovery.migration(topic) if is_migrated else discovery.removal(topic)

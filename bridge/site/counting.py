@@ -1,0 +1,389 @@
+"""What a site counts: the energies of its flows, from its meters and from its batteries, and those of today."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, tzinfo
+
+from bridge.endpoints.production import ENERGY_PCU
+from bridge.model import DAY_S, Event, Facts, Scalar, SourceName
+from bridge.site.clamp import Totals
+from bridge.site.days import Days, DaysState, GatewayDays
+from bridge.site.energies import (
+    HOME_MARK,
+    LONGEST_STEP_PERIODS,
+    LONGEST_STEP_S,
+    Energies,
+    EnergiesState,
+    complete,
+)
+from bridge.site.flows import HOME, SOLAR
+from bridge.site.selection import (
+    DELIVERED,
+    METERS,
+    NET,
+    PRODUCTION,
+    RECEIVED,
+    SOLAR_SUMS,
+    STORAGE,
+    THIRD_PARTY,
+    GuardedAnswer,
+    SourceSelection,
+    Values,
+)
+
+TOPIC_OF_COUNTER = {
+    "imported": "site/grid/energy_imported",
+    "exported": "site/grid/energy_exported",
+    "charged": "site/battery/energy_charged",
+    "discharged": "site/battery/energy_discharged",
+    "home": "site/home/energy_lifetime",
+    "generator": "site/generator/energy_lifetime",
+}
+"""Topics of the counters that the bridge can make itself, by their names in `Energies`."""
+ENERGY_EIM = "energy/production-eim"
+"""The gateway's sum of its own meter of the sun."""
+HOME_NEGATIVE = "home_negative"
+SAID_S = DAY_S
+"""Seconds for which the log stays silent on a negative balance of the home that goes on."""
+NET_COUNTERS = tuple((METERS[NET], name) for name in (DELIVERED, RECEIVED))
+PCU_PAIR = (ENERGY_PCU, "energy_lifetime")
+SUM_STILL_S = 1_800.0
+"""Seconds without a change after which the microinverters' sum is up to date."""
+PAIRED_S = 1_800.0
+"""Seconds after a change of that sum for which the site's counters then serve to go on with it."""
+GIVEN_PAIR = ("battery", "given")
+SOLAR_PARTS = (f"+{METERS[PRODUCTION]}/", f"+{ENERGY_PCU}/")
+"""Beginnings of the home's parts that come from the sun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """An answer, and what else counts at this moment.
+
+    `selected` are the sources of the site's flows, `values` the answer's values, `latest` the newest ones of all
+    answers, `lately` those that were read just now. `battery` is the power of a battery that no meter counts, in
+    W; `None` where this answer does not have it. `stored` is what the batteries hold, in Wh. `on_generator` is
+    whether a generator supplies the site.
+    """
+
+    answer: GuardedAnswer
+    selected: SourceSelection
+    values: Values
+    latest: Values
+    battery: float | None = None
+    stored: float | None = None
+    lately: Values = field(default_factory=dict)
+    on_generator: bool = False
+    has_generator: bool = False
+
+    @property
+    def now(self) -> float:
+        """The unix time of the answer."""
+        return self.answer.now
+
+    @property
+    def day_time(self) -> float:
+        """The unix time by which the answer belongs to a day."""
+        return self.answer.now if self.answer.day_time is None else self.answer.day_time
+
+    def is_read(self, pair: tuple[str, str]) -> bool:
+        """Whether the answer has a good reading of this counter, by device and name."""
+        return pair in self.values and pair not in self.answer.held
+
+
+@dataclass(slots=True)
+class _Sum:
+    """The microinverters' sum, which changes a few times an hour.
+
+    `is_new` is whether its newest answer had another value. `paired` are the site's counters at the last change
+    at which the site's sun was read from a meter.
+    """
+
+    value: float | None = None
+    changed_at: float = 0.0
+    is_new: bool = False
+    paired: Totals | None = None
+
+    @property
+    def paired_at(self) -> float:
+        return self.paired.at if self.paired else -math.inf
+
+    def offset(self, read_at: float, otherwise: float) -> float:
+        """What to add to the sum (Wh) to go on from a meter that was read last at the unix time `read_at`."""
+        if self.paired is None or self.paired.solar is None or read_at - self.paired.at > PAIRED_S:
+            return otherwise
+        return self.paired.solar - self.paired.pcu
+
+    def observe(self, value: float, now: float) -> None:
+        self.is_new = value != self.value
+        if self.is_new:
+            self.value, self.changed_at = value, now
+
+    def is_moment(self, now: float) -> bool:
+        """Whether the sum is up to date: it has just changed, or stands still as at night."""
+        return self.is_new or now - self.changed_at >= SUM_STILL_S
+
+
+def _others(moment: Moment) -> float | None:
+    """What the home's energy is made of beside the sun, in Wh; `None` where it is unknown."""
+    keys = [key for key in moment.selected.home_parts if not key.startswith(SOLAR_PARTS)]
+    known = complete(keys, moment.latest, ())
+    return None if known is None else sum(value if key[0] == "+" else -value for key, value in known.items())
+
+
+class SiteEnergies:
+    """Counts the energies of one site. `netted` nets the phases of the grid's meter; `zone` is where days begin."""
+
+    def __init__(self, energies: EnergiesState, days: DaysState, *, netted: bool, zone: tzinfo | None) -> None:
+        self._netted = netted
+        self._energies, self._days = Energies(energies, zone), Days(days, zone)
+        self._battery_period = 0.0
+        self._battery_read = False
+        """Whether the battery's energy was integrated since the home was counted last."""
+        self._home_read_at: float | None = None
+        self._gateway_days = GatewayDays()
+        self._solar_read: tuple[float, float] | None = None
+        self._sum = _Sum()
+        self._dropped_at = -math.inf
+        self.events: list[Event] = []
+        """Lines for the log since they were taken from here."""
+
+    @property
+    def energies_state(self) -> EnergiesState:
+        """What must outlive the process of the counters."""
+        return self._energies.state
+
+    @property
+    def days_state(self) -> DaysState:
+        """What must outlive the process of the current day."""
+        return self._days.state
+
+    def seed(self, values: Mapping[str, float]) -> None:
+        """Adopt retained values of an earlier run, by topic, so that no counter falls if the state was lost."""
+        totals = {name: values[topic] for name, topic in TOPIC_OF_COUNTER.items() if topic in values}
+        self._energies.seed(totals, values)
+        for flow in (SOLAR, HOME):
+            names = ("energy_lifetime", "energy_today", "timestamp")
+            lifetime, today, at = (values.get(f"site/{flow}/{name}") for name in names)
+            if lifetime is not None and today is not None and at is not None:
+                self._days.seed(flow, lifetime, today, at)
+
+    def count(self, moment: Moment) -> None:
+        """Count what an answer adds to the energies."""
+        answer, own = moment.answer, self._energies
+        if moment.battery is not None:
+            own.integrate(moment.battery, moment.stored, moment.now, answer.period)
+            self._battery_read, self._battery_period = True, answer.period
+        if moment.has_generator:
+            own.counters.count("generator", 0.0, moment.now)
+        for device in (ENERGY_EIM, *SOLAR_SUMS):
+            pair = device, "energy_lifetime"
+            lifetime = answer.held.get(pair, moment.values.get(pair))
+            self._gateway_days.observe(
+                device, lifetime, moment.values.get((device, "energy_today")), moment.day_time
+            )
+        if not moment.selected.home_parts:
+            own.growth(HOME_MARK, None, moment.now)
+        if answer.source == SourceName.ENERGY and moment.is_read(PCU_PAIR):
+            self._observe_sum(moment)
+        if answer.source == SourceName.READINGS:
+            self._count_net(moment)
+        if answer.source == (SourceName.ENERGY if moment.selected.counts_with_sums else SourceName.READINGS):
+            self._count_balances(moment)
+
+    def _observe_sum(self, moment: Moment) -> None:
+        """Note the microinverters' sum, and the site's counters if its meter was read since the sum changed."""
+        pcu, is_metered = moment.values[PCU_PAIR], self._energies.counters.owners.get(SOLAR) != ENERGY_PCU
+        self._sum.observe(pcu, moment.now)
+        is_fresh = self._solar_read is not None and self._solar_read[1] > self._sum.paired_at
+        if self._sum.is_new and is_metered and is_fresh:
+            self._sum.paired = self._totals(moment, pcu)
+
+    # The grid
+
+    def _count_net(self, moment: Moment) -> None:
+        """Count the grid, or a generator in its place, by the meter of the grid."""
+        if NET not in moment.selected.meters:
+            return
+        answer, values, own = moment.answer, moment.values, self._energies
+        raw = [answer.held.get(pair, values.get(pair)) for pair in NET_COUNTERS]
+        is_held = any(given != values.get(pair) for given, pair in zip(raw, NET_COUNTERS, strict=True))
+        given = raw if is_held else [values.get((METERS[NET], "power"))]
+        told = tuple(value for value in given if value is not None)
+        keys = [f"{sign}{device}/{name}" for sign, (device, name) in zip("+-", NET_COUNTERS, strict=True)]
+        step = own.count_net(complete(keys, values, answer.held), told, answer.now, answer.period)
+        if step is not None and moment.on_generator:
+            own.counters.count("generator", max(0.0, step.delivered - step.received), answer.now)
+            own.counters.leave_out(imported=step.delivered, exported=step.received)
+        elif self._nets(answer.facts):
+            own.count_grid(step.imported if step else 0.0, step.exported if step else 0.0, answer.now)
+            self._tell_estimate(step.estimated if step else 0.0)
+
+    def _nets(self, facts: Facts) -> bool:
+        """Whether the bridge nets the phases of the grid's meter. One phase is counted as the utility counts."""
+        phases = max((meter.phase_count for meter in facts.meters or () if meter.role == NET), default=1)
+        return self._netted and phases > 1
+
+    # What is made of several counters
+
+    def _count_balances(self, moment: Moment) -> None:
+        """Count the home, and the grid where it has no meter, once all their parts were read."""
+        selected, answer, own = moment.selected, moment.answer, self._energies
+        has_begun = "home" in own.counters.tallies
+        if selected.integrates and not self._battery_read and has_begun:
+            return
+        by_sum = selected.counts_with_sums
+        if by_sum and not self._sum.is_moment(answer.now):
+            return
+        values = dict(moment.lately if by_sum else moment.values)
+        period = max(answer.period, self._battery_period) if selected.integrates else answer.period
+        if selected.integrates:
+            given = own.given(answer.now, max(LONGEST_STEP_S, LONGEST_STEP_PERIODS * period))
+            values |= {} if given is None else {GIVEN_PAIR: given}
+        if selected.grid_parts:
+            parts = complete(selected.grid_parts, values, answer.held)
+            is_one_answer = not selected.integrates and not by_sum
+            self._tell_estimate(own.count_balance(parts, answer.now, period, is_one_answer=is_one_answer))
+        if selected.home_parts:
+            parts = complete(selected.home_parts, values, answer.held)
+            self._home_read_at = self._home_read_at if parts is None else answer.now
+            self._tell_dropped(own.count_home(parts, answer.now), answer.now)
+        self._battery_read = False
+
+    def totals(self, moment: Moment) -> Totals | None:
+        """The microinverters' sum, and the site's counters when it changed; `None` while it is unknown."""
+        pcu = moment.latest.get(PCU_PAIR)
+        if pcu is None:
+            return None
+        then = self._sum.paired if self._sum.paired and self._sum.paired.pcu == pcu else self._totals(moment, pcu)
+        return replace(then, at=moment.now)
+
+    def _totals(self, moment: Moment, pcu: float) -> Totals:
+        home, solar = self._energies.counters.tallies.get("home"), self._energies.counters.published.get(SOLAR)
+        return Totals(moment.now, pcu, solar, home.total if home else None, _others(moment))
+
+    def charged(self, moment: Moment) -> float | None:
+        """Wh that the battery has taken, less what it has given, by its meter or by our own counters."""
+        taken, given = (moment.latest.get((METERS[STORAGE], name)) for name in (RECEIVED, DELIVERED))
+        if taken is not None and given is not None:
+            return taken - given
+        charged, discharged = (self._energies.counters.tallies.get(name) for name in ("charged", "discharged"))
+        return charged.total - discharged.total if charged and discharged else None
+
+    def take_over(self, began: Totals, moment: Moment) -> None:
+        """Count what the meter of the sun has missed since `began`, by the microinverters' sum."""
+        own, pcu, others = self._energies.counters, moment.latest[PCU_PAIR], _others(moment)
+        if began.solar is not None:
+            own.take_over(SOLAR, ENERGY_PCU, pcu, began.solar - began.pcu)
+            own.left.pop(SOLAR, None)  # what the meter counts meanwhile is not believed
+        home = own.tallies.get("home")
+        is_of_sun = any(key.startswith(SOLAR_PARTS) for key in moment.selected.home_parts)
+        if not is_of_sun or home is None or began.home is None or began.others is None or others is None:
+            return
+        own.tallies["home"] = replace(home, carry=0.0, carry_at=None)
+        own.count("home", pcu - began.pcu + others - began.others - (home.total - began.home), moment.now)
+        self._energies.begin(HOME_MARK, complete(moment.selected.home_parts, moment.latest, ()), moment.now)
+
+    def _tell_estimate(self, energy: float) -> None:
+        if energy > 0:
+            how = f"{energy:.0f} Wh of both are taken to have cancelled out between the phases"
+            text = f"import and export went on without readings: {how}, as usual at these hours"
+            self.events.append(Event("grid_estimated", text, warning=False))
+
+    def _tell_dropped(self, energy: float, now: float) -> None:
+        if energy > 0 and now - self._dropped_at >= SAID_S:
+            self._dropped_at = now
+            text = (
+                f"the home's energy would be negative by {energy:.0f} Wh: not counted; a clamp may be reversed, or "
+                "another producer stands behind the grid meter's clamp"
+            )
+            self.events.append(Event(HOME_NEGATIVE, text, warning=True))
+
+    # What is published
+
+    def readings(self, flow: str, moment: Moment) -> Iterator[tuple[str, Scalar]]:
+        """Name and value of the energies of a flow."""
+        selected = moment.selected
+        match flow:
+            case "solar":
+                yield from self._solar(moment)
+            case "home":
+                yield from self._home(moment)
+            case "grid" if NET in selected.meters and not self._nets(moment.answer.facts):
+                yield from self._passed_on("imported", "energy_imported", (METERS[NET], DELIVERED), moment)
+                yield from self._passed_on("exported", "energy_exported", (METERS[NET], RECEIVED), moment)
+            case "grid":
+                yield from self._own("imported", "energy_imported")
+                yield from self._own("exported", "energy_exported", since=False)
+            case "battery" if STORAGE in selected.meters:
+                yield from self._passed_on("discharged", "energy_discharged", (METERS[STORAGE], DELIVERED), moment)
+                yield from self._passed_on("charged", "energy_charged", (METERS[STORAGE], RECEIVED), moment)
+            case "battery":
+                yield from self._own("charged", "energy_charged")
+                yield from self._own("discharged", "energy_discharged", since=False)
+            case "generator":
+                yield from self._own("generator", "energy_lifetime")
+
+    def _home(self, moment: Moment) -> Iterator[tuple[str, Scalar]]:
+        yield from self._own("home", "energy_lifetime")
+        if (made := self._energies.counters.tallies.get("home")) is not None:
+            is_read = self._home_read_at == moment.now
+            yield "energy_today", self._days.today(HOME, made.total, moment.day_time, is_read=is_read)
+
+    def _solar(self, moment: Moment) -> Iterator[tuple[str, Scalar]]:
+        own, pairs = self._energies.counters, moment.selected.solar_counters
+        is_read, owner = all(map(moment.is_read, pairs)), ", ".join(device for device, _ in pairs)
+        if is_read or (own.is_unread(SOLAR, owner) and all(pair in moment.values for pair in pairs)):
+            topic = "/".join(pairs[0]) if len(pairs) == 1 else ""
+            value = sum(moment.values[pair] for pair in pairs)
+            if owner == ENERGY_PCU and own.owners.get(SOLAR, owner) != owner and (before := self._solar_read):
+                own.take_over(SOLAR, owner, value, self._sum.offset(before[1], own.published[SOLAR] - value))
+            lifetime = own.passed_on(SOLAR, owner, value, ("site/solar/energy_lifetime", topic))
+            self._learn_sun(lifetime, moment.now)
+        if SOLAR not in own.read:
+            return
+        lifetime = own.published[SOLAR]
+        yield "energy_lifetime", lifetime
+        already = self._already_today(moment, lifetime)
+        share = self._energies.solar.share
+        today = self._days.today(SOLAR, lifetime, moment.day_time, already=already, share=share, is_read=is_read)
+        yield "energy_today", today
+
+    def _learn_sun(self, lifetime: float, now: float) -> None:
+        if self._solar_read is not None:
+            before, at = self._solar_read
+            self._energies.solar.add(max(0.0, lifetime - before), max(0.0, now - at), now)
+        self._solar_read = lifetime, now
+
+    def _already_today(self, moment: Moment, lifetime: float) -> float | None:
+        """Wh of the sun of today, by the gateway's own count; `None` where it has none that can be true.
+
+        That count leaves out other makers' panels.
+        """
+        solar, own = moment.selected.solar, self._energies.counters
+        if any(METERS[THIRD_PARTY] in owner for owner in own.latest_owners(SOLAR)):
+            return None
+        device, date = solar if solar in SOLAR_SUMS else ENERGY_EIM, self._days.date
+        return self._gateway_days.counted(device, lifetime - own.offsets.get(SOLAR, 0.0), moment.day_time, date)
+
+    def _passed_on(
+        self, counter: str, name: str, pair: tuple[str, str], moment: Moment
+    ) -> Iterator[tuple[str, Scalar]]:
+        """A counter of a meter as the site's counter `name`, from its first good reading on."""
+        own = self._energies.counters
+        if moment.is_read(pair) or (own.is_unread(counter, pair[0]) and pair in moment.values):
+            yield (
+                name,
+                own.passed_on(counter, pair[0], moment.values[pair], (TOPIC_OF_COUNTER[counter], "/".join(pair))),
+            )
+        elif counter in own.read:
+            yield name, own.published[counter]
+
+    def _own(self, counter: str, name: str, *, since: bool = True) -> Iterator[tuple[str, Scalar]]:
+        """A counter of our own as the site's counter `name`, with the time when it began."""
+        made = self._energies.counters.made(counter)
+        if made is not None:
+            yield name, round(made.total, 3)
+            if since and made.since is not None:
+                yield "energy_since", datetime.fromtimestamp(int(made.since), UTC)

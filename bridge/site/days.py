@@ -1,0 +1,270 @@
+"""Energy of the current day, from lifetime counters, and what is usual at each hour of a day.
+
+The gateway's own counts of today do not always restart at midnight, or not at 0 (firmware 5 to 8.3). So the bridge
+subtracts the lifetime value of the last local midnight. Pure: the caller passes all times.
+"""
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field, replace
+from datetime import datetime, tzinfo
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from bridge.model import DAY_S, HOUR_S
+from bridge.site.totals import RESTART_SHARE
+from bridge.state import SOUND_ENTRIES, SavedWattHours, UnixTime
+
+HOURS = 24
+CLOCK_DEVIATION_S = 7_200.0
+"""A wall clock that leaves the steady clock by more than this was set wrongly, or was wrong until now."""
+CLOCK_CONFIRM_S = 900.0
+"""Seconds that a clock which was set must go on before a new day begins by it."""
+FIRST_DAY = "2020-01-01"
+"""Earlier dates come from a clock that was never set, and never begin a new day."""
+FORGET = 6 / 7
+"""Each new hour counts for a seventh of what is usual at that hour of the day: the mean of about a week."""
+ENOUGH_HOURS = 12
+"""Hours that must have been seen before anything is called usual."""
+MAX_DAY_WH = 200_000.0
+"""More than any home makes of the sun in a day."""
+MORNING, EVENING = 7, 19
+"""The hours of the sun where no usual sun is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountedDay:
+    """One counter's day. `base` is its value (Wh) when `day` (ISO date) began; `None` if nobody knows.
+
+    `last` is its last value (Wh), `at` the unix time of that. `earlier` and `earlier_base` are the day before that
+    one, in case the clock turns out to have been wrong.
+    """
+
+    day: str
+    base: SavedWattHours | None
+    last: SavedWattHours
+    at: UnixTime = 0.0
+    earlier: str = ""
+    earlier_base: SavedWattHours | None = None
+
+
+def _from_file(value: object) -> Any:
+    """A day in the form in which files of version 1 have it: day, base, last."""
+    if isinstance(value, list | tuple):
+        return dict(zip(("day", "base", "last"), value, strict=False))
+    return value
+
+
+DaysState = Annotated[
+    dict[str, Annotated[CountedDay, BeforeValidator(_from_file)]],
+    SOUND_ENTRIES,
+]
+"""The day of each counter, by any name that is always the same for a counter."""
+HoursState = tuple[tuple[SavedWattHours, SavedWattHours], ...]
+"""For each hour of a day: Wh, and the seconds in which they were counted."""
+
+
+@dataclass(slots=True)
+class DayClock:
+    """The unix time by which days begin.
+
+    It is the wall clock, unless that leaves the steady clock by hours or stands before the last reading: then the
+    time goes on by the steady clock for a quarter of an hour, in case the wall clock is set right again.
+    """
+
+    at: float = 0.0
+    _steady: float | None = None
+    _doubted_since: float | None = None
+
+    def read(self, wall: float, steady: float) -> float:
+        """Read both clocks, in seconds; return the time by which the day is told."""
+        passed = 0.0 if self._steady is None else max(0.0, steady - self._steady)
+        is_first, self._steady = self._steady is None, steady
+        expected = self.at + passed
+        is_wrong = wall < self.at if is_first else abs(wall - expected) > CLOCK_DEVIATION_S
+        if not is_wrong:
+            self._doubted_since = None
+        elif self._doubted_since is None:
+            self._doubted_since = steady
+        if is_wrong and self._doubted_since is not None and steady - self._doubted_since < CLOCK_CONFIRM_S:
+            self.at = expected
+        else:
+            self.at, self._doubted_since = wall, None
+        return self.at
+
+
+@dataclass(slots=True)
+class HourProfile:
+    """The energy (Wh) that is usual at each hour of the local day, as a mean of about the last week."""
+
+    zone: tzinfo | None = None
+    _hours: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 0.0)] * HOURS)
+    _hour: int | None = None
+
+    @classmethod
+    def load(cls, state: HoursState, zone: tzinfo | None) -> "HourProfile":
+        return cls(zone, list(state)) if len(state) == HOURS else cls(zone)
+
+    @property
+    def state(self) -> HoursState:
+        """What must outlive the process."""
+        return tuple((round(energy, 3), round(seconds)) for energy, seconds in self._hours)
+
+    def add(self, energy: float, seconds: float, now: float) -> None:
+        """Count energy (Wh) of the last seconds before the unix time `now`."""
+        hour = datetime.fromtimestamp(now, self.zone).hour
+        known, known_s = self._hours[hour]
+        if hour != self._hour:
+            self._hour, known, known_s = hour, known * FORGET, known_s * FORGET
+        self._hours[hour] = known + energy, known_s + seconds
+
+    @property
+    def is_known(self) -> bool:
+        return sum(min(seconds, HOUR_S) for _, seconds in self._hours) >= ENOUGH_HOURS * HOUR_S
+
+    def usual(self, start: float, end: float) -> float:
+        """The energy (Wh) that is usual between two unix times."""
+        return self._weighted(start, end, self._mean)
+
+    def share(self, start: float, middle: float, end: float) -> float:
+        """The part of what was counted from `start` to `end` that belongs before `middle`, from 0 to 1.
+
+        Where no usual sun is known, all hours of the day count alike and those of the night do not.
+        """
+        for weight in (self._mean if self.is_known else _is_day, _is_day):
+            if (total := self._weighted(start, end, weight)) > 0:
+                return min(1.0, self._weighted(start, middle, weight) / total)
+        return time_share(start, middle, end)
+
+    def _mean(self, hour: int) -> float:
+        """Wh that are usual in this hour."""
+        energy, seconds = self._hours[hour]
+        return energy / seconds * HOUR_S if seconds else 0.0
+
+    def _weighted(self, start: float, end: float, weight: Callable[[int], float]) -> float:
+        """The sum of the hours between two unix times, each with its weight by the hour of the local day."""
+        whole_days, rest = divmod(max(0.0, end - start), DAY_S)
+        total, at = whole_days * sum(map(weight, range(HOURS))), end - rest
+        while at < end:
+            until = min(end, (at // HOUR_S + 1) * HOUR_S)
+            total += weight(datetime.fromtimestamp(at, self.zone).hour) * (until - at) / HOUR_S
+            at = until
+        return total
+
+
+def _is_day(hour: int) -> float:
+    return 1.0 if MORNING <= hour < EVENING else 0.0
+
+
+def time_share(start: float, middle: float, end: float) -> float:
+    """The part of the time from `start` to `end` that lies before `middle`, from 0 to 1."""
+    return min(1.0, max(0.0, (middle - start) / (end - start))) if end > start else 1.0
+
+
+EnergyShare = Callable[[float, float, float], float]
+"""Tells which part of the energy of a time from `start` to `end` belongs before `middle` (unix times)."""
+
+
+class Days:
+    """What lifetime counters have counted since the last local midnight, by the name of the counter."""
+
+    def __init__(self, state: DaysState, zone: tzinfo | None = None) -> None:
+        """`zone` is where days begin; `None` is the time zone of this machine."""
+        self._zone = zone
+        self._counters = dict(state)
+
+    @property
+    def state(self) -> DaysState:
+        """What must outlive the process."""
+        return dict(self._counters)
+
+    def of(self, counters: Container[str]) -> "Days":
+        """A copy with only these counters."""
+        return Days({name: day for name, day in self._counters.items() if name in counters}, self._zone)
+
+    def seed(self, counter: str, lifetime: float, today: float, at: float) -> None:
+        """Adopt what was published of a counter at the unix time `at`, unless something is known of it.
+
+        Both energies are in Wh.
+        """
+        self._counters.setdefault(counter, CountedDay(self.date(at), lifetime - today, lifetime, at))
+
+    def date(self, now: float) -> str:
+        """The local day (ISO date) at a unix time."""
+        return datetime.fromtimestamp(now, self._zone).strftime("%Y-%m-%d")
+
+    def today(
+        self,
+        counter: str,
+        lifetime: float,
+        now: float,
+        *,
+        already: float | None = None,
+        share: EnergyShare = time_share,
+        is_read: bool = True,
+    ) -> float | None:
+        """Return the Wh that `counter` has counted today; `None` where nobody knows what it was at midnight.
+
+        Args:
+            counter: any name that is always the same for this counter.
+            lifetime: its value in Wh.
+            now: the unix time by which days begin (`DayClock`).
+            already: Wh that the gateway says it has counted today; used on the first day only. `None`: it does not
+                say.
+            share: shares what was counted over a midnight that nobody saw.
+            is_read: whether `lifetime` was just read. A day begins with the first value that was read in it.
+        """
+        day = self.date(now)
+        known = self._counters.get(counter)
+        if known is None:
+            known = CountedDay(day, None, lifetime, now)
+        if is_read:
+            known = self._continued(known, lifetime, day, now, share)
+            if known.base is None and already is not None:
+                known = replace(known, base=lifetime - already)
+            self._counters[counter] = known
+        if known.day != day and day >= FIRST_DAY:
+            return None
+        return None if known.base is None else round(max(0.0, known.last - known.base), 3)
+
+    def _continued(
+        self, known: CountedDay, lifetime: float, day: str, now: float, share: EnergyShare
+    ) -> CountedDay:
+        """The counter's day after one more value."""
+        base, grown = known.base, lifetime - known.last
+        if grown < 0 and base is not None:  # the counter restarted, the day did not
+            base += grown - (lifetime if lifetime < RESTART_SHARE * known.last else 0.0)
+        if day == known.day or day < FIRST_DAY:
+            return replace(known, base=base, last=lifetime, at=now)
+        if day == known.earlier:  # the clock was a day or more ahead
+            return CountedDay(day, known.earlier_base, lifetime, now)
+        if day < known.day:
+            return CountedDay(day, None, lifetime, now)
+        before = max(0.0, grown) * share(known.at, self._midnight(day), now) if known.at else 0.0
+        started = min(lifetime, known.last) + before
+        return CountedDay(day, started, lifetime, now, earlier=known.day, earlier_base=base)
+
+    def _midnight(self, day: str) -> float:
+        """The unix time at which a local day begins."""
+        return datetime.fromisoformat(day).replace(tzinfo=self._zone).timestamp()
+
+
+class GatewayDays:
+    """What counters of the gateway were when the day began, by its own counts of today."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, tuple[float, float]] = {}
+        """By device: its counter then (Wh), and the unix time at which the gateway told it."""
+
+    def observe(self, device: str, lifetime: float | None, today: float | None, now: float) -> None:
+        """Note a counter and its count of today in Wh; `None` where the answer does not have them."""
+        if lifetime is not None and today is not None:
+            self._began[device] = lifetime - today, now
+
+    def counted(self, device: str, lifetime: float, now: float, date: Callable[[float], str]) -> float | None:
+        """The Wh of today at the unix time `now`; `None` where the gateway has none that can be true."""
+        if device not in self._began:
+            return None
+        began, told_at = self._began[device]
+        counted = lifetime - began
+        return counted if date(told_at) == date(now) and 0 <= counted <= MAX_DAY_WH else None

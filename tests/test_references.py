@@ -1,0 +1,92 @@
+"""Sources, devices and measurements that the code names in texts exist: a typing error would go unnoticed."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from samples import THREE
+from test_endpoints import GOOD
+
+import bridge
+from bridge import endpoints
+from bridge.endpoints import info, inventory, livedata, meters, production, storage, switchgear
+from bridge.model import SourceName
+from bridge.records import Record
+from bridge.site import FLOWS, ROWS
+from bridge.site.selection import EVIDENCE, METER_ROLES, METERS
+
+ROOT = Path(bridge.__file__).parent
+MODULES = (
+    *sorted(file.relative_to(ROOT).with_suffix("").as_posix() for file in (ROOT / "site").glob("*.py")),
+    *("counters/__init__", "pipeline", "inverters", "service/homes"),
+)
+NAME = re.compile(r"[a-z][a-z0-9-]*[_/][a-z0-9_/-]+")
+"""Texts that look like a device, or like a measurement of several words."""
+OWN = {
+    "total_increasing",
+    "meter/",
+    "battery/",
+    "generator/",
+    "inverter/",
+    "site/solar",
+    "battery/given",
+    "home/timestamp",
+}
+"""Texts that are no such names: Home Assistant's word for a counter, beginnings of devices, a part of sums,
+and the time of a document."""
+EVENTS = {
+    "device_limit",
+    "clamp_suspicious",
+    "sun_silent",
+    "home_negative",
+    "home_problem",
+    "home_energy",
+    "grid_estimated",
+}
+"""The `event` of lines of the log."""
+
+
+def names() -> Iterator[str]:
+    yield from SourceName
+    yield from (*FLOWS, *EVIDENCE, *METER_ROLES, *METERS.values())
+    for flow, rows in ROWS.items():
+        yield from rows
+        yield from (f"{place}{flow}/{name}" for name in rows for place in ("site/", ""))
+    for module in (info, inventory, livedata, meters, production, storage, switchgear):
+        for item in vars(module).values():
+            if isinstance(item, type) and issubclass(item, Record):
+                yield from item.table
+    for source, answer in GOOD.items():
+        body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        parsed = endpoints.BY_SOURCE[source].parse(body, THREE, 1e9)
+        yield from (reading.device for reading in parsed.readings)
+        yield from (reading.name for reading in parsed.readings)
+
+
+KNOWN = {*map(str, names())} | OWN | EVENTS
+
+
+def referred(module: str) -> Iterator[str]:
+    """Texts of a module that look like names, or are used as names. Docstrings are left out."""
+    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+        match node:
+            case ast.Constant(value=str(text)) if NAME.fullmatch(text):
+                yield text
+            case ast.Tuple(elts=[ast.Name(), ast.Constant(value=str(text))]):
+                yield text
+            case ast.Compare(left=ast.Attribute(attr="name"), comparators=[ast.Constant(value=str(text))]):
+                yield text
+            case ast.Call(
+                func=ast.Attribute(attr="_of" | "_each" | "number"), args=[*_, ast.Constant(value=str(text))]
+            ):
+                yield text
+            case ast.MatchValue(value=ast.Constant(value=str(text))):
+                yield text
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_names_in_the_code_exist(module: str) -> None:
+    assert [name for name in referred(module) if name not in KNOWN] == []

@@ -29,7 +29,7 @@ Withdraw = Callable[[Poller, bool], None]
 
 @dataclass(slots=True)
 class _Entry:
-    """One gateway. `owner` is the other bridge that polls it at present, `task` serves it."""
+    """One gateway. `owner` is who polls it at present in place of this entry, `task` serves it."""
 
     settings: GatewaySettings
     poller: Poller
@@ -46,17 +46,19 @@ class GatewayPool:
         """`on_change` is called when `pollers` or `standing_by` may have changed."""
         self._make_poller, self._withdraw, self._on_change, self._peers = make_poller, withdraw, on_change, peers
         self._entries: dict[GatewaySettings, _Entry] = {}
+        self._claims: dict[str, GatewaySettings] = {}
+        """By serial number, which entry polls the gateway: several may be addresses of the same one."""
         self._removed: list[_Entry] = []
         self._changed = asyncio.Event()
 
     @property
     def pollers(self) -> Sequence[Poller]:
-        """The pollers of the gateways that no other bridge polls."""
+        """The pollers of the gateways that nobody else polls."""
         return [entry.poller for entry in self._entries.values() if entry.owner is None]
 
     @property
     def standing_by(self) -> Mapping[str, str]:
-        """By serial number, the gateways that another bridge polls, and the name of that bridge."""
+        """By serial number, the gateways that another bridge or another entry polls, and which."""
         return {
             entry.poller.serial or "": entry.owner for entry in self._entries.values() if entry.owner is not None
         }
@@ -64,7 +66,8 @@ class GatewayPool:
     @property
     def by_serial(self) -> Mapping[str, GatewaySettings]:
         """The gateways of which the serial number is known, whoever polls them."""
-        return {serial: entry.settings for entry in self._entries.values() if (serial := entry.poller.serial)}
+        polled_last = sorted(self._entries.values(), key=lambda entry: entry.owner is None)
+        return {serial: entry.settings for entry in polled_last if (serial := entry.poller.serial)}
 
     def set_gateways(self, gateways: Iterable[GatewaySettings]) -> None:
         """Replace the list of gateways. The pollers of those that stay are not disturbed.
@@ -77,6 +80,7 @@ class GatewayPool:
         new = {gateway: _Entry(gateway, self._make_poller(gateway)) for gateway in added}
         self._removed += [entry for gateway, entry in self._entries.items() if gateway not in wanted]
         self._entries = {gateway: new.get(gateway) or self._entries[gateway] for gateway in wanted}
+        self._claims = {serial: entry for serial, entry in self._claims.items() if entry in self._entries}
         self._changed.set()
 
     async def run(self) -> None:
@@ -86,7 +90,9 @@ class GatewayPool:
             tasks.create_task(self._peers.run(), name="peers")
             while True:
                 self._changed.clear()
-                await self._stop_removed()
+                if self._removed:
+                    await self._stop_removed()
+                    self._peers.notify()
                 for entry in self._entries.values():
                     if entry.task is None:
                         entry.task = tasks.create_task(self._serve(entry), name=f"poller {entry.poller.host}")
@@ -115,23 +121,39 @@ class GatewayPool:
             await entry.poller.aclose()
             self._removed.remove(entry)
 
+    def _twin_of(self, entry: _Entry) -> str | None:
+        """The address of the entry that polls the same gateway already; `None` if this entry may poll it."""
+        serial = entry.poller.serial
+        if serial is None:
+            return None
+        first = self._entries.get(self._claims.get(serial, entry.settings))
+        if first is None or first.poller.serial != serial:
+            first = entry
+        self._claims[serial] = first.settings
+        return None if first is entry else first.poller.host
+
+    def _owner_of(self, entry: _Entry) -> str | None:
+        """Who polls this gateway in place of this entry; `None` if nobody does."""
+        twin = self._twin_of(entry)
+        return f"this bridge at {twin}" if twin else self._peers.owner_of(entry.poller.serial)
+
     async def _serve(self, entry: _Entry) -> None:
         while True:
             await self._stand_by(entry)
             await self._poll(entry)
-            self._withdraw(entry.poller, False)
+            if self._twin_of(entry) is None:  # otherwise the topics are those of the other entry
+                self._withdraw(entry.poller, False)
             await self._replace_poller(entry)
 
     async def _stand_by(self, entry: _Entry) -> None:
-        """Wait while another bridge polls this gateway."""
-        while owner := self._peers.owner_of(entry.poller.serial):
+        """Wait while somebody else polls this gateway."""
+        while owner := self._owner_of(entry):
             if entry.owner is None:
-                text = "gateway %s is polled by another bridge already (%s): standing by"
-                LOG.warning(text, entry.poller.serial, owner, extra={"event": "standing_by"})
+                self._log_standing_by(entry, owner)
             entry.owner = owner
             self._on_change()
             await self._peers.wait_for_change()
-            if self._peers.owner_of(entry.poller.serial) is None:
+            if self._owner_of(entry) is None:
                 await asyncio.sleep(TAKEOVER_GRACE_S)
         if entry.owner is not None:
             text = "gateway %s is not polled by %s any more: polling it"
@@ -139,11 +161,20 @@ class GatewayPool:
             entry.owner = None
             self._on_change()
 
+    def _log_standing_by(self, entry: _Entry, owner: str) -> None:
+        serial, extra = entry.poller.serial, {"event": "standing_by"}
+        if twin := self._twin_of(entry):
+            text = "%s is gateway %s, which is polled at %s already: remove one of the two from the settings"
+            LOG.warning(text, entry.poller.host, serial, twin, extra=extra)
+        else:
+            text = "gateway %s is polled by another bridge already (%s): standing by"
+            LOG.warning(text, serial, owner, extra=extra)
+
     async def _poll(self, entry: _Entry) -> None:
-        """Poll until a bridge that started earlier polls this gateway."""
+        """Poll until somebody else polls this gateway: a bridge that started earlier, or another entry."""
         async with asyncio.TaskGroup() as tasks:
             polling = tasks.create_task(_supervised(entry.poller))
-            while self._peers.owner_of(entry.poller.serial) is None:
+            while self._owner_of(entry) is None:
                 await self._peers.wait_for_change()
             polling.cancel()
 

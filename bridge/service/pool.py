@@ -37,6 +37,53 @@ class _Entry:
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
+class _Owners:
+    """Tells who polls a gateway in place of an entry: another bridge, or another entry with the same gateway.
+
+    Several entries may be addresses of one gateway. The first one whose serial number is known polls it.
+    """
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+        self._first: dict[str, _Entry] = {}
+
+    def of(self, entry: _Entry) -> str | None:
+        """Who polls the gateway in place of this entry; `None` if nobody does."""
+        twin = self.twin_of(entry)
+        return f"this bridge at {twin}" if twin else self._peers.owner_of(entry.poller.serial)
+
+    def twin_of(self, entry: _Entry) -> str | None:
+        """The address of the entry that polls the same gateway; `None` if there is none."""
+        serial = entry.poller.serial
+        if serial is None:
+            return None
+        first = self._first.get(serial, entry)
+        if first.poller.serial != serial:
+            first = entry
+        self._first[serial] = first
+        return None if first is entry else first.poller.host
+
+    def keep(self, entries: Iterable[_Entry]) -> None:
+        """Forget all but these entries."""
+        kept = {id(entry) for entry in entries}
+        self._first = {serial: entry for serial, entry in self._first.items() if id(entry) in kept}
+
+    def set(self, entry: _Entry, owner: str | None) -> None:
+        """Note who polls the gateway in place of this entry, and log it where that begins or ends."""
+        serial, before, entry.owner = entry.poller.serial, entry.owner, owner
+        if owner is None:
+            text = "gateway %s is not polled by %s any more: polling it"
+            LOG.info(text, serial, before, extra={"event": "taking_over"})
+        elif before is not None:
+            return
+        elif twin := self.twin_of(entry):
+            text = "%s is gateway %s, which is polled at %s already: remove one of the two from the settings"
+            LOG.warning(text, entry.poller.host, serial, twin, extra={"event": "standing_by"})
+        else:
+            text = "gateway %s is polled by another bridge already (%s): standing by"
+            LOG.warning(text, serial, owner, extra={"event": "standing_by"})
+
+
 class GatewayPool:
     """A poller for each gateway. A fault in one of them does not affect the others."""
 
@@ -46,8 +93,7 @@ class GatewayPool:
         """`on_change` is called when `pollers` or `standing_by` may have changed."""
         self._make_poller, self._withdraw, self._on_change, self._peers = make_poller, withdraw, on_change, peers
         self._entries: dict[GatewaySettings, _Entry] = {}
-        self._claims: dict[str, GatewaySettings] = {}
-        """By serial number, which entry polls the gateway: several may be addresses of the same one."""
+        self._owners = _Owners(peers)
         self._removed: list[_Entry] = []
         self._changed = asyncio.Event()
 
@@ -80,7 +126,7 @@ class GatewayPool:
         new = {gateway: _Entry(gateway, self._make_poller(gateway)) for gateway in added}
         self._removed += [entry for gateway, entry in self._entries.items() if gateway not in wanted]
         self._entries = {gateway: new.get(gateway) or self._entries[gateway] for gateway in wanted}
-        self._claims = {serial: entry for serial, entry in self._claims.items() if entry in self._entries}
+        self._owners.keep(self._entries.values())
         self._changed.set()
 
     async def run(self) -> None:
@@ -90,9 +136,8 @@ class GatewayPool:
             tasks.create_task(self._peers.run(), name="peers")
             while True:
                 self._changed.clear()
-                if self._removed:
-                    await self._stop_removed()
-                    self._peers.notify()
+                await self._stop_removed()
+                self._peers.notify()
                 for entry in self._entries.values():
                     if entry.task is None:
                         entry.task = tasks.create_task(self._serve(entry), name=f"poller {entry.poller.host}")
@@ -121,60 +166,31 @@ class GatewayPool:
             await entry.poller.aclose()
             self._removed.remove(entry)
 
-    def _twin_of(self, entry: _Entry) -> str | None:
-        """The address of the entry that polls the same gateway already; `None` if this entry may poll it."""
-        serial = entry.poller.serial
-        if serial is None:
-            return None
-        first = self._entries.get(self._claims.get(serial, entry.settings))
-        if first is None or first.poller.serial != serial:
-            first = entry
-        self._claims[serial] = first.settings
-        return None if first is entry else first.poller.host
-
-    def _owner_of(self, entry: _Entry) -> str | None:
-        """Who polls this gateway in place of this entry; `None` if nobody does."""
-        twin = self._twin_of(entry)
-        return f"this bridge at {twin}" if twin else self._peers.owner_of(entry.poller.serial)
-
     async def _serve(self, entry: _Entry) -> None:
         while True:
             await self._stand_by(entry)
             await self._poll(entry)
-            if self._twin_of(entry) is None:  # otherwise the topics are those of the other entry
+            if self._owners.twin_of(entry) is None:  # otherwise the topics are those of the other entry
                 self._withdraw(entry.poller, False)
             await self._replace_poller(entry)
 
     async def _stand_by(self, entry: _Entry) -> None:
         """Wait while somebody else polls this gateway."""
-        while owner := self._owner_of(entry):
-            if entry.owner is None:
-                self._log_standing_by(entry, owner)
-            entry.owner = owner
+        while owner := self._owners.of(entry):
+            self._owners.set(entry, owner)
             self._on_change()
             await self._peers.wait_for_change()
-            if self._owner_of(entry) is None:
+            if self._owners.of(entry) is None:
                 await asyncio.sleep(TAKEOVER_GRACE_S)
         if entry.owner is not None:
-            text = "gateway %s is not polled by %s any more: polling it"
-            LOG.info(text, entry.poller.serial, entry.owner, extra={"event": "taking_over"})
-            entry.owner = None
+            self._owners.set(entry, None)
             self._on_change()
-
-    def _log_standing_by(self, entry: _Entry, owner: str) -> None:
-        serial, extra = entry.poller.serial, {"event": "standing_by"}
-        if twin := self._twin_of(entry):
-            text = "%s is gateway %s, which is polled at %s already: remove one of the two from the settings"
-            LOG.warning(text, entry.poller.host, serial, twin, extra=extra)
-        else:
-            text = "gateway %s is polled by another bridge already (%s): standing by"
-            LOG.warning(text, serial, owner, extra=extra)
 
     async def _poll(self, entry: _Entry) -> None:
         """Poll until somebody else polls this gateway: a bridge that started earlier, or another entry."""
         async with asyncio.TaskGroup() as tasks:
             polling = tasks.create_task(_supervised(entry.poller))
-            while self._owner_of(entry) is None:
+            while self._owners.of(entry) is None:
                 await self._peers.wait_for_change()
             polling.cancel()
 

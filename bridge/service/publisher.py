@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, TypeAdapter, field_serializer
 
 from bridge import discovery
+from bridge.discovery.devices import AnnouncedGateway
 from bridge.endpoints import ENDPOINTS
 from bridge.model import Event, Facts, Measurement, Message, Priority, Quantity, Reading, Scalar
 from bridge.records import COUNT, DURATION, TEXT, TIME, measurement
@@ -253,7 +254,7 @@ class GatewayPublisher:
         self._announced = version
         messages: list[Message] = []
         if options.announcement is not None:
-            about = discovery.AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
+            about = AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
             messages += discovery.announce(options.announcement, about, rows, rows.gone.values())
         self._discovery_topics.replace(messages)
         return True

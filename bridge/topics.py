@@ -200,10 +200,11 @@ class RowTable:
     ) -> tuple[Sequence[Row], Sequence[Key]]:
         """Note which rows of a source a good answer at `now` (unix time) lacks.
 
-        Returns those that the answer before still had, and those that are gone now. The absent rows of a device are gone all at once, when each has been absent for long enough: otherwise a
-        device with several sources would disappear in parts. Home Assistant (2026.2) removes a device together with
-        its last enabled entity and then clears the discovery topic itself. Entities that it is told to remove just
-        at that moment are ignored for ever.
+        Returns those that the answer before still had, and those that are gone now. The absent rows of a device are
+        gone all at once, when each has been absent for long enough: otherwise a device with several sources would
+        disappear in parts. Home Assistant (2026.2) removes a device together with its last enabled entity and then
+        clears the discovery topic itself. Entities that it is told to remove just at that moment are ignored for
+        ever.
         """
         if source not in self._by_source:
             self._by_source[source] = [key for key, row in self._rows.items() if row.source == source]
@@ -261,15 +262,13 @@ class Tree:
         for reading in mine.values():
             newest.setdefault(reading.device, []).append(reading)
         self._readings[source] = newest
+        absent, gone = self.rows.note_absent(source, mine, when.timestamp()) if mine else ((), ())
+        for row in absent:  # its last value would stay, and nothing would say that it is old
+            mine[row.key] = Reading(row.device, row.phase, row.measurement, None)
         if self._values:
             yield from (self._value(key, r) for key, r in mine.items() if not r.measurement.document_only)
-        if mine:
-            absent, gone = self.rows.note_absent(source, mine, when.timestamp())
-            for row in absent if self._values else ():  # its last value would stay, and nothing says that it is old
-                if not row.measurement.document_only:
-                    yield self._value(row.key, Reading(row.device, row.phase, row.measurement, None))
-            for key in gone:
-                yield from self._clear(key)
+        for key in gone:
+            yield from self._clear(key)
 
     def documents(self, source: str, when: datetime) -> Iterator[Message]:
         """The documents of the source's devices, with the newest readings of all sources.

@@ -334,13 +334,14 @@ class Bridge:
     async def _watch(self, file: Path) -> None:
         """Follow changes of the file of gateways. A file that can't be used changes nothing."""
         async for _ in changes(file):
+            before = self._settings
             try:
-                settings = await asyncio.to_thread(reread, self._settings)
-                before, self._settings = self._settings, settings
-                if settings.all_gateways != before.all_gateways:
-                    self._set_gateways(settings)
-                    LOG.info("%s: now %d gateways", file, len(settings.all_gateways))
+                self._settings = await asyncio.to_thread(reread, before)
+                if self._settings.all_gateways != before.all_gateways:
+                    self._set_gateways(self._settings)
+                    LOG.info("%s: now %d gateways", file, len(self._settings.all_gateways))
             except BadSetting as problem:
+                self._settings = before
                 LOG.error("%s can't be used, the earlier list stays: %s", file, problem)  # noqa: TRY400 - one line
 
     async def _stop(self) -> None:

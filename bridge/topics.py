@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -84,8 +85,9 @@ class Names:
         return "/".join((self.base, serial, device, *((phase.value,) if phase else ()), name))
 
 
+@lru_cache(maxsize=100_000)
 def online(topic: str, is_online: bool) -> Message:
-    """The message for a state or availability topic."""
+    """The message for a state or availability topic: always the same one, which the outbox knows at once."""
     return Message(topic, ONLINE if is_online else OFFLINE, qos=1, priority=Priority.AVAILABILITY)
 
 

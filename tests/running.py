@@ -87,6 +87,22 @@ class Clock:
 
 
 @asynccontextmanager
+async def ticking(clock: Clock) -> AsyncIterator[None]:
+    """Let a clock go as the loop does, second by second."""
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(1)
+            clock.forward(1)
+
+    task = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+@asynccontextmanager
 async def running(settings: Settings, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
     """Run the service, and stop it as a signal does."""
     task = asyncio.create_task(Bridge(settings, **options).run())

@@ -141,7 +141,7 @@ class PublishOptions:
 
     `announcement` is `None` if there is no discovery. `url` is the address of the gateway's own page, `site` the
     name of the site for people. `suffix` tells the devices of several gateways apart. `in_home` tells that the
-    gateway is a part of a home of several gateways.
+    gateway is a part of a home of several gateways. `paced` value topics have the pace of their quantity.
     """
 
     names: Names
@@ -151,6 +151,7 @@ class PublishOptions:
     site: str = "Enphase"
     suffix: str = ""
     in_home: bool = False
+    paced: bool = True
 
 
 class GatewayPublisher:
@@ -161,7 +162,7 @@ class GatewayPublisher:
     ) -> None:
         self._serial, self._options, self._sources, self._publish = serial, options, sources, publish
         order = [*(endpoint.source for endpoint in ENDPOINTS), SITE_SOURCE, DIAGNOSTICS_SOURCE]
-        self._tree = Tree(options.names, serial, order, options.payload)
+        self._tree = Tree(options.names, serial, order, options.payload, paced=options.paced)
         self._announced: tuple[int, Facts] | None = None
         self._discovery_topics = DiscoveryTopics(options.announcement, publish)
         self._cleared: set[str] = set()

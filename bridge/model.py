@@ -144,7 +144,7 @@ class Reading:
     phase: Axis | None
     measurement: Measurement
     value: Scalar | Structure
-    repeat: bool = False
+    repeat: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:

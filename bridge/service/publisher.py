@@ -180,10 +180,13 @@ class GatewayPublisher:
         return self._announced is not None and self._announced[0] == self._tree.rows.version
 
     def publish_documents(self, source: str, flows: Sequence[Reading], when: float) -> Sequence[Event]:
-        """Publish an answer's documents, and `flows`, the site's new readings, after its values. Returns events."""
+        """Publish an answer's documents, and `flows`, the site's readings, after its values. Returns events.
+
+        The site's documents contain powers, so they are not published again with other values that are repeated.
+        """
         self._send(source, self._tree.documents(source, datetime.fromtimestamp(when, UTC)), more=True)
         if flows:
-            self._update(SITE_SOURCE, flows, when)
+            self._update(SITE_SOURCE, flows, when, documents=_have_news(flows, self.flows))
         return self._tree.take_events()
 
     def publish_availability(self, now: float, *, is_online: bool, powered_by: str | None = None) -> None:
@@ -266,13 +269,20 @@ class GatewayPublisher:
         """
         return self._discovery_topics.sent(message)
 
-    def _update(self, source: str, readings: Sequence[Reading], when: float) -> None:
-        self._send(source, self._tree.update(source, readings, datetime.fromtimestamp(when, UTC)))
+    def _update(self, source: str, readings: Sequence[Reading], when: float, *, documents: bool = True) -> None:
+        messages = self._tree.update if documents else self._tree.values
+        self._send(source, messages(source, readings, datetime.fromtimestamp(when, UTC)))
 
     def _send(self, source: str, messages: Iterable[Message], *, more: bool = False) -> None:
         """Publish messages of a source, the first or `more` of an answer, and note how long they wait."""
         known = self._waited.get(source, 0.0) if more else 0.0
         self._waited[source] = max([known, *(self._publish(message) or 0.0 for message in messages)])
+
+
+def _have_news(flows: Sequence[Reading], before: Mapping[str, Sequence[Reading]]) -> bool:
+    """Whether a site's readings differ from those before, or an answer has told its powers once more."""
+    known = [reading for readings in before.values() for reading in readings]
+    return known != list(flows) or any(reading.repeat and reading.name == "power" for reading in flows)
 
 
 class DiscoveryTopics:

@@ -23,7 +23,8 @@ from samples import (
     without,
 )
 
-from bridge.discovery import AnnouncedGateway, DiscoveryOptions, announce
+from bridge.discovery import DiscoveryOptions, announce
+from bridge.discovery.devices import AnnouncedGateway
 from bridge.model import BadAnswer, Input
 from bridge.topics import Names
 

@@ -11,14 +11,8 @@ from samples import NOW, SERIAL, THREE, answers, feed, home, known, meter, publi
 from strict import check, entity_id
 
 from bridge import __version__
-from bridge.discovery import (
-    AnnouncedDevice,
-    AnnouncedGateway,
-    DiscoveryOptions,
-    announce,
-    device_name,
-    entity_name,
-)
+from bridge.discovery import DiscoveryOptions, announce
+from bridge.discovery.devices import AnnouncedDevice, AnnouncedGateway, device_name, entity_name
 from bridge.model import Facts, Measurement, Phase
 from bridge.records import CHARGE, CONNECTIVITY, ENERGY, POWER, TEXT, measurement
 from bridge.service.publisher import DIAGNOSTICS_SOURCE, Diagnostics

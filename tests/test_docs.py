@@ -29,6 +29,7 @@ import values  # noqa: E402
 
 from bridge import __version__, discovery  # noqa: E402
 from bridge.commands import parser, report  # noqa: E402
+from bridge.discovery.devices import AnnouncedGateway  # noqa: E402
 from bridge.endpoints import ENDPOINTS  # noqa: E402
 from bridge.model import Facts, Message  # noqa: E402
 from bridge.pipeline import Pipeline  # noqa: E402
@@ -159,7 +160,7 @@ WINDMILL = values.ValueRow("status", "msg_retry_count", TEXT, devices=["windmill
             [
                 "docs/meanings.toml: [status] has no meaning of `msg_retry_count` (windmill/<serial>)",
                 "docs/devices.toml does not say what `windmill` is",
-                "DEVICE_KINDS of bridge.discovery lacks `windmill`",
+                "DEVICE_KINDS of bridge.discovery.devices lacks `windmill`",
             ],
         ),
         (
@@ -322,7 +323,7 @@ def home() -> PublishedValues:
     sent.append(online(f"{tree.names.bridge}/state", is_online=True))
     sent.append(online(tree.names.state(facts.serial), is_online=True))
     sent.append(bridge_info(tree.names, __version__, when, [facts.serial], 60))
-    gateway = discovery.AnnouncedGateway(facts, "https://envoy.local")
+    gateway = AnnouncedGateway(facts, "https://envoy.local")
     found = list(discovery.announce(discovery.DiscoveryOptions(tree.names), gateway, tree.rows))
     devices = [json.loads(message.payload) for message in found]
     entities = [{**one, "device": body["device"]} for body in devices for one in body["components"].values()]
@@ -387,7 +388,7 @@ def test_json_blocks_are_a_flow_or_a_document_of_a_device(block: str) -> None:
 
 @pytest.mark.parametrize("block", [text for _, text in blocks("yaml")])
 def test_yaml_blocks_are_what_their_readers_take(block: str) -> None:
-    """A block is an automation or the recorder's part for Home Assistant, or for Prometheus a configuration or alerts."""
+    """A block is an automation or the recorder's part for Home Assistant, or settings or alerts for Prometheus."""
     (part,) = yaml.safe_load(block).items()
     match part:
         case "automation", automations:

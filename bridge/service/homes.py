@@ -8,6 +8,7 @@ from datetime import UTC, datetime, tzinfo
 from typing import ClassVar
 
 from bridge import discovery
+from bridge.discovery.devices import AnnouncedHome
 from bridge.model import Facts, Message, Priority, Reading
 from bridge.service.poller import Poller
 from bridge.service.publisher import DiscoveryTopics, Publish, TreeState
@@ -144,7 +145,7 @@ class _HomePublisher:
         self._announced = version
         messages: list[Message] = []
         if self._announcement is not None:
-            about = discovery.AnnouncedHome(Facts(""), "", self.title, home=self._home)
+            about = AnnouncedHome(Facts(""), "", self.title, home=self._home)
             rows, gone = map(_as_site, self._tree.rows), map(_as_site, self._tree.rows.gone.values())
             messages += discovery.announce(self._announcement, about, rows, gone)
         self._topics.replace(messages)

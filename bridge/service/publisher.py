@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, TypeAdapter, field_serializer
 
 from bridge import discovery
+from bridge.discovery.devices import AnnouncedGateway
 from bridge.endpoints import ENDPOINTS
 from bridge.model import Event, Facts, Measurement, Message, Priority, Quantity, Reading, Scalar
 from bridge.records import COUNT, DURATION, TEXT, TIME, measurement
@@ -186,7 +187,7 @@ class GatewayPublisher:
         """
         self._send(source, self._tree.documents(source, datetime.fromtimestamp(when, UTC)), more=True)
         if flows:
-            self._update(SITE_SOURCE, flows, when, documents=_have_news(flows, self.flows))
+            self._update(SITE_SOURCE, flows, when, whole=_have_news(flows, self.flows))
         return self._tree.take_events()
 
     def publish_availability(self, now: float, *, is_online: bool, powered_by: str | None = None) -> None:
@@ -257,20 +258,17 @@ class GatewayPublisher:
         self._announced = version
         messages: list[Message] = []
         if options.announcement is not None:
-            about = discovery.AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
+            about = AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
             messages += discovery.announce(options.announcement, about, rows, rows.gone.values())
         self._discovery_topics.replace(messages)
         return True
 
     def sent(self, message: Message) -> bool:
-        """Note that the broker has a message, and continue the removal of its discovery topic.
-
-        Returns whether the last topic has been removed.
-        """
+        """Continue the removal of a topic when the broker has a message. Returns whether that was the last one."""
         return self._discovery_topics.sent(message)
 
-    def _update(self, source: str, readings: Sequence[Reading], when: float, *, documents: bool = True) -> None:
-        messages = self._tree.update if documents else self._tree.values
+    def _update(self, source: str, readings: Sequence[Reading], when: float, *, whole: bool = True) -> None:
+        messages = self._tree.update if whole else self._tree.values
         self._send(source, messages(source, readings, datetime.fromtimestamp(when, UTC)))
 
     def _send(self, source: str, messages: Iterable[Message], *, more: bool = False) -> None:

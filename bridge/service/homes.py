@@ -182,11 +182,7 @@ class _HomePublisher:
 
     def file(self, home: HomeState) -> HomeFile:
         """What must outlive the process."""
-        topics = self._topics
-        rows = tuple(self._tree.rows)
-        return HomeFile(
-            rows=rows, discovered=topics.announced, leaving=topics.leaving, home=home, members=self._members
-        )
+        return HomeFile(rows=tuple(self._tree.rows), home=home, members=self._members, **self._topics.fields)
 
     def _clear(self, rows: Iterable[Row]) -> Sequence[str]:
         """Remove rows from the broker. Returns the topics."""

@@ -236,10 +236,7 @@ class RowTable:
 
 
 class Tree:
-    """The topics of one gateway: its newest readings as messages. Readings are kept by source and device.
-
-    `paced` value topics have the pace of their quantity.
-    """
+    """The newest readings of one gateway, by source and device, as messages. If `paced`, quantities set a pace."""
 
     def __init__(
         self, names: Names, serial: str, sources: Sequence[str], payload: str = "both", *, paced: bool = True

@@ -147,15 +147,18 @@ def to_text(value: object) -> str:
     return str(value)
 
 
-def disagreements(seen: Mapping[str, str], serial: str) -> list[str]:
-    """Return the value topics that differ from their device's document, and the topics missing in discovery."""
+def disagreements(seen: Mapping[str, str], serial: str, *, exact: bool = False) -> list[str]:
+    """Return the value topics that differ from their device's document, and the topics missing in discovery.
+
+    Unless these must be `exact`, energies may differ by what waits for its pace.
+    """
     own = {topic: text for topic, text in seen.items() if topic.startswith(f"enphase/{serial}/")}
     own = {topic: text for topic, text in own.items() if not STATE_TOPIC.search(topic)}
     documents = {topic: json.loads(text) for topic, text in own.items() if text[0] == "{"}
     told = {f"{device}/{name}": text for device, body in documents.items() for name, text in flat(body).items()}
     values = {topic: text for topic, text in own.items() if topic not in documents}
-    different = {topic for topic, _ in told.items() ^ values.items()}
-    odd = {topic for topic in different if not (SLOW_TOPIC.search(topic) or _may_wait(topic, told, values))}
+    odd = {topic for topic, _ in told.items() ^ values.items() if not SLOW_TOPIC.search(topic)}
+    odd = {topic for topic in odd if exact or not _may_wait(topic, told, values)}
     announced = {topic: json.loads(text) for topic, text in seen.items() if topic.startswith(DISCOVERY_PREFIX)}
     wanted = {entity["state_topic"] for body in announced.values() for entity in body["components"].values()}
     wanted |= {_config(serial, device) for device, body in documents.items() if body.get("enabled") is not False}
@@ -185,7 +188,7 @@ def confirmed(watcher: Watcher, serial: str) -> bool:
     )
 
 
-def settled(watcher: Watcher, serial: str) -> bool:
+def settled(watcher: Watcher, serial: str, *, exact: bool = False) -> bool:
     """Return whether the first round is over: all devices are announced and all topics have a value."""
-    seen = tree(watcher)
-    return f"{DISCOVERY_PREFIX}iqgateway_{serial}_gateway/config" in seen and not disagreements(seen, serial)
+    seen, config = tree(watcher), f"{DISCOVERY_PREFIX}iqgateway_{serial}_gateway/config"
+    return config in seen and not disagreements(seen, serial, exact=exact)

@@ -23,7 +23,7 @@ from bridge.gateway.transport import (
     tls_context,
     translated,
 )
-from bridge.gateway.wire import Wire
+from bridge.gateway.wire import Wire, hardware_address
 from bridge.model import Answer, BadSetting, Request, Unavailable
 from bridge.settings import MAX_PORT, GatewaySettings
 
@@ -165,6 +165,8 @@ class _Connection:
         self.pin = pin
         self.auth: httpx.Auth | None = None
         self.requests = 0
+        self.peer: object = None
+        """The address and the port that answered last."""
         self.listener: Callable[[Exchange], None] | None = None
         self._limits, self._monotonic = limits, monotonic
         self.client = self.open(pin)
@@ -184,6 +186,7 @@ class _Connection:
         limit = {"most_bytes": request.most_bytes}
         async with client.stream(method, request.path, json=request.json, auth=auth, extensions=limit) as response:
             body = await response.aread()
+        self.peer = response.extensions.get("peer")
         wants_time = "Retry-After" in response.headers or b"retry" in body.lower()
         if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and wants_time:
             raise Starting(f"{GATEWAY_NAME} is starting (503)")  # it asks for half a minute: no short retries
@@ -273,6 +276,11 @@ class Gateway:
     def fingerprint(self) -> str | None:
         """SHA-256 (hex) of the public key that the gateway showed last; `None` before the first handshake."""
         return self.key.seen
+
+    @property
+    def mac(self) -> str | None:
+        """Its MAC address, if it is a neighbour in this machine's network."""
+        return hardware_address(self._connection.peer)
 
     def pin(self, expected: str | None) -> None:
         """Set the key (SHA-256, hex) that the gateway must show, on the open connection too; `None`: any key."""

@@ -5,6 +5,7 @@ next request: an answer that is sent twice then shifts all later ones by one. He
 """
 
 import asyncio
+import ipaddress
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -105,7 +106,8 @@ class Wire(httpx.AsyncBaseTransport):
                     url.port or DEFAULT_PORTS[url.scheme],
                     ssl=tls,
                     server_hostname=url.host if tls else None,
-                    happy_eyeballs_delay=SECOND_ADDRESS_S,
+                    # asyncio may leave a socket open that is tried beside others, if it is cancelled at that moment
+                    happy_eyeballs_delay=None if _is_address(url.host) else SECOND_ADDRESS_S,
                 )
         except TimeoutError as error:
             raise httpx.ConnectTimeout("no connection in time") from error
@@ -168,6 +170,14 @@ def hardware_address(peer: object, table: Path = NEIGHBOURS) -> str | None:
             found = known.get(address, "").lower()
             return found if MAC.fullmatch(found) and found != UNKNOWN_MAC else None
     return None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _final(next_event: Callable[[], Awaitable[object]]) -> object:

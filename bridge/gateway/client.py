@@ -4,9 +4,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Self
 
 import httpx
 
@@ -224,7 +224,7 @@ class _Connection:
         self.listener(Exchange(path, response.status_code, response.headers, body, seconds))
 
 
-class Gateway:
+class Gateway(AbstractAsyncContextManager["Gateway"]):
     """One gateway. Call `identify` with the serial of `/info` before anything else is fetched."""
 
     def __init__(
@@ -237,8 +237,7 @@ class Gateway:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         quiet_libraries()
-        self.tokens = tokens
-        self._limits = limits or HttpLimits()
+        self.tokens, self._limits = tokens, limits or HttpLimits()
         self.key = KeyPin(settings.tls, pin, monotonic)
         self._connection = _Connection(settings, self.key, self._limits, monotonic)
         self._legacy = LegacyAuth() if self.url.startswith("http://") else None
@@ -248,9 +247,6 @@ class Gateway:
         """Whether the last request failed with all its retries: then the next one is not retried."""
         if settings.tls == "off" and self._legacy is None:
             LOG.warning(TLS_IS_OFF, self.url)
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()

@@ -55,12 +55,8 @@ class Wire(httpx.AsyncBaseTransport):
             head = await _final(self._event)
             if not isinstance(head, h11.Response):
                 raise httpx.RemoteProtocolError("no answer")
-            return httpx.Response(
-                head.status_code,
-                headers=head.headers.raw_items(),
-                stream=_Body(self),
-                extensions={"peer": self._writer.get_extra_info("peername") if self._writer else None},
-            )
+            headers, peer = head.headers.raw_items(), self._writer and self._writer.get_extra_info("peername")
+            return httpx.Response(head.status_code, headers=headers, stream=_Body(self), extensions={"peer": peer})
 
     async def aclose(self) -> None:
         self._drop()
@@ -121,9 +117,7 @@ class Wire(httpx.AsyncBaseTransport):
     async def _send(self, request: httpx.Request) -> None:
         if self._writer is None:
             raise httpx.WriteError("no connection")
-        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
-        given = [self._http.send(head), self._http.send(h11.Data(data=await request.aread()))]
-        self._writer.write(b"".join(filter(None, [*given, self._http.send(h11.EndOfMessage())])))
+        self._writer.write(_encoded(self._http, request, await request.aread()))
         await self._writer.drain()
 
     async def _event(self) -> object:
@@ -152,6 +146,11 @@ class Wire(httpx.AsyncBaseTransport):
             if (other := _translated(error)) is error:
                 raise
             raise other from error
+
+
+def _encoded(http: h11.Connection, request: httpx.Request, body: bytes) -> bytes:
+    head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+    return b"".join(filter(None, (http.send(head), http.send(h11.Data(data=body)), http.send(h11.EndOfMessage()))))
 
 
 def hardware_address(peer: object, table: Path = NEIGHBOURS) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
+from itertools import islice
 from typing import Self
 
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
@@ -177,14 +178,31 @@ MAX_GEAR = 256
 
 
 @dataclass(frozen=True, slots=True)
+class UnitFacts:
+    """What a unit is, as its answers tell. People see it with the unit's device in Home Assistant.
+
+    `name` is what its owner calls it. `maker` is `None` for Enphase. `is_used` tells whether a contact has a load.
+    """
+
+    name: str | None = None
+    maker: str | None = None
+    model: str | None = None
+    part_number: str | None = None
+    firmware: str | None = None
+    is_used: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of a gateway, and is needed to read answers or to know which endpoints to ask.
 
     Most of it comes from `/info` and `/ivp/meters`.
 
+    `mac` is known only where the gateway is a neighbour in this machine's network.
     `meters` is `None` until `/ivp/meters` has answered or is known to be missing.
     `clock_offset` is the gateway's clock minus this machine's, in seconds.
     `gear` are the devices that were seen beside inverters and meters, as `kind/id`: `battery/492301002201`.
+    `units` tells what some devices are.
     """
 
     serial: str
@@ -193,6 +211,8 @@ class Facts:
     clock_offset: float = 0.0
     meters: tuple[MeterFacts, ...] | None = None
     gear: frozenset[str] = frozenset()
+    units: Mapping[str, UnitFacts] = field(default_factory=dict)
+    mac: str | None = None
 
     @property
     def release(self) -> int | None:
@@ -213,10 +233,16 @@ class Facts:
         kinds = (item.partition("/")[0] for item in sorted(self.gear) if item.endswith(f"/{serial}"))
         return next(("inverter" if kind == "acb" else kind for kind in kinds), None)
 
-    def with_gear(self, seen: Iterable[str]) -> "Facts | None":
-        """A copy with more gear; `None` if nothing of it is new."""
+    def uses(self, device: str) -> bool:
+        """Whether a device serves anything, as far as it is known."""
+        return device not in self.units or self.units[device].is_used
+
+    def with_gear(self, seen: Iterable[str], units: Mapping[str, UnitFacts] | None = None) -> "Facts | None":
+        """A copy with more gear and what these units are; `None` if nothing of it is new."""
         gear = self.gear.union(sorted(seen)[: MAX_GEAR - len(self.gear)])
-        return None if gear == self.gear else replace(self, gear=gear)
+        known = dict(islice({**self.units, **(units or {})}.items(), MAX_GEAR))
+        learnt = replace(self, gear=gear, units=known)
+        return None if learnt == self else learnt
 
     def meter(self, eid: int) -> MeterFacts | None:
         return next((meter for meter in self.meters or () if meter.eid == eid), None)

@@ -158,6 +158,11 @@ def to_text(value: object) -> str | None:
     return None if isinstance(value, bool) or finite(value) is None else str(value)
 
 
+def known_text(value: object) -> str | None:
+    """The value of a field, if it is a text."""
+    return value if isinstance(value, str) else None
+
+
 def mapped(convert: Callable[[str], str | bool | None]) -> Converter:
     """A converter for texts and numbers that stand for something else; `convert` gets them as a text."""
 

@@ -166,11 +166,10 @@ class Pipeline:
         return Processed(shown, answer, events, guarded.held, guarded.is_unconfirmed)
 
     def flows(self, answer: GuardedAnswer) -> Sequence[Reading]:
-        """The site's readings after an answer; none where they have not changed and the powers come from
-        elsewhere.
-        """
+        """The site's readings after an answer; none where they have not changed and none of them comes from it."""
         before, self._flows = self._flows, self.site.update(answer)
-        return self._flows if self._flows != before or answer.source == self.site.powered_by else ()
+        is_told = answer.source == self.site.powered_by or any(reading.repeat for reading in self._flows)
+        return self._flows if self._flows != before or is_told else ()
 
     def _cap(self, facts: Facts) -> Callable[[Reading], float]:
         phases = max((meter.phase_count for meter in facts.meters or () if meter.enabled), default=1)

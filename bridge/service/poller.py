@@ -48,17 +48,18 @@ class Profile:
     """What a value of `BRIDGE_POLL__PROFILE` stands for, beside the periods in the table of endpoints.
 
     `site_period` is the time between two polls of the source of the site's powers, in seconds. `budget` is the
-    share of a gateway's time that polls may take.
+    share of a gateway's time that polls may take. `paced` value topics have the pace of their quantity.
     """
 
     site_period: float
     budget: float
+    paced: bool = True
 
 
 PROFILES = {
     "gentle": Profile(site_period=15.0, budget=0.1),
     "normal": Profile(site_period=5.0, budget=0.25),
-    "live": Profile(site_period=1.0, budget=0.6),
+    "live": Profile(site_period=1.0, budget=0.6, paced=False),
 }
 
 

@@ -96,9 +96,8 @@ class Sender:
         self._time = asyncio.get_running_loop().time
         self.watchdog = Watchdog("the sender", self._time)
         self._wake = asyncio.Event()
-        self._beat = 0.0
         self._rate_limit, self._late, self._connected_at = _RateLimit(rate), _LateLog(rate), math.inf
-        self._born = -math.inf
+        self._beat, self._born = 0.0, -math.inf
         self._refusals = _RefusalLog()
         self.sent = self.connections = 0
         """Messages sent and connections made since the start."""
@@ -138,6 +137,7 @@ class Sender:
 
     async def finish(self, seconds: float) -> None:
         """Send what is left, for so many seconds at most."""
+        self._outbox.hurry()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while await self._flush():

@@ -50,7 +50,8 @@ class MemberFlows:
     are the seconds between two of these. `is_online`: the powers are up to date. `is_settled`: all sources were
     asked once, and it is known if there is a battery, and so which flows the gateway has. `has_grid_meter`: it has
     a net consumption meter. `has_solar_meter`: it has a production meter. `is_chosen`: the settings say that its
-    grid meter is the one of the home.
+    grid meter is the one of the home. `told` are the values of the newest answer that are published even if they
+    have not changed.
     """
 
     serial: str
@@ -62,6 +63,7 @@ class MemberFlows:
     has_grid_meter: bool = False
     has_solar_meter: bool = False
     is_chosen: bool = False
+    told: frozenset[str] = frozenset()
 
     @property
     def has_slow_solar(self) -> bool:
@@ -144,6 +146,12 @@ class GivenValues:
             members = [] if grid is None else [grid]
         return [member for member in members if name in self.of(member)]
 
+    def told(self, members: Sequence[MemberFlows], grid: MemberFlows | None) -> Collection[str]:
+        """The values that are published even if they have not changed, since a gateway has just told its part."""
+        names = {name for member in members for name in member.told}
+        told = {name for name in names if any(name in m.told for m in self.having(name, members, grid))}
+        return told | ({f"{HOME}/power"} if any(name.endswith("/power") for name in told) else set())
+
     def counters(
         self, members: Sequence[MemberFlows], grid: MemberFlows | None, begun: Collection[str]
     ) -> Mapping[str, Mapping[str, float]]:
@@ -211,7 +219,8 @@ class SharedHome:
             values |= dict(
                 _home(power, self._energies, day_time, is_estimated=values.get("battery/estimated") is True)
             )
-        return HomeUpdate(list(_readings(values)), problem or self._negative_problem(now), warning)
+        told = self._given.told(members, grid)
+        return HomeUpdate(list(_readings(values, told)), problem or self._negative_problem(now), warning)
 
     # Values of this instant
 
@@ -353,8 +362,8 @@ def _charge(having: Sequence[MemberFlows]) -> float | None:
     return round(energy / sum(capacities), 1) if energy is not None and all(capacities) else None
 
 
-def _readings(values: Mapping[str, Scalar]) -> Iterator[Reading]:
+def _readings(values: Mapping[str, Scalar], told: Collection[str]) -> Iterator[Reading]:
     for flow in FLOWS:
         for name, row in ROWS[flow].items():
             if (key := f"{flow}/{name}") in values:
-                yield Reading(flow, None, row, values[key])
+                yield Reading(flow, None, row, values[key], repeat=key in told)

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,10 +18,10 @@ from houses import NOON_HOUR, House, housed, publish
 from install import NEWEST, OLDER, Release
 from portrait import differences, is_discovery
 from programs import BRIDGE_COMMAND, started
-from running import running
+from running import running, ticking
 
 from bridge import discovery
-from bridge.model import DAY_S
+from bridge.model import DAY_S, MINUTE_S
 from bridge.service.publisher import TreeState
 from bridge.simulator import Simulator
 from bridge.simulator.faults import with_body
@@ -318,3 +319,23 @@ async def test_a_value_that_is_gone_takes_no_other_along(owned: Callable[[Releas
             await settled(ha, house)
             assert (await ha.devices()).keys() == devices.keys()
         assert complaints(ha) == []
+
+
+MOST_ROWS_A_MINUTE = 130.0
+"""At noon, when counters pass 10 Wh every ten seconds. At other hours there are 51 to 106 (docs/performance.md)."""
+RECORDED_MINUTES = 10
+
+
+async def test_the_recorder_of_a_home_writes_few_rows(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
+    """By day, three phases, two batteries and 20 inverters, as everything comes by default."""
+    ha = HomeAssistant(owned(NEWEST), tmp_path)
+    async with home_of(tmp_path) as house, ticking(house.clock), ha.running():
+        await ha.use_broker(house.broker.port)
+        async with running(house.settings(), now=house.clock):
+            await settled(ha, house)
+            began, before = house.clock(), await ha.recorded()
+            await ha.until(lambda: house.clock() >= began + RECORDED_MINUTES * MINUTE_S)
+            rows = await ha.recorded() - before
+    counts = Counter({entity: count / RECORDED_MINUTES for entity, count in rows.items()})
+    assert counts.total() <= MOST_ROWS_A_MINUTE, counts.most_common(20)
+    assert counts["sensor.enphase_home_power"] > 10

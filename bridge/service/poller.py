@@ -207,7 +207,7 @@ class Poller:
     def _report_absence(self, error: BridgeError) -> None:
         """Set the problem of a gateway that does not answer. The log has the error of the first source already."""
         if isinstance(error, CloudUnavailable):
-            self.output.report_problem(str(error), log=False)
+            self.output.report_problem(str(error), log=False, event="offline")
         else:
             is_new = self.identity.known and self.output.problem is None
             self.output.report_problem(f"the gateway can't be read: {error}", log=is_new, event="offline")
@@ -331,7 +331,7 @@ class Poller:
         self.sources.failures += 1
         self.sources.hold(self._time() + min(REFUSED_PAUSE_MAX_S, REFUSED_PAUSE_MIN_S * 2**self._refusals))
         self._refusals = min(self._refusals + 1, MAX_DOUBLINGS)
-        self.output.report_problem(str(error), event="refused")
+        self.output.report_problem(str(error), event="refused", is_refused=True)
 
 
 async def _parse(endpoint: Endpoint, answer: Answer, facts: Facts, now: float) -> Parsed:

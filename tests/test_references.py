@@ -12,19 +12,25 @@ from test_endpoints import GOOD
 
 import bridge
 from bridge import endpoints
+from bridge.discovery.devices import DEVICE_KINDS
 from bridge.endpoints import info, inventory, livedata, meters, production, storage, switchgear
 from bridge.model import SourceName
 from bridge.records import Record
 from bridge.site import FLOWS, ROWS
 from bridge.site.selection import EVIDENCE, METER_ROLES, METERS
+from bridge.web.report import SHOWN_VALUES
 
 ROOT = Path(bridge.__file__).parent
 MODULES = (
     *sorted(file.relative_to(ROOT).with_suffix("").as_posix() for file in (ROOT / "site").glob("*.py")),
-    *("counters/__init__", "pipeline", "inverters", "service/homes"),
+    *("counters/__init__", "pipeline", "inverters", "service/homes", "web/metrics", "web/report"),
 )
 NAME = re.compile(r"[a-z][a-z0-9-]*[_/][a-z0-9_/-]+")
 """Texts that look like a device, or like a measurement of several words."""
+KIND = re.compile(r"[a-z]+/")
+"""Texts that look like the beginning of a device's name."""
+OTHER_KINDS = {"home"}
+"""The level of homes of several gateways."""
 OWN = {
     "total_increasing",
     "meter/",
@@ -34,9 +40,10 @@ OWN = {
     "site/solar",
     "battery/given",
     "home/timestamp",
+    "meters_source",
 }
 """Texts that are no such names: Home Assistant's word for a counter, beginnings of devices, a part of sums,
-and the time of a document."""
+the time of a document, and a key of the page."""
 EVENTS = {
     "device_limit",
     "clamp_suspicious",
@@ -75,6 +82,10 @@ def referred(module: str) -> Iterator[str]:
         match node:
             case ast.Constant(value=str(text)) if NAME.fullmatch(text):
                 yield text
+            case ast.Compare(left=ast.Attribute(attr="name"), comparators=[ast.Set(elts=names)]):
+                yield from (str(name.value) for name in names if isinstance(name, ast.Constant))
+            case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=str(text)), *_]):
+                yield text
             case ast.Tuple(elts=[ast.Name(), ast.Constant(value=str(text))]):
                 yield text
             case ast.Compare(left=ast.Attribute(attr="name"), comparators=[ast.Constant(value=str(text))]):
@@ -85,6 +96,29 @@ def referred(module: str) -> Iterator[str]:
                 yield text
             case ast.MatchValue(value=ast.Constant(value=str(text))):
                 yield text
+
+
+def kinds(file: Path) -> Iterator[str]:
+    """The kinds of devices that a module names as such."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Constant(value=str(text)) if KIND.fullmatch(text):
+                yield text.removesuffix("/")
+            case ast.Call(func=ast.Attribute(attr="has") | ast.Name(id="where"), args=names):
+                yield from (str(name.value) for name in names if isinstance(name, ast.Constant))
+            case ast.keyword(arg="main_source_of", value=ast.Constant(value=str(text))):
+                yield text
+
+
+def test_kinds_of_devices_in_the_code_exist() -> None:
+    files = [file for file in ROOT.rglob("*.py") if "simulator" not in file.parts]
+    found = {kind: file.relative_to(ROOT).as_posix() for file in files for kind in kinds(file)}
+    assert {kind: file for kind, file in found.items() if kind not in {*DEVICE_KINDS, *OTHER_KINDS}} == {}
+    assert found.keys() >= {"meter", "battery", "acb", "generator", "inverter"}
+
+
+def test_the_page_shows_values_that_exist() -> None:
+    assert {*SHOWN_VALUES} <= KNOWN
 
 
 @pytest.mark.parametrize("module", MODULES)

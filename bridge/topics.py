@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -84,8 +85,9 @@ class Names:
         return "/".join((self.base, serial, device, *((phase.value,) if phase else ()), name))
 
 
+@lru_cache(maxsize=100_000)
 def online(topic: str, is_online: bool) -> Message:
-    """The message for a state or availability topic."""
+    """The message for a state or availability topic: always the same one, which the outbox knows at once."""
     return Message(topic, ONLINE if is_online else OFFLINE, qos=1, priority=Priority.AVAILABILITY)
 
 
@@ -120,13 +122,17 @@ class Row:
     source: str
     absent_since: float | None = field(default=None, compare=False)
 
+    @property
+    def key(self) -> "Key":
+        return self.device, self.phase, self.measurement.name
+
     def is_gone(self, now: float) -> bool:
         return self.absent_since is not None and now - self.absent_since >= VALUE_GONE_AFTER_S
 
 
 Key = tuple[str, Axis | None, str]
 GATEWAY_DEVICE = "gateway"
-FALLBACK_OF_ROW, INTERVAL_OF_ROW = attrgetter("measurement.fallback"), attrgetter("measurement.interval")
+FALLBACK_OF_ROW = attrgetter("measurement.fallback")
 VALUE_GONE_AFTER_S = 7 * DAY_S
 """Seconds for which a value must be absent from every non-empty good answer before it is gone."""
 
@@ -155,7 +161,7 @@ class RowTable:
 
     def restore(self, rows: Iterable[Row]) -> bool:
         """Add the rows of an earlier run, which stay while their source fails. Returns whether there are any."""
-        known = {(row.device, row.phase, row.measurement.name): row for row in rows if row.source in self._order}
+        known = {row.key: row for row in rows if row.source in self._order}
         self._rows = {**known, **self._rows}
         self._by_source.clear()
         return bool(known)
@@ -191,13 +197,16 @@ class RowTable:
             self.version += 1
             self._silent.symmetric_difference_update({key})
 
-    def note_absent(self, source: str, present: Mapping[Key, Reading], now: float) -> Sequence[Key]:
-        """Note which rows of a source a good answer at `now` (unix time) lacks; returns those that are gone now.
+    def note_absent(
+        self, source: str, present: Mapping[Key, Reading], now: float
+    ) -> tuple[Sequence[Row], Sequence[Key]]:
+        """Note which rows of a source a good answer at `now` (unix time) lacks.
 
-        The absent rows of a device are gone all at once, when each has been absent for long enough: otherwise a
-        device with several sources would disappear in parts. Home Assistant (2026.2) removes a device together with
-        its last enabled entity and then clears the discovery topic itself. Entities that it is told to remove just
-        at that moment are ignored for ever.
+        Returns those that the answer before still had, and those that are gone now. The absent rows of a device are
+        gone all at once, when each has been absent for long enough: otherwise a device with several sources would
+        disappear in parts. Home Assistant (2026.2) removes a device together with its last enabled entity and then
+        clears the discovery topic itself. Entities that it is told to remove just at that moment are ignored for
+        ever.
         """
         if source not in self._by_source:
             self._by_source[source] = [key for key, row in self._rows.items() if row.source == source]
@@ -207,18 +216,16 @@ class RowTable:
             for key in self._by_source[source]
             if key not in present and (names_devices or key[0] == GATEWAY_DEVICE)
         ]
-        for key in absent:
-            row = self._rows[key]
-            if row.absent_since is None:
-                self._rows[key] = replace(row, absent_since=now)
+        fresh = [row for row in map(self._rows.__getitem__, absent) if row.absent_since is None]
+        self._rows |= {row.key: replace(row, absent_since=now) for row in fresh}
         if not any(self._rows[key].is_gone(now) for key in absent):
-            return ()
+            return fresh, ()
         missing: dict[str, list[Key]] = {device: [] for device, *_ in absent}
         for key, row in self._rows.items():
             if row.absent_since is not None and row.device in missing:
                 missing[row.device].append(key)
         due = (keys for keys in missing.values() if all(self._rows[key].is_gone(now) for key in keys))
-        return [key for keys in due for key in keys]
+        return fresh, [key for keys in due for key in keys]
 
     def remove(self, key: Key) -> bool:
         """Remove a row that is gone. Returns whether it was the last one of its device."""
@@ -229,13 +236,15 @@ class RowTable:
 
 
 class Tree:
-    """The topics of one gateway: its newest readings as messages. Readings are kept by source and device."""
+    """The newest readings of one gateway, by source and device, as messages. If `paced`, quantities set a pace."""
 
-    def __init__(self, names: Names, serial: str, sources: Sequence[str], payload: str = "both") -> None:
+    def __init__(
+        self, names: Names, serial: str, sources: Sequence[str], payload: str = "both", *, paced: bool = True
+    ) -> None:
         self.names = names
         self.serial = serial
         self.rows = RowTable(sources)
-        self._values, self._documents = payload != "json", payload != "values"
+        self._values, self._documents, self._paced = payload != "json", payload != "values", paced
         self._readings: dict[str, Mapping[str, Sequence[Reading]]] = {name: {} for name in reversed(sources)}
         """Readings by source, the last source first, so that in documents earlier sources overwrite later ones."""
         self._is_long: dict[str, bool] = {}
@@ -257,11 +266,13 @@ class Tree:
         for reading in mine.values():
             newest.setdefault(reading.device, []).append(reading)
         self._readings[source] = newest
+        absent, gone = self.rows.note_absent(source, mine, when.timestamp()) if mine else ((), ())
+        for row in absent:  # its last value would stay, and nothing would say that it is old
+            mine[row.key] = Reading(row.device, row.phase, row.measurement, None)
         if self._values:
             yield from (self._value(key, r) for key, r in mine.items() if not r.measurement.document_only)
-        if mine:
-            for key in self.rows.note_absent(source, mine, when.timestamp()):
-                yield from self._clear(key)
+        for key in gone:
+            yield from self._clear(key)
 
     def documents(self, source: str, when: datetime) -> Iterator[Message]:
         """The documents of the source's devices, with the newest readings of all sources.
@@ -299,7 +310,7 @@ class Tree:
     def clear(self, rows: Iterable[Row]) -> Iterator[Message]:
         """The messages that remove these rows at once."""
         for row in tuple(rows):
-            yield from self._clear((row.device, row.phase, row.measurement.name))
+            yield from self._clear(row.key)
 
     def _clear(self, key: Key) -> Iterator[Message]:
         was_last = self.rows.remove(key)
@@ -312,14 +323,18 @@ class Tree:
         value, row = reading.value, reading.measurement
         payload = text(None if isinstance(value, Mapping) else value)
         measurement, message = self._messages.get(key, (None, None))
-        if message is None or measurement is not row or message.payload != payload:
+        is_same = message is not None and measurement is row and message.payload == payload
+        if message is None or not is_same or message.repeat != reading.repeat:
             topic = message.topic if message else self.names.value(self.serial, *key)
+            quantity, is_paced = row.quantity, self._paced and row.interval is None
             message = Message(
                 topic,
                 payload,
                 priority=self._priority(key[0]),
-                deadband=row.quantity.deadband,
-                interval=row.interval,
+                deadband=quantity.deadband,
+                interval=quantity.pace if is_paced else row.interval or 0.0,
+                urgent_change=quantity.urgent_change if is_paced else 0.0,
+                repeat=reading.repeat,
             )
             self._messages[key] = row, message
         return message
@@ -328,23 +343,26 @@ class Tree:
         """The document of one device. Fallbacks come first, so that others overwrite them."""
         given = [reading for by_device in self._readings.values() for reading in by_device.get(device, ())]
         readings = sorted(given, key=FALLBACK_OF_ROW, reverse=True)
-        body: dict[str, Any] = {TIMESTAMP: text(when)}
-        for reading in readings:
-            place = body if reading.phase is None else body.setdefault(reading.phase.value, {})
-            place[_key(reading.measurement.name)] = _json(reading.value)
-        interval = max(DOCUMENT_INTERVAL_S, min(map(INTERVAL_OF_ROW, readings)))
-        topic = self.names.device(self.serial, device)
         return Message(
-            topic,
-            json.dumps(body),
+            self.names.device(self.serial, device),
+            json.dumps(_body(readings, when)),
             priority=self._priority(device),
-            interval=interval,
+            interval=max(DOCUMENT_INTERVAL_S, min(reading.measurement.interval or 0.0 for reading in readings)),
             content_type="application/json",
         )
 
     def _priority(self, device: str) -> Priority:
         is_flow = device.startswith("site/") or self.serial.startswith("home/")
         return Priority.SITE if is_flow else Priority.VALUE
+
+
+def _body(readings: Iterable[Reading], when: datetime) -> Mapping[str, Any]:
+    """The content of a document; of readings with one name, the last one counts."""
+    body: dict[str, Any] = {TIMESTAMP: text(when)}
+    for reading in readings:
+        place = body if reading.phase is None else body.setdefault(reading.phase.value, {})
+        place[_key(reading.measurement.name)] = _json(reading.value)
+    return body
 
 
 def _key(name: str) -> str:

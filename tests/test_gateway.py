@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from bridge.endpoints import BY_SOURCE
 from bridge.gateway import open_gateway, transport
@@ -36,8 +36,9 @@ from bridge.gateway.errors import (
     TokenRejected,
     WrongPassword,
 )
+from bridge.gateway.wire import hardware_address
 from bridge.http_server import Receive, Scope, Send
-from bridge.model import BadAnswer, BadSetting, BridgeError, Rejected, Request, Unavailable, Unsupported
+from bridge.model import BadAnswer, BridgeError, Rejected, Request, Unavailable, Unsupported
 from bridge.settings import CloudSettings, GatewaySettings
 from bridge.simulator import PASSWORD, USER, Simulator
 from bridge.simulator.serve import Certificate, self_signed, serve
@@ -431,8 +432,8 @@ async def test_no_connection(host: str, words: str) -> None:
 
 @pytest.mark.parametrize("host", ["https://[::1", "envoy.local:port", "envoy.local:99999999"])
 def test_what_can_not_be_a_host_is_refused(host: str) -> None:
-    with pytest.raises(BadSetting, match="BRIDGE_GATEWAY__HOST"):
-        open_gateway(GatewaySettings(host=host), CloudSettings())
+    with pytest.raises(ValidationError, match="host:port"):
+        GatewaySettings(host=host)
 
 
 # --- TLS ---
@@ -967,3 +968,32 @@ async def test_a_challenge_nobody_can_answer(challenge: str) -> None:
             for _ in range(2):
                 with pytest.raises(EndpointRefused):
                     await gateway.fetch(METERS_REQUEST)
+
+
+NEIGHBOURS = """\
+IP address       HW type     Flags       HW address            Mask     Device
+192.168.1.20     0x1         0x2         00:1D:C0:7f:b6:3b     *        eth0
+192.168.1.21     0x1         0x0         00:00:00:00:00:00     *        eth0
+192.168.1.22     0x1
+"""
+
+
+@pytest.mark.parametrize(
+    ("peer", "mac"),
+    [
+        (("192.168.1.20", 443), "00:1d:c0:7f:b6:3b"),
+        (("192.168.1.20", 80), "00:1d:c0:7f:b6:3b"),
+        (("192.168.1.20", 8443), None),
+        (("192.168.1.21", 443), None),
+        (("192.168.1.22", 443), None),
+        (("192.168.1.2", 443), None),
+        (("fe80::1", 443, 0, 2), None),
+        ("/run/gateway.sock", None),
+        (None, None),
+    ],
+)
+def test_the_mac_address_of_a_neighbour(tmp_path: Path, peer: object, mac: str | None) -> None:
+    """A port of its own is that of a tunnel or of a machine that stands for several gateways."""
+    (tmp_path / "arp").write_text(NEIGHBOURS)
+    assert hardware_address(peer, tmp_path / "arp") == mac
+    assert hardware_address(peer, tmp_path / "none") is None

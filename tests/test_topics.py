@@ -166,7 +166,7 @@ def test_what_a_message_carries() -> None:
     slow = measurement("task", COUNT, interval=60)
     power, task, *documents = update(tree(), "livedata", read("live/pv", POWER_ROW, 1), read("live/tasks", slow, 2))
 
-    assert power == Message(f"{BASE_TOPIC}live/pv/power", "1", deadband=1)
+    assert power == Message(f"{BASE_TOPIC}live/pv/power", "1", deadband=1, interval=30)
     assert task == Message(f"{BASE_TOPIC}live/tasks/task", "2", interval=60)
     assert [(document.interval, document.qos, document.priority) for document in documents] == [
         (1, 0, Priority.VALUE),
@@ -232,6 +232,19 @@ def test_a_value_that_its_source_lost_leaves_the_document() -> None:
     update(into, "readings", read("meter/load", POWER_ROW, 1), read("meter/load", VOLTAGE_ROW, 2))
     messages = update(into, "readings", read("meter/load", VOLTAGE_ROW, 3))
     assert documents_of(messages) == {"meter/load": {"timestamp": STAMP, "voltage": 3}}
+
+
+def test_a_value_that_its_source_lost_becomes_none_once() -> None:
+    """Such as the current of a meter that has three phases now, or the power of one that was disabled."""
+    into = tree()
+    packages = measurement("packages", TEXT, document_only=True)
+    both = (read("meter/load", POWER_ROW, 1), read("meter/storage", POWER_ROW, 4), read("gateway", packages, {}))
+    update(into, "readings", *both, read("meter/load", VOLTAGE_ROW, 2))
+    left = read("meter/load", VOLTAGE_ROW, 3)
+    lost = {"meter/load/power": "None", "meter/storage/power": "None"}
+    assert values_of(update(into, "readings", left)) == {"meter/load/voltage": "3"} | lost
+    assert values_of(update(into, "readings", left)) == {"meter/load/voltage": "3"}
+    assert values_of(update(into, "readings", *both, left))["meter/load/power"] == "1"
 
 
 def test_one_source_does_not_take_away_what_another_gave() -> None:

@@ -23,7 +23,7 @@ from bridge.discovery.devices import (
     is_group,
 )
 from bridge.endpoints import ENDPOINTS
-from bridge.model import Message, Platform, Priority
+from bridge.model import Measurement, Message, Platform, Priority
 from bridge.records import icon
 from bridge.topics import OFFLINE, ONLINE, Names, Row
 
@@ -31,6 +31,14 @@ SUPPORT_URL = "https://github.com/iqgateway2mqtt/iqgateway2mqtt"
 MIGRATE_PAYLOAD = json.dumps({"migrate_discovery": True})
 """To a discovery topic: Home Assistant unloads the entities, but keeps what it and its owner know of them."""
 ORIGIN = {"name": "iqgateway2mqtt", "sw_version": __version__, "support_url": SUPPORT_URL}
+REVISION = 1
+"""Grows when a device gets other units. Home Assistant would show the last value in the new unit until the next one
+comes, and count a thousandfold energy, so that it has to unload the entities first.
+"""
+KWH_TEMPLATE = "{{ value if value == 'None' else (value | float / 1000) | round(6) }}"
+CHARGE_ICON = "mdi:battery"
+MORE_DECIMALS_OF_KWH = 2
+"""How many more decimals people see of an energy in kWh than of one in Wh."""
 
 HOME_FLOW = f"{SITE_KIND}/home"
 MAIN_SOURCES = {endpoint.main_source_of: endpoint.source for endpoint in ENDPOINTS if endpoint.main_source_of}
@@ -79,9 +87,10 @@ def removal(topic: str) -> Message:
 
 
 def of_other_form(options: DiscoveryOptions, topic: str) -> bool:
-    """Whether a discovery topic of this prefix is of the form that is not published now."""
+    """Whether a topic of this prefix is of the form that is not published now, or was spelt otherwise."""
     by_device = topic.startswith(f"{options.prefix}/device/")
-    return topic.startswith(f"{options.prefix}/") and by_device != (options.form == "device")
+    is_outdated = not by_device and _object_id(topic) != topic
+    return topic.startswith(f"{options.prefix}/") and (by_device != (options.form == "device") or is_outdated)
 
 
 def _message(topic: str, body: Mapping[str, Any]) -> Message:
@@ -106,7 +115,15 @@ def _components(options: DiscoveryOptions, gateway: AnnouncedGateway, device: An
     shared = _shared(options, gateway, device)
     for _, entity in _entities(options, gateway, device):
         platform = entity.pop("platform")
-        yield _message(f"{options.prefix}/{platform}/{entity['unique_id']}/config", {**shared, **entity, "qos": 1})
+        object_id = _object_id(entity["unique_id"])
+        yield _message(f"{options.prefix}/{platform}/{object_id}/config", {**shared, **entity, "qos": 1})
+
+
+def _object_id(unique_id: str) -> str:
+    """The object id of an entity in component form. Domoticz takes a sensor with `battery` in it for the level of a
+    device's own battery, and makes no sensor of it.
+    """
+    return unique_id.replace("battery", "batteries")
 
 
 def _shared(options: DiscoveryOptions, gateway: AnnouncedGateway, device: AnnouncedDevice) -> dict[str, Any]:
@@ -168,19 +185,41 @@ def _entity(
     # A device with one phase is that phase, so it shows what a phase would.
     own = measurement.enabled or (measurement.enabled_phases and not device.has_phases)
     enabled = (measurement.enabled_phases if phase else own) and not measurement.unused
-    enabled = enabled and not (gateway.in_home and row.device == HOME_FLOW)
+    enabled = enabled and gateway.facts.uses(row.device) and not (gateway.in_home and row.device == HOME_FLOW)
     unique = "_".join([gateway.id_of(row.device), *([phase.value] if phase else []), measurement.name])
     entity: dict[str, Any] = {
         "platform": quantity.platform.value,
         "name": name,
         "unique_id": unique,
         "state_topic": gateway.value_topic(options.names, row),
-        "device_class": quantity.device_class,
         "icon": None if quantity.device_class else icon(measurement),
-        "unit_of_measurement": quantity.unit,
+        **_shown(options, measurement),
         "state_class": quantity.state_class,
-        "suggested_display_precision": quantity.precision if quantity.numeric else None,
         "entity_category": "diagnostic" if measurement.diagnostic else None,
         "enabled_by_default": None if enabled else False,
     }
     return {key: value for key, value in entity.items() if value is not None}
+
+
+def _shown(options: DiscoveryOptions, measurement: Measurement) -> dict[str, Any]:
+    """How people see a value: energies, which have Wh in their topics, in kWh.
+
+    The component form is for Domoticz, too, which ignores templates, so that its energies are in Wh. It takes each
+    sensor of class `battery` for the level of a device's own battery, so that a charge has no class there.
+    """
+    quantity = measurement.quantity
+    shown: dict[str, Any] = {
+        "device_class": quantity.device_class,
+        "unit_of_measurement": quantity.unit,
+        "suggested_display_precision": quantity.precision if quantity.numeric else None,
+    }
+    if options.form == "component":
+        return shown | ({"device_class": None, "icon": CHARGE_ICON} if quantity.device_class == "battery" else {})
+    if quantity.unit == "Wh":
+        decimals = (quantity.precision or 0) + MORE_DECIMALS_OF_KWH
+        shown |= {
+            "unit_of_measurement": "kWh",
+            "value_template": KWH_TEMPLATE,
+            "suggested_display_precision": decimals,
+        }
+    return shown

@@ -58,11 +58,14 @@ def _publish_options(settings: Settings, gateway: GatewaySettings) -> Callable[[
     is_fleet = settings.gateways_file is not None or settings.shard is not None
     is_only = not is_fleet and len(settings.every_gateway) == 1
     announcement, in_home = _announcement(settings, names), gateway.home is not None
+    paced = PROFILES[settings.poll.profile].paced
 
     def options_of(serial: str) -> PublishOptions:
         suffix = "" if is_only else gateway.name or serial[-4:]
         site = gateway.name or f"Enphase {suffix}".strip()
-        return PublishOptions(names, settings.mqtt.payload, announcement, gateway.base_url, site, suffix, in_home)
+        return PublishOptions(
+            names, settings.mqtt.payload, announcement, gateway.base_url, site, suffix, in_home, paced
+        )
 
     return options_of
 
@@ -155,7 +158,8 @@ def make_homes(
     """Build the homes of several gateways. `read_retained` reads the numbers below a topic."""
     names = names_of(settings)
     announcement, zone = _announcement(settings, names), _zone(settings)
-    options = HomeOptions(names, settings.mqtt.payload, announcement, publish, read_retained, now, zone)
+    paced = PROFILES[settings.poll.profile].paced
+    options = HomeOptions(names, settings.mqtt.payload, announcement, publish, read_retained, now, zone, paced)
     return Homes(store, options, drop)
 
 
@@ -200,7 +204,7 @@ class Bridge:
             keepalive=CLUSTER_KEEPALIVE_S if len(settings.mqtt.each) > 1 else KEEPALIVE_S,
             subscriptions=[*peer_topics(self._names), *filter(None, [self._birth_topic])],
         )
-        self._outbox = Outbox(settings.mqtt.deadband)
+        self._outbox = Outbox(settings.mqtt.deadband, repeats=settings.mqtt.repeat_site)
         mqtt = settings.mqtt
         self._sender = Sender(
             self._outbox,

@@ -1,7 +1,9 @@
 """The life of an installation: outages, restarts, updates, changes of settings, hardware that goes."""
 
+import json
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,21 +14,26 @@ from typing import Any
 import pytest
 from assistant import HomeAssistant, Owned
 from brokers import Mosquitto, watching
-from houses import NOON_HOUR, House, housed
+from houses import NOON_HOUR, House, housed, publish, two_gateways
 from install import NEWEST, OLDER, Release
 from portrait import differences, is_discovery
 from programs import BRIDGE_COMMAND, started
-from running import running
+from running import running, ticking
 
 from bridge import discovery
-from bridge.model import DAY_S
+from bridge.model import DAY_S, MINUTE_S
+from bridge.service.publisher import TreeState
 from bridge.simulator import Simulator
 from bridge.simulator.faults import with_body
 from bridge.simulator.gateway import INVERTERS_PATH, READINGS_PATH
+from bridge.store import Store
 
 pytestmark = pytest.mark.hasty
 
 ROOF = "sensor.roof"
+NO_VALUES = ("unknown", "unavailable")
+LITTLE_WH = 10_000.0
+"""No roof makes so much while a test runs."""
 CLEARED = re.compile(r"mqtt\.discovery: No device components to cleanup for iqgateway_")
 """Home Assistant says so of a device's topic that is cleared as its manual wants it, once the device was handed
 over; and where a device goes, it clears the topic again itself for each entity that was disabled."""
@@ -141,6 +148,66 @@ async def test_a_device_that_was_deleted_comes_back_under_the_ids_of_its_owner(
 
 
 @pytest.mark.parametrize("release", [NEWEST, OLDER], ids=lambda release: release.version)
+async def test_energies_of_an_installation_that_had_them_in_wh_go_on(
+    release: Release, owned: Callable[[Release], Owned], tmp_path: Path
+) -> None:
+    """Home Assistant keeps the unit that it knows, and never takes a value in Wh for one in kWh."""
+    ha = HomeAssistant(owned(release), tmp_path)
+    async with home_of(tmp_path, "no-cts") as house, ha.running():
+        solar = f"iqgateway_{house.serial}_site_solar_energy_lifetime"
+        energy = "sensor.enphase_solar_energy_produced"
+        async with running(house.settings()):
+            await house.settled()
+            topic = f"homeassistant/device/iqgateway_{house.serial}_site/config"
+            new = house.seen[topic]
+        store = Store(tmp_path / "state")
+        store.save(house.serial, store.load(house.serial, TreeState).changed(revision=0))
+        await publish(house.broker, topic, in_wh(new), "-r")
+        await publish(house.broker, "enphase/bridge/state", "online", "-r")  # it was killed
+        await publish(house.broker, f"enphase/{house.serial}/availability/site", "online", "-r")
+        wh = float(house.seen[f"enphase/{house.serial}/site/solar/energy_lifetime"])
+
+        async def is_in_wh() -> bool:
+            found = (await ha.states()).get(energy, {"state": "", "attributes": {}})
+            has_value = found["state"] not in {"", *NO_VALUES}
+            return has_value and found["attributes"]["unit_of_measurement"] == "Wh"
+
+        await ha.use_broker(house.broker.port)
+        await ha.until(is_in_wh)
+        await ha.act("compile_statistics", "now")
+        async with running(house.settings()):
+            await ha.until(lambda: house.seen[topic] == new)
+            await ha.until(is_in_wh)
+            assert (await ha.entities())[solar]["entity_id"] == energy
+            await ha.act("compile_statistics", "now")
+            asked = {
+                "start_time": "2000-01-01T00:00:00Z",
+                "entity_ids": [energy],
+                "significant_changes_only": False,
+            }
+            rows = (await ha.ask("history/history_during_period", **asked))[energy]
+            values = [row for row in rows if row["s"] not in {None, *NO_VALUES}]
+            factors = {"Wh": 1, "kWh": 1000}
+            states = [float(row["s"]) * factors[row["a"]["unit_of_measurement"]] for row in values]
+            assert states[0] == wh
+            assert wh <= min(states) <= max(states) < wh + LITTLE_WH
+            known = await ha.ask("recorder/list_statistic_ids")
+            assert [row["statistics_unit_of_measurement"] for row in known if row["statistic_id"] == energy] == [
+                "Wh"
+            ]
+        assert complaints(ha) == []
+
+
+def in_wh(discovery_message: str) -> str:
+    """The message as versions before wrote it."""
+    body = json.loads(discovery_message)
+    for component in body["components"].values():
+        if component.pop("value_template", None):
+            component["unit_of_measurement"] = "Wh"
+    return json.dumps(body)
+
+
+@pytest.mark.parametrize("release", [NEWEST, OLDER], ids=lambda release: release.version)
 async def test_ids_names_and_history_outlive_everything(
     release: Release, owned: Callable[[Release], Owned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,3 +319,63 @@ async def test_a_value_that_is_gone_takes_no_other_along(owned: Callable[[Releas
             await settled(ha, house)
             assert (await ha.devices()).keys() == devices.keys()
         assert complaints(ha) == []
+
+
+@pytest.mark.may_log("no connection to the gateway")
+async def test_a_home_of_two_gateways_is_a_device_of_its_own(
+    owned: Callable[[Release], Owned], tmp_path: Path
+) -> None:
+    """Its powers are those that the Energy dashboard needs; each gateway's own consumption is not enabled."""
+    ha = HomeAssistant(owned(NEWEST), tmp_path)
+    with Mosquitto(tmp_path) as broker:
+        async with two_gateways(broker, tmp_path) as two, ha.running():
+            await ha.use_broker(broker.port)
+
+            async def true() -> bool:
+                return two.is_known() and not differences(await ha.states(), await ha.entities(), two.seen)
+
+            async with running(two.settings("Villa", "Villa"), now=two.roof.clock):
+                await ha.until(lambda: "homeassistant/device/iqgateway_home_villa/config" in two.seen)
+                await ha.until(true)
+                devices, entities, states = await ha.devices(), await ha.entities(), await ha.states()
+                villa = devices["iqgateway_home_villa"]
+                assert (villa["name"], villa["model"]) == ("Villa", "Start here: solar, grid, battery, home")
+                mine = {e["entity_id"] for e in entities.values() if e["device_id"] == villa["id"]}
+                shown = {entity for entity in mine if entity in states}
+                assert {
+                    *("sensor.villa_home_power", "sensor.villa_solar_power", "sensor.villa_grid_power"),
+                    *("sensor.villa_solar_energy_produced", "sensor.villa_grid_energy_imported"),
+                } <= shown
+                watts = {entity: float(states[entity]["state"]) for entity in shown if entity.endswith("_power")}
+                parts = watts["sensor.villa_solar_power"] + watts["sensor.villa_grid_power"]
+                assert watts["sensor.villa_home_power"] == pytest.approx(parts, abs=1)
+                own = {key: entity["disabled_by"] for key, entity in entities.items() if "_site_home_" in key}
+                assert own
+                assert set(own.values()) == {"integration"}
+                await two.barn.unplug()
+
+                async def unknown() -> bool:
+                    return (await ha.states())["sensor.villa_home_power"]["state"] in NO_VALUES
+
+                await ha.until(unknown)
+        assert complaints(ha) == []
+
+
+MOST_ROWS_A_MINUTE = 130.0
+"""At noon, when counters pass 10 Wh every ten seconds. At other hours there are 51 to 106 (docs/performance.md)."""
+RECORDED_MINUTES = 10
+
+
+async def test_the_recorder_of_a_home_writes_few_rows(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
+    """By day, three phases, two batteries and 20 inverters, as everything comes by default."""
+    ha = HomeAssistant(owned(NEWEST), tmp_path)
+    async with home_of(tmp_path) as house, ticking(house.clock), ha.running():
+        await ha.use_broker(house.broker.port)
+        async with running(house.settings(), now=house.clock):
+            await settled(ha, house)
+            began, before = house.clock(), await ha.recorded()
+            await ha.until(lambda: house.clock() >= began + RECORDED_MINUTES * MINUTE_S)
+            rows = await ha.recorded() - before
+    counts = Counter({entity: count / RECORDED_MINUTES for entity, count in rows.items()})
+    assert counts.total() <= MOST_ROWS_A_MINUTE, counts.most_common(20)
+    assert counts["sensor.enphase_home_power"] > 10

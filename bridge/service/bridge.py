@@ -368,8 +368,7 @@ class Bridge:
     async def _connect(self) -> None:
         """Connect to the broker; after a time without it, leave out what another bridge has continued meanwhile.
 
-        Nobody knows how long that time was: this machine may have been asleep. What is unsent of a gateway that
-        another bridge has taken over is older than what the broker has, so this bridge continues from there.
+        What is unsent of a gateway that another bridge has taken over is older than what the broker has.
         """
         await self._broker.reconnect()
         if not self._sender.connections:
@@ -378,8 +377,6 @@ class Bridge:
             with suppress(MessageRefused):
                 await self._broker.send(message)
         if taken := await self._peers.takeovers.until_echo():
-            text = "other bridges have polled %d gateways meanwhile: continuing from what they have published"
-            LOG.info(text, len(taken), extra={"event": "returned"})
             self._outbox.drop(_topics_of(taken))
             self._pool.renew(taken)
 

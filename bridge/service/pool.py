@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,8 +170,10 @@ class GatewayPool:
                 self._on_change()
                 await self._changed.wait()
 
-    def renew(self, serials: Iterable[str]) -> None:
+    def renew(self, serials: Collection[str]) -> None:
         """Begin anew with gateways that another bridge has polled meanwhile, from what it has published."""
+        text = "other bridges have polled %d gateways meanwhile: continuing from what they have published"
+        LOG.info(text, len(serials), extra={"event": "returned"})
         self._owners.outdated.update(serials)
         self._peers.notify()
 

@@ -145,11 +145,13 @@ class Poller:
 
     async def poll(self, source: Source) -> None:
         """Ask one source, and publish what follows from its answer or its failure."""
+        is_news = source.endpoint.wanted(self.identity.facts) or source.state is SourceState.WAITING
         await self._ask(source)
         if source in self._unconfirmed:
             self._unconfirmed.remove(source)
             source.due = min(source.due, self._time() + CONFIRM_PAUSE_S)
-        self._refresh()
+        if is_news:
+            self._refresh()
 
     async def _step(self) -> None:
         now = self._time()
@@ -285,8 +287,7 @@ class Poller:
 
     def _speed_up(self) -> None:
         """Ask the source of the site's powers more often, and the batteries where only they report their power."""
-        wanted = self._site_period
-        if wanted is None:
+        if (wanted := self._site_period) is None:
             return
         if (source := self.output.powering) and source.endpoint.site_powers:
             source.period = min(source.period, wanted)

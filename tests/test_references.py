@@ -23,7 +23,7 @@ from bridge.web.report import SHOWN_VALUES
 ROOT = Path(bridge.__file__).parent
 MODULES = (
     *sorted(file.relative_to(ROOT).with_suffix("").as_posix() for file in (ROOT / "site").glob("*.py")),
-    *("counters/__init__", "pipeline", "inverters", "service/homes", "web/metrics", "web/report"),
+    *("counters/__init__", "pipeline", "inverters", "service/homes", "web/report"),
 )
 NAME = re.compile(r"[a-z][a-z0-9-]*[_/][a-z0-9_/-]+")
 """Texts that look like a device, or like a measurement of several words."""
@@ -76,24 +76,24 @@ def names() -> Iterator[str]:
 KNOWN = {*map(str, names())} | OWN | EVENTS
 
 
+def texts(*nodes: ast.AST) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value:
+            yield node.value
+
+
 def referred(module: str) -> Iterator[str]:
     """Texts of a module that look like names, or are used as names. Docstrings are left out."""
     for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
         match node:
             case ast.Constant(value=str(text)) if NAME.fullmatch(text):
                 yield text
-            case ast.Compare(left=ast.Attribute(attr="name"), comparators=[ast.Set(elts=names)]):
-                yield from (str(name.value) for name in names if isinstance(name, ast.Constant))
-            case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=str(text)), *_]):
-                yield text
             case ast.Tuple(elts=[ast.Name(), ast.Constant(value=str(text))]):
                 yield text
-            case ast.Compare(left=ast.Attribute(attr="name"), comparators=[ast.Constant(value=str(text))]):
-                yield text
-            case ast.Call(
-                func=ast.Attribute(attr="_of" | "_each" | "number"), args=[*_, ast.Constant(value=str(text))]
-            ):
-                yield text
+            case ast.Compare(left=ast.Attribute(attr="name"), comparators=[compared]):
+                yield from texts(*ast.walk(compared))
+            case ast.Call(func=ast.Attribute(attr="get" | "_of" | "_each" | "number"), args=args):
+                yield from texts(*args)
             case ast.MatchValue(value=ast.Constant(value=str(text))):
                 yield text
 
@@ -105,7 +105,7 @@ def kinds(file: Path) -> Iterator[str]:
             case ast.Constant(value=str(text)) if KIND.fullmatch(text):
                 yield text.removesuffix("/")
             case ast.Call(func=ast.Attribute(attr="has") | ast.Name(id="where"), args=names):
-                yield from (str(name.value) for name in names if isinstance(name, ast.Constant))
+                yield from texts(*names)
             case ast.keyword(arg="main_source_of", value=ast.Constant(value=str(text))):
                 yield text
 

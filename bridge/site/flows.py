@@ -282,9 +282,9 @@ class SitePowers:
             self._settle(_completed(measured, site), now, site)
         self._was_generating = site.on_generator
 
-    def use_sum(self, solar: float) -> None:
+    def use_sum(self, solar: float | None) -> None:
         """Take the power from the sun from the microinverters' sum: of another moment, so there is no home."""
-        self.now = replace(self.now, solar=max(0.0, solar), home=None)
+        self.now = replace(self.now, solar=solar, home=None)
 
     def use_batteries(self, power: float | None) -> None:
         """Take the battery's power from the batteries' own reports. They are of another moment: home is unknown."""

@@ -158,6 +158,11 @@ def to_text(value: object) -> str | None:
     return None if isinstance(value, bool) or finite(value) is None else str(value)
 
 
+def known_text(value: object) -> str | None:
+    """The value of a field, if it is a text."""
+    return value if isinstance(value, str) else None
+
+
 def mapped(convert: Callable[[str], str | bool | None]) -> Converter:
     """A converter for texts and numbers that stand for something else; `convert` gets them as a text."""
 
@@ -202,24 +207,24 @@ def _list(value: object, info: ValidationInfo) -> object:
     return ",".join(filter(None, map(to_text, value))) or "none"
 
 
-POWER = Quantity("W", "power", "measurement", 0, 1)
-APPARENT_POWER = Quantity("VA", "apparent_power", "measurement", 0, 1)
-REACTIVE_POWER = Quantity("var", "reactive_power", "measurement", 0, 1)
-VOLTAGE = Quantity("V", "voltage", "measurement", 1, 0.1)
-CURRENT = Quantity("A", "current", "measurement", 2, 0.01)
-FREQUENCY = Quantity("Hz", "frequency", "measurement", 2, 0.01)
-POWER_FACTOR = Quantity(None, "power_factor", "measurement", 2, 0.01)
-ENERGY = Quantity("Wh", "energy", "total_increasing", 0, 1)
-ENERGY_WINDOW = Quantity("Wh", "energy", None, 0, 1)
-ENERGY_INTERVAL = Quantity("Wh", "energy", None, 2)
-ENERGY_REPORT = Quantity("Wh", "energy", "total", 0, 1)
+POWER = Quantity("W", "power", "measurement", 0, 1, pace=30)
+APPARENT_POWER = Quantity("VA", "apparent_power", "measurement", 0, 1, pace=30)
+REACTIVE_POWER = Quantity("var", "reactive_power", "measurement", 0, 1, pace=30)
+VOLTAGE = Quantity("V", "voltage", "measurement", 1, 0.1, pace=60)
+CURRENT = Quantity("A", "current", "measurement", 2, 0.01, pace=30)
+FREQUENCY = Quantity("Hz", "frequency", "measurement", 2, 0.01, pace=60)
+POWER_FACTOR = Quantity(None, "power_factor", "measurement", 2, 0.01, pace=60)
+ENERGY = Quantity("Wh", "energy", "total_increasing", 0, 1, pace=60, urgent_change=10)
+ENERGY_WINDOW = Quantity("Wh", "energy", None, 0, 1, pace=60, urgent_change=10)
+ENERGY_INTERVAL = Quantity("Wh", "energy", None, 2, pace=60, urgent_change=10)
+ENERGY_REPORT = Quantity("Wh", "energy", "total", 0, 1, pace=60, urgent_change=10)
 # Home Assistant knows the device class reactive_energy from 2025.6 only, and none for VAh.
-APPARENT_ENERGY = Quantity("VAh", None, "total_increasing", 0, 1)
-REACTIVE_ENERGY = Quantity("varh", None, "total_increasing", 0, 1)
-APPARENT_ENERGY_REPORT = Quantity("VAh", None, "total", 0, 1)
-REACTIVE_ENERGY_REPORT = Quantity("varh", None, "total", 0, 1)
+APPARENT_ENERGY = Quantity("VAh", None, "total_increasing", 0, 1, pace=60, urgent_change=10)
+REACTIVE_ENERGY = Quantity("varh", None, "total_increasing", 0, 1, pace=60, urgent_change=10)
+APPARENT_ENERGY_REPORT = Quantity("VAh", None, "total", 0, 1, pace=60, urgent_change=10)
+REACTIVE_ENERGY_REPORT = Quantity("varh", None, "total", 0, 1, pace=60, urgent_change=10)
 CHARGE = Quantity("%", "battery", "measurement", 0)
-STORED = Quantity("Wh", "energy_storage", "measurement", 0, 1)
+STORED = Quantity("Wh", "energy_storage", "measurement", 0, 1, pace=60, urgent_change=10)
 TEMPERATURE = Quantity("°C", "temperature", "measurement", 1, 0.1)
 SHARE = Quantity("%", None, "measurement", 0)
 DURATION = Quantity("s", "duration", "measurement", 3)

@@ -185,7 +185,7 @@ def _entity(
     # A device with one phase is that phase, so it shows what a phase would.
     own = measurement.enabled or (measurement.enabled_phases and not device.has_phases)
     enabled = (measurement.enabled_phases if phase else own) and not measurement.unused
-    enabled = enabled and not (gateway.in_home and row.device == HOME_FLOW)
+    enabled = enabled and gateway.facts.uses(row.device) and not (gateway.in_home and row.device == HOME_FLOW)
     unique = "_".join([gateway.id_of(row.device), *([phase.value] if phase else []), measurement.name])
     entity: dict[str, Any] = {
         "platform": quantity.platform.value,

@@ -6,9 +6,11 @@ next request: an answer that is sent twice then shifts all later ones by one. He
 
 import asyncio
 import ipaddress
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import h11
 import httpx
@@ -21,6 +23,9 @@ MAX_INTERIM_ANSWERS = 8
 SECOND_ADDRESS_S = 0.25
 """Seconds until the next address of a host name is tried beside the first."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
+NEIGHBOURS = Path("/proc/net/arp")
+MAC_COLUMN = 3
+MAC, UNKNOWN_MAC = re.compile("(?:[0-9a-f]{2}:){5}[0-9a-f]{2}"), "00:00:00:00:00:00"
 
 
 class Wire(httpx.AsyncBaseTransport):
@@ -50,7 +55,8 @@ class Wire(httpx.AsyncBaseTransport):
             head = await _final(self._event)
             if not isinstance(head, h11.Response):
                 raise httpx.RemoteProtocolError("no answer")
-            return httpx.Response(head.status_code, headers=head.headers.raw_items(), stream=_Body(self))
+            headers, peer = head.headers.raw_items(), self._writer and self._writer.get_extra_info("peername")
+            return httpx.Response(head.status_code, headers=headers, stream=_Body(self), extensions={"peer": peer})
 
     async def aclose(self) -> None:
         self._drop()
@@ -111,9 +117,7 @@ class Wire(httpx.AsyncBaseTransport):
     async def _send(self, request: httpx.Request) -> None:
         if self._writer is None:
             raise httpx.WriteError("no connection")
-        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
-        given = [self._http.send(head), self._http.send(h11.Data(data=await request.aread()))]
-        self._writer.write(b"".join(filter(None, [*given, self._http.send(h11.EndOfMessage())])))
+        self._writer.write(_encoded(self._http, request, await request.aread()))
         await self._writer.drain()
 
     async def _event(self) -> object:
@@ -142,6 +146,29 @@ class Wire(httpx.AsyncBaseTransport):
             if (other := _translated(error)) is error:
                 raise
             raise other from error
+
+
+def _encoded(http: h11.Connection, request: httpx.Request, body: bytes) -> bytes:
+    head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+    return b"".join(filter(None, (http.send(head), http.send(h11.Data(data=body)), http.send(h11.EndOfMessage()))))
+
+
+def hardware_address(peer: object, table: Path = NEIGHBOURS) -> str | None:
+    """The MAC address of a machine that this one has a connection to, if both are in one network.
+
+    `peer` is its address and port. Other ports than the usual ones belong to a tunnel, or to a machine that stands
+    for several gateways. `table` is Linux's list of IPv4 neighbours; other systems have none.
+    """
+    match peer:
+        case (str(address), int(port), *_) if port in DEFAULT_PORTS.values():
+            try:
+                lines = table.read_text().splitlines()
+            except (OSError, UnicodeError):
+                return None
+            known = {words[0]: words[MAC_COLUMN] for line in lines[1:] if len(words := line.split()) > MAC_COLUMN}
+            found = known.get(address, "").lower()
+            return found if MAC.fullmatch(found) and found != UNKNOWN_MAC else None
+    return None
 
 
 def _is_address(host: str) -> bool:

@@ -21,7 +21,7 @@ CHARGES = ("encharge_soc", "acb_soc", "soc")
 AC_BATTERY_WH = 1_200.0
 """What an AC Battery holds, by its data sheet; used until a charge above 0 tells how much the ones here hold."""
 AC_CHARGE_MIN = 10.0
-"""Charges are whole percents: a lower one tells the capacity only roughly."""
+"""Charges are whole percents, so a charge (%) below this one tells the capacity only roughly."""
 
 
 class BatteryState:
@@ -81,9 +81,9 @@ class BatteryState:
         return self._ac_wh or self._ac_count * AC_BATTERY_WH
 
     def given(self, now: float, longest: float = GIVEN_CURRENT_S) -> float | None:
-        """W that all batteries give together, by their own reports within so many seconds; `None` if unknown.
+        """The power (W) of all batteries, + discharging, by their own reports of the last `longest` seconds.
 
-        AC Batteries do not report their power.
+        `None` if unknown, as where there are AC Batteries, which do not report their power.
         """
         if self._given is None or self._ac_capacity or now - self._given[1] > longest:
             return None
@@ -109,7 +109,7 @@ class BatteryState:
         return any(_is_battery(device) and name == "soc" for device, name in values)
 
     def stored(self, now: float) -> float | None:
-        """Wh in all batteries."""
+        """The energy (Wh) in all batteries."""
         device = self._best(now)
         iq, ac = self._of(device, "encharge_energy"), self._of(device, "acb_energy")
         if self._ac_capacity:

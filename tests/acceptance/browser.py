@@ -91,10 +91,13 @@ class Page:
         shot = await self._do("Page.captureScreenshot", format="png", optimizeForSpeed=False)
         return base64.b64decode(shot["data"])
 
-    async def measured(self, circles: Mapping[str, Sequence[float | str]]) -> Any:
-        """What `look.js` finds in the page and in its picture. `circles` have centre, radius and colour."""
+    async def measured(self, circles: Mapping[str, Sequence[float | str]], *colours: str) -> Any:
+        """What `look.js` finds in the page and in its picture.
+
+        `circles` have centre, radius and colour. Of each of `colours`, `painted` is the number of pixels.
+        """
         shot = base64.b64encode(await self.picture()).decode()
-        return await self._evaluate(f"({LOOK})({json.dumps(shot)}, {json.dumps(circles)})")
+        return await self._evaluate(f"({LOOK})({json.dumps(shot)}, {json.dumps(circles)}, {json.dumps(colours)})")
 
     async def _evaluate(self, script: str) -> Any:
         how = {"returnByValue": True, "awaitPromise": True}

@@ -1,4 +1,4 @@
-async (shot, circles) => {
+async (shot, circles, colours) => {
   // What tests/acceptance/test_dashboard.py measures of a view, in the page itself and in the pixels of its picture.
   const image = await createImageBitmap(await (await fetch(`data:image/png;base64,${shot}`)).blob());
   const canvas = new OffscreenCanvas(image.width, image.height);
@@ -91,5 +91,10 @@ async (shot, circles) => {
     };
     return Object.fromEntries(Object.entries(circles).map(([name, where]) => [name, circle(where)]));
   });
-  return { cards: cards.length, hollow: Math.max(0, ...cards.map(hollow)), pictures: seen, wrapped, cut, outside };
+  const painted = colours.map((colour) => {
+    let found = 0;
+    for (let at = 0; at < data.length; at += 4) found += apart([data[at], data[at + 1], data[at + 2]], hex(colour)) < 8;
+    return found;
+  });
+  return { painted, cards: cards.length, hollow: Math.max(0, ...cards.map(hollow)), pictures: seen, wrapped, cut, outside };
 }

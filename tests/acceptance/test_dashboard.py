@@ -22,7 +22,7 @@ from brokers import Mosquitto, watching
 from browser import Page, browsing
 from houses import House, housed
 from install import NEWEST, Release
-from portrait import announced, differences
+from portrait import announced, differences, energy
 from running import SPEED_FACTOR, running
 
 from bridge.model import DAY_S
@@ -47,6 +47,10 @@ CIRCLES = {
 }
 """Centre, radius and colour of each circle, in a picture that is 400 wide."""
 MOST_PANELS = 60
+FLOWING = ("#ff9800", "#f06292", "#8353d1", "#009ac7")
+"""The colours of solar, battery, export and home where Home Assistant draws what flows."""
+LEAST_PAINTED = 300
+"""Pixels: each flow ends in a bar of its colour."""
 STEP_S, HOURS, NEAR_W = 300, 24, 5
 """Seconds, hours, and the W by which a topic may differ from the truth that it follows."""
 HOUR_OF_DAY = 13.0
@@ -84,14 +88,19 @@ async def put_up(ha: HomeAssistant) -> None:
 async def look(ha: HomeAssistant, page: Page, view: str, *words: str) -> str:
     """Open a view, wait until it says these words; all that it says."""
     await page.go(f"{ha.url}/{PATH}/{view}")
+    text = await said(ha, page, *words)
+    assert not COMPLAINTS & set(await page.tags())
+    return text
+
+
+async def said(ha: HomeAssistant, page: Page, *words: str) -> str:
+    """All that the page says, once it says these words."""
 
     async def says() -> str:
         text = await page.text()
         return text if all(word in text for word in words) else ""
 
-    text = str(await ha.until(says))
-    assert not COMPLAINTS & set(await page.tags())
-    return text
+    return str(await ha.until(says))
 
 
 async def settled(ha: HomeAssistant, house: House) -> None:
@@ -253,6 +262,20 @@ async def test_the_dashboard_fits_each_home(
             await page.resize(width, HEIGHT_PX)
             await check_now(ha, house, page)
             await check_equipment(ha, house, page)
+
+
+async def test_the_energy_dashboard_shows_what_flows_now(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
+    """Set up as the documents say. At noon the sun feeds the home, the battery and the grid."""
+    async with shown(owned, tmp_path, "three-phase") as (ha, _, page):
+        assert (await energy(ha)).issues == []
+        await page.go(f"{ha.url}/energy/now")
+        await said(ha, page, "Power sources", "Current power flow")
+
+        async def flows() -> bool:
+            found = await page.measured({}, *FLOWING)
+            return bool(min(found["painted"]) > LEAST_PAINTED)
+
+        await ha.until(flows)
 
 
 async def test_what_an_owner_enables_is_not_taken_for_an_inverter(

@@ -11,6 +11,7 @@ import socket
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -67,8 +68,18 @@ def topic_name(value: str) -> str:
 
 
 def _host(value: str) -> str:
-    if not re.fullmatch(r"(https?://)?[^\s/@?#]+/?", value):
-        raise ValueError("must be a name, an address, host:port or a URL such as http://192.168.1.20")
+    url = value if value.startswith(("http://", "https://")) else f"https://{value}"
+    try:
+        is_host = url.isprintable() and re.fullmatch(r"https?://[^\s/@?#]+/?", url) is not None
+        host, _ = urlsplit(url).hostname or "", urlsplit(url).port  # raises where the port is none
+        if re.fullmatch(r"[\d.]*\d", host):
+            IPv4Address(host)
+    except ValueError:
+        is_host = False
+    if not is_host:
+        raise ValueError(
+            "must be a name, an address (IPv6 in brackets), host:port or a URL such as http://192.168.1.20"
+        )
     return value
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -84,8 +85,9 @@ class Names:
         return "/".join((self.base, serial, device, *((phase.value,) if phase else ()), name))
 
 
+@lru_cache(maxsize=100_000)
 def online(topic: str, is_online: bool) -> Message:
-    """The message for a state or availability topic."""
+    """The message for a state or availability topic: always the same one, which the outbox knows at once."""
     return Message(topic, ONLINE if is_online else OFFLINE, qos=1, priority=Priority.AVAILABILITY)
 
 
@@ -119,6 +121,10 @@ class Row:
     measurement: Measurement
     source: str
     absent_since: float | None = field(default=None, compare=False)
+
+    @property
+    def key(self) -> "Key":
+        return self.device, self.phase, self.measurement.name
 
     def is_gone(self, now: float) -> bool:
         return self.absent_since is not None and now - self.absent_since >= VALUE_GONE_AFTER_S
@@ -155,7 +161,7 @@ class RowTable:
 
     def restore(self, rows: Iterable[Row]) -> bool:
         """Add the rows of an earlier run, which stay while their source fails. Returns whether there are any."""
-        known = {(row.device, row.phase, row.measurement.name): row for row in rows if row.source in self._order}
+        known = {row.key: row for row in rows if row.source in self._order}
         self._rows = {**known, **self._rows}
         self._by_source.clear()
         return bool(known)
@@ -191,13 +197,16 @@ class RowTable:
             self.version += 1
             self._silent.symmetric_difference_update({key})
 
-    def note_absent(self, source: str, present: Mapping[Key, Reading], now: float) -> Sequence[Key]:
-        """Note which rows of a source a good answer at `now` (unix time) lacks; returns those that are gone now.
+    def note_absent(
+        self, source: str, present: Mapping[Key, Reading], now: float
+    ) -> tuple[Sequence[Row], Sequence[Key]]:
+        """Note which rows of a source a good answer at `now` (unix time) lacks.
 
-        The absent rows of a device are gone all at once, when each has been absent for long enough: otherwise a
-        device with several sources would disappear in parts. Home Assistant (2026.2) removes a device together with
-        its last enabled entity and then clears the discovery topic itself. Entities that it is told to remove just
-        at that moment are ignored for ever.
+        Returns those that the answer before still had, and those that are gone now. The absent rows of a device are
+        gone all at once, when each has been absent for long enough: otherwise a device with several sources would
+        disappear in parts. Home Assistant (2026.2) removes a device together with its last enabled entity and then
+        clears the discovery topic itself. Entities that it is told to remove just at that moment are ignored for
+        ever.
         """
         if source not in self._by_source:
             self._by_source[source] = [key for key, row in self._rows.items() if row.source == source]
@@ -207,18 +216,16 @@ class RowTable:
             for key in self._by_source[source]
             if key not in present and (names_devices or key[0] == GATEWAY_DEVICE)
         ]
-        for key in absent:
-            row = self._rows[key]
-            if row.absent_since is None:
-                self._rows[key] = replace(row, absent_since=now)
+        fresh = [row for row in map(self._rows.__getitem__, absent) if row.absent_since is None]
+        self._rows |= {row.key: replace(row, absent_since=now) for row in fresh}
         if not any(self._rows[key].is_gone(now) for key in absent):
-            return ()
+            return fresh, ()
         missing: dict[str, list[Key]] = {device: [] for device, *_ in absent}
         for key, row in self._rows.items():
             if row.absent_since is not None and row.device in missing:
                 missing[row.device].append(key)
         due = (keys for keys in missing.values() if all(self._rows[key].is_gone(now) for key in keys))
-        return [key for keys in due for key in keys]
+        return fresh, [key for keys in due for key in keys]
 
     def remove(self, key: Key) -> bool:
         """Remove a row that is gone. Returns whether it was the last one of its device."""
@@ -257,11 +264,13 @@ class Tree:
         for reading in mine.values():
             newest.setdefault(reading.device, []).append(reading)
         self._readings[source] = newest
+        absent, gone = self.rows.note_absent(source, mine, when.timestamp()) if mine else ((), ())
+        for row in absent:  # its last value would stay, and nothing would say that it is old
+            mine[row.key] = Reading(row.device, row.phase, row.measurement, None)
         if self._values:
             yield from (self._value(key, r) for key, r in mine.items() if not r.measurement.document_only)
-        if mine:
-            for key in self.rows.note_absent(source, mine, when.timestamp()):
-                yield from self._clear(key)
+        for key in gone:
+            yield from self._clear(key)
 
     def documents(self, source: str, when: datetime) -> Iterator[Message]:
         """The documents of the source's devices, with the newest readings of all sources.
@@ -299,7 +308,7 @@ class Tree:
     def clear(self, rows: Iterable[Row]) -> Iterator[Message]:
         """The messages that remove these rows at once."""
         for row in tuple(rows):
-            yield from self._clear((row.device, row.phase, row.measurement.name))
+            yield from self._clear(row.key)
 
     def _clear(self, key: Key) -> Iterator[Message]:
         was_last = self.rows.remove(key)

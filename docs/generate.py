@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from values import Offer, ValueRow, discrepancies, in_order, kinds, meanings, offers, rows, sources
 
-from bridge.discovery import METER_NAMES, entity_name
+from bridge.discovery.devices import METER_NAMES, entity_name
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
 from bridge.model import Platform, Quantity
 from bridge.settings import CONFIG_VARIABLE, VARIABLE_PREFIX, PollSettings, Settings

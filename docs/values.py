@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import AliasChoices, AliasPath
 from pydantic.fields import FieldInfo
 
-from bridge.discovery import DEVICE_KINDS
+from bridge.discovery.devices import DEVICE_KINDS
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
 from bridge.endpoints.switchgear import RELAY_MAINS
 from bridge.model import Facts, Input, Phase, Quantity, Reading
@@ -260,7 +260,9 @@ def discrepancies(found: Sequence[ValueRow], known: Meanings, described: Mapping
     shown = {device.partition("/")[0] for row in found for device in row.devices}
     yield from (f"docs/devices.toml does not say what `{kind}` is" for kind in sorted(shown - described.keys()))
     yield from (f"docs/devices.toml has `{kind}`, which no value has" for kind in sorted(described.keys() - shown))
-    yield from (f"DEVICE_KINDS of bridge.discovery lacks `{kind}`" for kind in sorted(shown - DEVICE_KINDS.keys()))
+    yield from (
+        f"DEVICE_KINDS of bridge.discovery.devices lacks `{kind}`" for kind in sorted(shown - DEVICE_KINDS.keys())
+    )
 
 
 def _discrepancies_of_meanings(found: Sequence[ValueRow], known: Meanings) -> Iterator[str]:

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import socket
+import struct
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
@@ -12,6 +14,9 @@ from zeroconf import ServiceInfo, Zeroconf
 from bridge.gateway import mdns
 
 LOOPBACK = "127.0.0.1"
+MDNS_GROUP, MDNS_PORT = "224.0.0.251", 5353
+PTR, INTERNET, AUTHORITATIVE = 12, 1, 0x8400
+"""Numbers of DNS: a kind of record, a class, and the flags of an answer."""
 
 
 @pytest.fixture
@@ -51,3 +56,39 @@ async def announcing(serial: str, port: int) -> AsyncIterator[None]:
         yield
     finally:
         await asyncio.to_thread(one.__exit__, None, None, None)
+
+
+@contextmanager
+def announcing_names(count: int) -> Iterator[None]:
+    """Announce names again and again, as some devices do, behind which nobody answers what they stand for."""
+    service = _labels(mdns.SERVICE_TYPE)
+    records = []
+    for number in range(count):
+        name = _labels(f"nobody{number}")[:-1] + service
+        records.append(service + struct.pack(">HHIH", PTR, INTERNET, 4500, len(name)) + name)
+    packets = [
+        struct.pack(">HHHHHH", 0, AUTHORITATIVE, 0, len(part), 0, 0) + b"".join(part)
+        for part in (records[start : start + 10] for start in range(0, count, 10))
+    ]
+    done = threading.Event()
+
+    def announce() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(LOOPBACK))
+            sender.bind(("", MDNS_PORT))
+            while not done.wait(0.2):
+                for packet in packets:
+                    sender.sendto(packet, (MDNS_GROUP, MDNS_PORT))
+
+    thread = threading.Thread(target=announce)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _labels(name: str) -> bytes:
+    return b"".join(bytes([len(level)]) + level.encode() for level in name.rstrip(".").split(".")) + b"\0"

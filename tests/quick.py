@@ -69,9 +69,7 @@ def main() -> int:
     write_openhab_example()
     changed = sorted(str(path.relative_to(ROOT)) for path, text in generated().items() if before.get(path) != text)
     files = [ROOT / f"tests/test_{name}.py" for name in QUICK]
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "2", "--no-cov", "-q", *files], cwd=ROOT, check=False
-    )
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-n", "2", "-q", *files], cwd=ROOT, check=False)
     outcome = "some FAILED" if tests.returncode else "all passed"
     sys.stdout.write(
         f"quick: all generators have run and changed {', '.join(changed) or 'nothing'}; "

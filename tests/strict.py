@@ -26,7 +26,7 @@ SHARED = {
     "enabled_by_default",
 }
 ENTITY = {
-    "sensor": SHARED | {"unit_of_measurement", "state_class", "suggested_display_precision"},
+    "sensor": SHARED | {"unit_of_measurement", "state_class", "suggested_display_precision", "value_template"},
     "binary_sensor": SHARED | {"payload_on", "payload_off"},
 }
 REQUIRED = {"unique_id", "name", "state_topic"}
@@ -38,8 +38,8 @@ NUMERIC: dict[str | None, tuple[str | None, set[str | None]]] = {
     "current": ("A", {"measurement"}),
     "frequency": ("Hz", {"measurement"}),
     "power_factor": (None, {"measurement"}),
-    "energy": ("Wh", {"total_increasing", "total", None}),
-    "energy_storage": ("Wh", {"measurement"}),
+    "energy": ("kWh", {"total_increasing", "total", None}),
+    "energy_storage": ("kWh", {"measurement"}),
     "battery": ("%", {"measurement"}),
     "duration": ("s", {"measurement"}),
     "temperature": ("°C", {"measurement"}),
@@ -48,10 +48,13 @@ NUMERIC: dict[str | None, tuple[str | None, set[str | None]]] = {
 """The device classes of sensors with their unit and the state classes that they allow."""
 UNCLASSED = {"VAh", "varh", "%"}
 """Units without a fitting device class in all supported versions of Home Assistant."""
+TOPICS_IN_WH = "{{ value if value == 'None' else (value | float / 1000) | round(6) }}"
+"""The only template: it shows Wh in kWh, and leaves alone what means unknown."""
 ABSENT = object()
 
 
-def check_entity(platform: str, entity: Mapping[str, Any]) -> None:
+def check_entity(platform: str, entity: Mapping[str, Any], *, is_whole: bool = True) -> None:
+    """`is_whole`: it is in the message of a whole device, and not in one of its own, as Domoticz takes it."""
     assert platform in ENTITY, platform
     assert set(entity) <= ENTITY[platform]
     assert set(entity) >= REQUIRED
@@ -64,22 +67,28 @@ def check_entity(platform: str, entity: Mapping[str, Any]) -> None:
     assert entity.get("entity_category", "diagnostic") == "diagnostic"
     assert entity.get("enabled_by_default", False) is False, "true is the default and is not sent"
     if platform == "sensor":
-        check_sensor(entity)
+        check_sensor(entity, is_whole=is_whole)
     else:
         assert entity.get("device_class", "connectivity") == "connectivity"
 
 
-def check_sensor(entity: Mapping[str, Any]) -> None:
+def check_sensor(entity: Mapping[str, Any], *, is_whole: bool) -> None:
     kind, unit = entity.get("device_class"), entity.get("unit_of_measurement")
     state_class, precision = entity.get("state_class"), entity.get("suggested_display_precision", ABSENT)
     if kind == "timestamp":
         assert (unit, state_class, precision) == (None, None, ABSENT)
         return
     expected, classes = NUMERIC[kind]
+    assert ("value_template" in entity) == (unit == "kWh")
+    assert entity.get("value_template", TOPICS_IN_WH) == TOPICS_IN_WH
+    if not is_whole:
+        assert kind != "battery", "Domoticz takes it for the level of the device's own battery"
+        assert "value_template" not in entity, "Domoticz ignores templates"
+        expected = "Wh" if expected == "kWh" else expected
     assert unit == expected or (kind is None and unit in UNCLASSED)
     assert state_class in classes or (unit in UNCLASSED and state_class == "total")
     numeric = bool(kind or unit or state_class)
-    assert not numeric or (isinstance(precision, int) and 0 <= precision <= 3)
+    assert not numeric or (isinstance(precision, int) and 0 <= precision <= 4)
 
 
 def check_shared(body: Mapping[str, Any]) -> None:
@@ -104,7 +113,7 @@ def entity_id(entity: Mapping[str, Any]) -> str:
 
 
 def check(messages: Iterable[Message], prefix: str = "homeassistant") -> dict[str, dict[str, Any]]:
-    """Check discovery messages of both forms, and return each announced entity with its device by unique id."""
+    """Check discovery messages of either form, and return each announced entity with its device by unique id."""
     found: dict[str, dict[str, Any]] = {}
     for message in messages:
         assert (message.qos, message.priority) == (1, Priority.DISCOVERY)
@@ -120,13 +129,13 @@ def check(messages: Iterable[Message], prefix: str = "homeassistant") -> dict[st
         else:
             own = {key: value for key, value in body.items() if key not in ROOT}
             entities = {"one": {**own, "platform": match[1]}}
-            assert match[2] == own["unique_id"]
+            assert match[2] == own["unique_id"].replace("battery", "batteries")
         for entity in entities.values():
             platform = entity.pop("platform")
             assert platform in ENTITY
             if not entity and match[1] == "device":
                 continue  # an empty component removes an entity
-            check_entity(platform, entity)
+            check_entity(platform, entity, is_whole=match[1] == "device")
             assert entity["unique_id"] not in found
             found[entity["unique_id"]] = {**entity, "platform": platform, "device": body["device"]}
     ids = [entity_id(entity) for entity in found.values()]

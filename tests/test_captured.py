@@ -13,7 +13,8 @@ import pytest
 from samples import ORDER, STRUCTURES, UNKNOWN, as_topic_text, parse, publish
 from strict import check
 
-from bridge.discovery import AnnouncedGateway, DiscoveryOptions, announce
+from bridge.discovery import DiscoveryOptions, announce
+from bridge.discovery.devices import AnnouncedGateway
 from bridge.endpoints import BY_SOURCE, ENDPOINTS
 from bridge.model import BadAnswer, Facts, Message
 from bridge.topics import Names, Tree

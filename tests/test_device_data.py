@@ -23,7 +23,8 @@ from samples import (
     without,
 )
 
-from bridge.discovery import AnnouncedGateway, DiscoveryOptions, announce
+from bridge.discovery import DiscoveryOptions, announce
+from bridge.discovery.devices import AnnouncedGateway
 from bridge.model import BadAnswer, Input
 from bridge.topics import Names
 
@@ -309,11 +310,11 @@ def test_nothing_more_is_enabled_than_the_power() -> None:
         ("ac_current", "AC current", "current", "A", "measurement"),
         ("frequency", "Frequency", "frequency", "Hz", "measurement"),
         ("temperature", "Temperature", "temperature", "°C", "measurement"),
-        ("energy_lifetime", "Energy produced", "energy", "Wh", "total_increasing"),
-        ("energy_today", "Energy today", "energy", "Wh", "total_increasing"),
-        ("energy_yesterday", "Energy yesterday", "energy", "Wh", None),
+        ("energy_lifetime", "Energy produced", "energy", "kWh", "total_increasing"),
+        ("energy_today", "Energy today", "energy", "kWh", "total_increasing"),
+        ("energy_yesterday", "Energy yesterday", "energy", "kWh", None),
         ("last_report_duration", "Last report duration", "duration", "s", "measurement"),
-        ("last_report_energy", "Energy since previous report", "energy", "Wh", None),
+        ("last_report_energy", "Energy since previous report", "energy", "kWh", None),
         ("max_power", "Highest power", "power", "W", "measurement"),
         ("last_report", "Last report", "timestamp", None, None),
     ],

@@ -28,6 +28,7 @@ import values  # noqa: E402
 
 from bridge import __version__, discovery  # noqa: E402
 from bridge.commands import parser, report  # noqa: E402
+from bridge.discovery.devices import AnnouncedGateway  # noqa: E402
 from bridge.endpoints import ENDPOINTS  # noqa: E402
 from bridge.model import Facts, Message  # noqa: E402
 from bridge.pipeline import Pipeline  # noqa: E402
@@ -158,7 +159,7 @@ WINDMILL = values.ValueRow("status", "msg_retry_count", TEXT, devices=["windmill
             [
                 "docs/meanings.toml: [status] has no meaning of `msg_retry_count` (windmill/<serial>)",
                 "docs/devices.toml does not say what `windmill` is",
-                "DEVICE_KINDS of bridge.discovery lacks `windmill`",
+                "DEVICE_KINDS of bridge.discovery.devices lacks `windmill`",
             ],
         ),
         (
@@ -321,7 +322,7 @@ def home() -> PublishedValues:
     sent.append(online(f"{tree.names.bridge}/state", is_online=True))
     sent.append(online(tree.names.state(facts.serial), is_online=True))
     sent.append(bridge_info(tree.names, __version__, when, [facts.serial], 60))
-    gateway = discovery.AnnouncedGateway(facts, "https://envoy.local")
+    gateway = AnnouncedGateway(facts, "https://envoy.local")
     found = list(discovery.announce(discovery.DiscoveryOptions(tree.names), gateway, tree.rows))
     devices = [json.loads(message.payload) for message in found]
     entities = [{**one, "device": body["device"]} for body in devices for one in body["components"].values()]

@@ -16,11 +16,13 @@ from houses import House, housed
 from hypothesis import given
 from hypothesis import strategies as st
 from running import running, settings, until
+from test_web import going
 
 from bridge import sharding
 from bridge.commands.session import chosen
 from bridge.model import BadSetting, Message
 from bridge.outbox import Outbox
+from bridge.service.bridge import Bridge
 from bridge.service.leftovers import names_of
 from bridge.settings import Settings, load, reread
 from bridge.sharding import Shard, jump, level, place
@@ -169,6 +171,10 @@ def test_rereading_the_file_changes_no_other_setting(monkeypatch: pytest.MonkeyP
         ("", "must hold a list called gateways"),
         (f"gateways = ['{FLEET_TOKEN}']", "BRIDGE_GATEWAYS__0: "),
         (f"gateways = [{{host = 'a', tokn = '{FLEET_TOKEN}'}}]", "BRIDGE_GATEWAYS__0__TOKN: no such setting"),
+        ("gateways = [{host = 'a'}, {host = '192.168.1.300'}]", "BRIDGE_GATEWAYS__1__HOST: must be a name"),
+        ("gateways = [{host = 'a'}, {host = 'b:99999'}]", "BRIDGE_GATEWAYS__1__HOST: must be a name"),
+        ("gateways = [{host = 'fe80::20'}]", "BRIDGE_GATEWAYS__0__HOST: must be .* address .IPv6 in brackets"),
+        ('gateways = [{host = "a\\u007f"}]', "BRIDGE_GATEWAYS__0__HOST: must be a name"),
         (as_toml("7", "7"), "same host twice"),
         (as_toml("7") + "\n" + as_toml("7").replace("gw", "wg"), "same serial twice"),
     ],
@@ -376,6 +382,39 @@ async def test_gateways_come_and_go(mosquitto_here: Mosquitto, tmp_path: Path) -
         states = [message.payload for message in watcher.seen if message.topic == f"fleet/north/{one.serial}/state"]
         assert states[-1] == "offline"
         assert states.count("offline") <= 2  # before the first answer, and at the end
+
+
+@pytest.mark.hasty
+@pytest.mark.expects_log(
+    "localhost:[0-9]+ is gateway [0-9]+, which is polled at https://127.0.0.1.* already: remove"
+)
+async def test_a_gateway_that_is_listed_under_two_addresses_is_polled_once(
+    mosquitto_here: Mosquitto, tmp_path: Path
+) -> None:
+    """Both were polled: all requests twice, and two counters of each energy at one topic, by turns."""
+    file = tmp_path / "gateways.json"
+    async with housed(tmp_path, mosquitto_here, "no-cts") as home, watching(mosquitto_here.port) as home.watcher:
+        first = {"host": home.url, "token": home.simulator.token()}
+        second = {**first, "host": home.url.replace("127.0.0.1", "localhost")}
+        file.write_text(json.dumps([first, second]))
+        bridge = Bridge(settings(tmp_path, mosquitto_here.url, gateways_file=file))
+        async with going(bridge.run()):
+            await home.settled()
+            before = {path: home.simulator.count(path) for path in ("/info", "/api/v1/production")}
+            assert before["/info"] == 2  # one of each address
+            (gateway,) = bridge.status().gateways
+            assert gateway.host in {first["host"], second["host"]}
+            assert bridge.status().standing_by == {home.serial: f"this bridge at {gateway.host}"}
+            await until(lambda: home.simulator.count("/api/v1/production") >= before["/api/v1/production"] + 2)
+            assert home.simulator.count("/info") == 2
+            assert home.topic("state") == "online"
+            (tmp_path / "new").write_text(
+                json.dumps([one for one in (first, second) if one["host"] != gateway.host])
+            )
+            os.replace(tmp_path / "new", file)  # noqa: PTH105 - what people do
+            await until(lambda: home.topic("state") == "offline")
+            await until(lambda: home.topic("state") == "online")
+            assert not bridge.status().standing_by
 
 
 @pytest.mark.hasty

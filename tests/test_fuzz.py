@@ -13,7 +13,8 @@ from samples import EIDS, NOW, SERIAL, answers, body, documents_of, feed, flat, 
 from strict import check
 from test_endpoints import GOOD
 
-from bridge.discovery import AnnouncedGateway, DiscoveryOptions, announce
+from bridge.discovery import DiscoveryOptions, announce
+from bridge.discovery.devices import AnnouncedGateway
 from bridge.endpoints import BY_SOURCE, ENDPOINTS
 from bridge.model import BadAnswer, Facts, MeterFacts, Phase, Unsupported
 from bridge.topics import Names, text

@@ -13,6 +13,7 @@ from running import running, until
 from samples import restored
 
 from bridge import discovery
+from bridge.discovery.devices import AnnouncedGateway
 from bridge.model import Facts, Input, Message, Phase, Reading
 from bridge.records import POWER, measurement
 from bridge.service.publisher import TreeState
@@ -66,7 +67,7 @@ def test_a_value_that_is_gone_takes_its_entity_along_but_not_its_device() -> Non
     told(tree, whole, 0)
     told(tree, whole[:1], 1)
     assert cleared(told(tree, whole[:1], 9)) == ["enphase/7/inverter/11/max_power"]
-    about = discovery.AnnouncedGateway(Facts("7"), "https://envoy.local")
+    about = AnnouncedGateway(Facts("7"), "https://envoy.local")
     messages = discovery.announce(discovery.DiscoveryOptions(Names()), about, tree.rows, tree.rows.gone.values())
     found = {message.topic: json.loads(message.payload) for message in messages}
     components = found["homeassistant/device/iqgateway_7_inverter_11/config"]["components"]

@@ -38,6 +38,7 @@ from bridge.outbox import Outbox
 from bridge.service.retained import BIRTH_PAUSE_S, Sender
 
 SUBSCRIBE, PINGREQ = 0x82, 0xC0
+BIRTH = "homeassistant/status"
 
 
 # Brokers that do not work properly
@@ -69,6 +70,11 @@ async def test_a_broker_that_stops_reading_is_left() -> None:
         sending = asyncio.create_task(send_until_lost(broker))
         assert await within(broker.lost()) == "the broker no longer answers"
         await within(sending)
+
+
+def length_bytes(size: int) -> bytes:
+    """The length of a packet as MQTT writes it, in four bytes."""
+    return bytes([size >> (7 * place) & 0x7F | (0x80 if place < 3 else 0) for place in range(4)])
 
 
 async def send_until_lost(broker: Broker) -> None:
@@ -185,31 +191,76 @@ async def test_the_broker_is_told_how_much_we_take() -> None:
     assert b"\x27" + MAX_RECEIVED_BYTES.to_bytes(4, "big") in connects[0]
 
 
-@pytest.mark.expects_log(
-    f"sends a message of more than {MAX_RECEIVED_BYTES} bytes; the bridge no longer subscribes to anything"
-)
-async def test_a_message_that_is_larger_than_memory_is_not_taken(warned: Sequence[str]) -> None:
-    """With MQTT 3.1.1 a broker can't know our limit. A retained message would come with each subscription."""
-    subscriptions: list[bytes] = []
-    published: list[bytes] = []
+@pytest.mark.expects_log(f"messages of more than {MAX_RECEIVED_BYTES} bytes are left out: one at {BIRTH}$")
+async def test_a_message_that_is_too_large_costs_only_itself(
+    mosquitto: Mosquitto, tmp_path: Path, warned: Sequence[str]
+) -> None:
+    """With MQTT 3.1.1 a broker can't know our limit. Formerly such a message ended all subscriptions."""
+    received: list[Received] = []
+    (tmp_path / "large").write_bytes(b"x" * 2**24)
+    large = ("mosquitto_pub", "-p", str(mosquitto.port), "-t", BIRTH, "-r", "-f", str(tmp_path / "large"))
+    assert await (await asyncio.create_subprocess_exec(*large)).wait() == 0
+    async with using(mosquitto.url, protocol="3.1.1", received=received) as broker:
+        await broker.connect()
+        await soon(lambda: len(warned) == 1)
+        assert await (await asyncio.create_subprocess_exec(*large)).wait() == 0
+        assert await broker.send(Message(BIRTH, "online", qos=1))
+        await soon(lambda: bool(received))
+        assert broker.connected
+    assert received == [(BIRTH, b"online", False)]
+    assert len(warned) == 1
+
+
+@pytest.mark.expects_log("are left out: one at a")
+async def test_a_message_that_is_larger_than_memory_is_not_kept() -> None:
+    size = 40 * 2**20
+    received: list[Received] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await packet(reader)
-        writer.write(CONNACK_3)
-        while body := await packet(reader):
-            published.extend([body] if body[0] & 0xF0 == PUBLISH else [])
-            if body[0] == SUBSCRIBE:
-                subscriptions.append(body)
-                writer.write(b"\x31\xff\xff\xff\x7f\x00\x01a" + b"x" * 2**20)
+        left = size - 3
+        writer.write(CONNACK_3 + b"\x30" + length_bytes(size) + b"\x00\x01a")
+        while left:
+            part = b"x" * min(left, 2**16)
+            writer.write(part)
+            await writer.drain()
+            left -= len(part)
+        writer.write(b"\x30\x08\x00\x04spam\x00x")
+        await reader.read()
 
-    async with fake_broker(talk) as url, using(url, protocol="3.1.1") as broker:
+    async with fake_broker(talk) as url, using(url, protocol="3.1.1", received=received) as broker:
         await broker.connect()
-        assert "more than" in await within(broker.lost())
-        await within(broker.reconnect())
-        assert await broker.send(VALUE)
-        await soon(lambda: len(published) == 1)
-        assert len(subscriptions) == 1
-        assert len(warned) == 1
+        tracemalloc.start()
+        try:
+            await soon(lambda: bool(received))
+            assert tracemalloc.get_traced_memory()[1] < 2**21
+        finally:
+            tracemalloc.stop()
+        assert broker.connected
+    assert received == [("spam", b"\x00x", False)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"\x90\xff\xff\xff\x7f" + b"x" * 2**17, b"\xf7\x00", b"\x30\xff\xff\xff\xff\xff"],
+    ids=["huge", "unknown", "length"],
+)
+@pytest.mark.expects_log("the broker has sent what MQTT does not allow after a moment; trying again")
+async def test_a_broker_that_breaks_the_protocol_is_told_from_a_second_client(answer: bytes) -> None:
+    """Nobody should look for another bridge because of it."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await packet(reader)
+        writer.write(CONNACK_5 + answer)
+        await reader.read()
+
+    async with fake_broker(talk) as url, using(url) as broker:
+        await broker.connect()
+        assert await within(broker.lost()) == "the broker has sent what MQTT does not allow"
+        trying = asyncio.create_task(broker.reconnect())
+        await soon(lambda: broker.failure is not None)
+        trying.cancel()
+        assert "another client" not in (broker.failure or "")
 
 
 async def test_a_topic_that_is_no_text_is_left_out() -> None:

@@ -1,16 +1,19 @@
 """When the values of an answer may be sent, and what is published after them."""
 
+import json
+
 from samples import NOW, SERIAL
 
 from bridge import discovery
 from bridge.model import Facts, Message, Priority, Reading
 from bridge.outbox import Outbox
-from bridge.records import POWER, VOLTAGE, measurement
-from bridge.service.publisher import GatewayPublisher, PublishOptions
+from bridge.records import ENERGY, POWER, VOLTAGE, measurement
+from bridge.service.publisher import GatewayPublisher, PublishOptions, TreeState
 from bridge.topics import Names
 
 METER = "meter/production"
 POWER_ROW, VOLTAGE_ROW = measurement("power", POWER), measurement("voltage", VOLTAGE)
+ENERGY_ROW = measurement("energy_delivered", ENERGY)
 FACTS = Facts(SERIAL, "D8.3.5169")
 
 
@@ -38,3 +41,42 @@ def test_values_first_then_documents_then_the_site() -> None:
     publisher.publish_documents("readings", [Reading("site/solar", None, POWER_ROW, 3.0)], NOW)
     places = [message.topic.removeprefix(f"enphase/{SERIAL}/") for message in told]
     assert places == [f"{METER}/power", METER, "site/solar/power", "site/solar"]
+
+
+def announced(state: TreeState, form: str = "device") -> tuple[list[Message], GatewayPublisher]:
+    """What the broker gets, one message after the other, of a gateway with one meter."""
+    outbox, told = Outbox(), list[Message]()
+    options = PublishOptions(Names(), announcement=discovery.DiscoveryOptions(Names(), form=form))
+    publisher = GatewayPublisher(SERIAL, options, {}, outbox.put)
+    publisher.restore(state)
+    publisher.publish_values("readings", [Reading(METER, None, ENERGY_ROW, 5.0)], NOW)
+    publisher.announce(FACTS)
+    while message := next(iter(outbox.pending(0.0)), None):
+        told.append(message)
+        outbox.sent(message, 0.0)
+        if message.priority in (Priority.MIGRATE, Priority.CLEANUP):
+            publisher.sent(message)
+    return told, publisher
+
+
+def test_entities_in_wh_are_unloaded_before_they_come_back_in_kwh() -> None:
+    """Home Assistant would show the last value in Wh as kWh until the next one comes (2026.2)."""
+    topics = [f"homeassistant/device/iqgateway_{SERIAL}_{name}/config" for name in ("gateway", "meter_production")]
+    told, publisher = announced(TreeState(discovered=frozenset(topics)))
+    for topic in topics:
+        first, second = [message for message in told if message.topic == topic]
+        assert first.payload == discovery.MIGRATE_PAYLOAD
+        assert json.loads(second.payload)["components"]
+    again, _ = announced(publisher.state)
+    assert [message.topic for message in again if message.priority is Priority.DISCOVERY] == topics
+    assert not [message for message in again if message.payload == discovery.MIGRATE_PAYLOAD]
+
+
+def test_component_form_hands_over_what_it_spelt_otherwise() -> None:
+    old, new = (
+        f"homeassistant/sensor/iqgateway_{SERIAL}_site_{name}_soc/config" for name in ("battery", "batteries")
+    )
+    told, publisher = announced(TreeState(discovered=frozenset({old, new})), "component")
+    assert [message.payload for message in told if message.topic == old] == [discovery.MIGRATE_PAYLOAD, ""]
+    assert [message.payload for message in told if message.topic == new] == [""], "it is no more, and not renamed"
+    assert publisher.state.leaving == frozenset()

@@ -9,8 +9,9 @@ from nearby import LOOPBACK, alone, announcing
 from running import running, until
 from test_web import going
 
+from bridge.gateway.mdns import Search
 from bridge.service.bridge import Bridge
-from bridge.service.identity import Rediscovery, SearchOptions
+from bridge.service.identity import Rediscovery
 from bridge.settings import GatewaySettings
 from bridge.simulator import Simulator
 from bridge.simulator.serve import self_signed, serve
@@ -19,13 +20,14 @@ __all__ = ["alone"]
 pytestmark = [pytest.mark.hasty, pytest.mark.usefixtures("alone")]
 
 
-NEARBY = SearchOptions((LOOPBACK,), listen=60.0)
-"""Options for the test: the loop's time runs fast, the network's does not."""
+def nearby() -> Search:
+    """A search on the loopback interface: the loop's time runs fast, the network's does not."""
+    return Search((LOOPBACK,), listen=60.0)
 
 
 @pytest.mark.expects_log("no connection to the gateway", "the gateway can't be read")
 async def test_a_gateway_with_a_new_address_is_found_by_its_serial_number(tmp_path: Path) -> None:
-    async with house(tmp_path) as home, going((bridge := Bridge(home.settings(), search=NEARBY)).run()):
+    async with house(tmp_path) as home, going((bridge := Bridge(home.settings(), search=nearby())).run()):
         await home.settled()
         await home.unplug()
         await until(lambda: home.topic("state") == "offline")
@@ -46,7 +48,7 @@ async def test_a_gateway_with_a_new_address_is_found_by_its_serial_number(tmp_pa
 @pytest.mark.may_log("TLS key has changed")
 async def test_an_impostor_that_announces_the_serial_number_gets_nothing(tmp_path: Path) -> None:
     """It has another TLS key, so it does not get the token."""
-    async with house(tmp_path) as home, running(home.settings(), search=NEARBY):
+    async with house(tmp_path) as home, running(home.settings(), search=nearby()):
         await home.settled()
         await home.unplug()
         await until(lambda: home.topic("state") == "offline")
@@ -76,5 +78,5 @@ async def test_an_impostor_that_announces_the_serial_number_gets_nothing(tmp_pat
 async def test_where_a_search_makes_sense(host: str, tls: str, *, seen: bool) -> None:
     settings = GatewaySettings.model_validate({"host": host, "tls": tls})
     log = logging.LoggerAdapter(logging.getLogger(__name__), {})
-    search = Rediscovery(settings, lambda: 0.0, log, SearchOptions())
+    search = Rediscovery(settings, lambda: 0.0, log, Search())
     assert search.is_possible is seen

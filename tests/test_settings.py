@@ -602,7 +602,7 @@ def test_the_environment_names_the_file_before_dotenv_does(monkeypatch: pytest.M
         (f"gateway.token = '{SECRET}", "BRIDGE_CONFIG: not valid TOML"),
         (f"mqtt = '{SECRET}'", "BRIDGE_MQTT: must be a section with settings of its own, such as [mqtt] in TOML"),
         (f"gateway = ['{SECRET}']", "BRIDGE_GATEWAY: must be a section"),
-        (f"[gateway]\nhost = '{SECRET} x'", "BRIDGE_GATEWAY__HOST: must be a name, an address, host:port or a URL"),
+        (f"[gateway]\nhost = '{SECRET} x'", "BRIDGE_GATEWAY__HOST: must be a name, an address (IPv6 in"),
         (f"[mqtt]\nurl = ['{SECRET}']", "BRIDGE_MQTT__URL: "),
         (f"[gateways]\nhost = '{SECRET}'", "BRIDGE_GATEWAYS: "),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bridge import discovery
+from bridge.discovery.devices import AnnouncedHome
 from bridge.model import BadSetting, Facts, Scalar
 from bridge.settings import Settings, load
 from bridge.sharding import place
@@ -571,7 +572,7 @@ def announced(form: str) -> dict[str, dict[str, Any]]:
     readings = news(SharedHome("villa-1"), [old(), new()], MORNING).readings
     list(tree.update("home", readings, datetime.fromtimestamp(MORNING, UTC)))
     options = discovery.DiscoveryOptions(Names("enphase"), form=form)
-    home = discovery.AnnouncedHome(Facts(""), "", "Müller's villa", home="villa-1")
+    home = AnnouncedHome(Facts(""), "", "Müller's villa", home="villa-1")
     rows = [replace(row, device=f"site/{row.device}") for row in tree.rows]
     return {message.topic: json.loads(message.payload) for message in discovery.announce(options, home, rows)}
 

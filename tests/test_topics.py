@@ -234,6 +234,19 @@ def test_a_value_that_its_source_lost_leaves_the_document() -> None:
     assert documents_of(messages) == {"meter/load": {"timestamp": STAMP, "voltage": 3}}
 
 
+def test_a_value_that_its_source_lost_becomes_none_once() -> None:
+    """Such as the current of a meter that has three phases now, or the power of one that was disabled."""
+    into = tree()
+    packages = measurement("packages", TEXT, document_only=True)
+    both = (read("meter/load", POWER_ROW, 1), read("meter/storage", POWER_ROW, 4), read("gateway", packages, {}))
+    update(into, "readings", *both, read("meter/load", VOLTAGE_ROW, 2))
+    left = read("meter/load", VOLTAGE_ROW, 3)
+    lost = {"meter/load/power": "None", "meter/storage/power": "None"}
+    assert values_of(update(into, "readings", left)) == {"meter/load/voltage": "3"} | lost
+    assert values_of(update(into, "readings", left)) == {"meter/load/voltage": "3"}
+    assert values_of(update(into, "readings", *both, left))["meter/load/power"] == "1"
+
+
 def test_one_source_does_not_take_away_what_another_gave() -> None:
     into = tree()
     update(into, "info", read("gateway", TYPE_ROW, "a"))

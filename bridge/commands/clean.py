@@ -55,6 +55,8 @@ class RetainedMessages:
         self._time = asyncio.get_running_loop().time
         self.is_complete = True
         """Whether all retained messages were read, and not only as many as the limits allow."""
+        self.has_gaps = False
+        """Whether the broker has dropped messages: a marker among them came only when it was sent again."""
         self.echoed: set[str] = set()
         """The markers that have come back."""
         self.refused: set[str] = set()
@@ -81,7 +83,7 @@ class RetainedMessages:
             if before := self._silent:  # mosquitto drops what goes beyond its queue, ours among it
                 await self._send_markers()
                 await self._wait_until_quiet()
-                self.is_complete &= before == self._silent
+                self.has_gaps = before != self._silent
         except BaseException:
             self._broker.abort()
             raise
@@ -225,9 +227,9 @@ class Cleaner:
             async with self._retained(filters, markers, found.take_discovery) as reading:
                 needed = options.prefix is not None
                 unreadable = _silent_places(reading, markers, report, needed=needed)
-                self._is_complete = reading.is_complete and not (unreadable and needed)
+                self._is_complete = reading.is_complete and not reading.has_gaps and not (unreadable and needed)
             strangers = reading.read - len(found.announced)
-            if report is not None and strangers >= MANY_MESSAGES:
+            if report is not None and (strangers >= MANY_MESSAGES or reading.has_gaps):
                 text = f"{strangers} messages of others below {', '.join(prefixes)}: the broker may not deliver all"
                 report.note("limits", text)
             for topics in own.announced.values():  # the state knows them, even if this user may not read them
@@ -240,7 +242,7 @@ class Cleaner:
         markers = {f"{root}/bridge/clean": root for root in sorted(roots | {root_of(own.bridge)})}
         async with self._retained(found.tree_filters(), markers, found.take_tree) as reading:
             silent = _silent_places(reading, markers, report, needed=True)
-            self._is_complete &= reading.is_complete and not silent
+            self._is_complete &= reading.is_complete and not reading.has_gaps and not silent
             if report is not None and not found.is_complete:
                 text = f"more than {MAX_BRIDGES} bridges have published their state: nothing below them is touched"
                 report.problem("limits", text, EXIT_UNAVAILABLE)
@@ -297,7 +299,7 @@ def _silent_places(
     reading: RetainedMessages, markers: Mapping[str, str], report: Report | None, *, needed: bool
 ) -> set[str]:
     """The places, by their markers, that this user may not read. They are reported, as a problem if `needed`."""
-    if report is not None and not reading.is_complete:
+    if report is not None and not (reading.is_complete and not (needed and reading.has_gaps)):
         where = ", ".join(sorted({*markers.values()}))
         text = f"below {where} there are more retained messages than the broker delivers, or we read, at once"
         report.problem("limits", text, EXIT_UNAVAILABLE)

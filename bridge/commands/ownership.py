@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from bridge import discovery
+from bridge.discovery.devices import DEVICE_KINDS
 from bridge.model import Message, Platform
 from bridge.service.leftovers import HOME_KEY, CleanOptions, Ownership, joined, root_of
 from bridge.settings import RESERVED_SITES
@@ -24,7 +25,7 @@ HEARTBEATS = 1.5
 """A bridge that is not heard for so many of its heartbeats does not run, whatever its retained state says."""
 MAX_BRIDGES = 400
 """Bridges that are known at most. These have fewer messages than mosquitto keeps for a slow reader."""
-GATEWAY_LEVELS = frozenset({"state", "availability", *discovery.DEVICE_KINDS})
+GATEWAY_LEVELS = frozenset({"state", "availability", *DEVICE_KINDS})
 HOME_LEVELS = frozenset({"availability", *FLOWS})
 """First levels of the topics below a gateway and below a home: another program may publish beside them."""
 

@@ -7,7 +7,7 @@ most containers nor across networks.
 import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ FIRST_FIRMWARE_WITH_TLS = 7
 WEB_PORTS = frozenset({80, 443})
 MAX_ANNOUNCEMENTS = 256
 """Announcements that are read; no house has so many gateways."""
-DETAILS_TIMEOUT_S = 2.0
+LISTEN_S = 4.0
+"""How long a search for a gateway that has moved takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,41 +57,53 @@ class DiscoveredGateway:
 async def discover(seconds: float, interfaces: Sequence[str] = ALL_INTERFACES) -> list[DiscoveredGateway]:
     """The gateways that answer within so many seconds, ordered by serial number.
 
-    `interfaces` are addresses of this machine to search from.
+    `interfaces` are addresses of this machine to search from. Names are looked up at the same time, as any of them
+    may be announced by somebody who does not answer.
 
     Raises:
         ModuleNotFoundError: zeroconf is not installed.
         OSError: this machine has no network for it.
     """
+    from zeroconf.asyncio import AsyncServiceInfo  # noqa: PLC0415 - an extra
+
     found: dict[str, DiscoveredGateway] = {}
-    async for gateway in _announced(seconds, interfaces):
-        found.setdefault(gateway.serial, gateway)
+    names: asyncio.Queue[str] = asyncio.Queue(MAX_ANNOUNCEMENTS)
+
+    async def look_up(zeroconf: "Zeroconf", name: str) -> None:
+        details = AsyncServiceInfo(SERVICE_TYPE, name)
+        if await details.async_request(zeroconf, seconds * 1000) and (gateway := _read(details)):
+            found.setdefault(gateway.serial, gateway)
+
+    async with _listening(names, interfaces) as zeroconf:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
+                for _ in range(MAX_ANNOUNCEMENTS):
+                    tasks.create_task(look_up(zeroconf, await names.get()))
     return sorted(found.values(), key=lambda gateway: gateway.serial)
 
 
-async def find(serial: str, seconds: float, interfaces: Sequence[str] = ALL_INTERFACES) -> str | None:
-    """Where this gateway is now, as a value for `BRIDGE_GATEWAY__HOST`; `None` if it did not answer in time.
+class Search:
+    """Finds gateways by their serial number. All who search at the same time share one search.
 
-    Raises:
-        ModuleNotFoundError: zeroconf is not installed.
-        OSError: this machine has no network for it.
+    A search opens sockets on each interface, and hundreds of gateways can be out of reach at once. `interfaces` are
+    addresses of this machine to search from, `listen` is how long a search takes, in seconds.
     """
-    async for gateway in _announced(seconds, interfaces):
-        if gateway.serial == serial:
-            return gateway.host
-    return None
 
+    def __init__(self, interfaces: Sequence[str] = ALL_INTERFACES, listen: float = LISTEN_S) -> None:
+        self.interfaces, self._listen = interfaces, listen
+        self._running: asyncio.Task[list[DiscoveredGateway]] | None = None
 
-async def _announced(seconds: float, interfaces: Sequence[str]) -> AsyncIterator[DiscoveredGateway]:
-    from zeroconf.asyncio import AsyncServiceInfo  # noqa: PLC0415 - an extra
+    async def find(self, serial: str) -> str | None:
+        """Where this gateway is now, as a value for `BRIDGE_GATEWAY__HOST`; `None` if it did not answer in time.
 
-    names: asyncio.Queue[str] = asyncio.Queue(MAX_ANNOUNCEMENTS)
-    deadline = asyncio.get_running_loop().time() + seconds
-    async with _listening(names, interfaces) as zeroconf:
-        while (name := await _next(names, deadline)) is not None:
-            details = AsyncServiceInfo(SERVICE_TYPE, name)
-            if await details.async_request(zeroconf, DETAILS_TIMEOUT_S * 1000) and (gateway := _read(details)):
-                yield gateway
+        Raises:
+            ModuleNotFoundError: zeroconf is not installed.
+            OSError: this machine has no network for it.
+        """
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(discover(self._listen, self.interfaces))
+        gateways = await asyncio.shield(self._running)
+        return next((gateway.host for gateway in gateways if gateway.serial == serial), None)
 
 
 @asynccontextmanager
@@ -109,14 +122,6 @@ async def _listening(names: asyncio.Queue[str], interfaces: Sequence[str]) -> As
         await browser.async_cancel()
     finally:
         await network.async_close()
-
-
-async def _next(names: asyncio.Queue[str], deadline: float) -> str | None:
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await names.get()
-    except TimeoutError:
-        return None
 
 
 def _read(details: "AsyncServiceInfo") -> DiscoveredGateway | None:

@@ -5,6 +5,7 @@ next request: an answer that is sent twice then shifts all later ones by one. He
 """
 
 import asyncio
+import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -95,7 +96,8 @@ class Wire(httpx.AsyncBaseTransport):
                     url.port or DEFAULT_PORTS[url.scheme],
                     ssl=tls,
                     server_hostname=url.host if tls else None,
-                    happy_eyeballs_delay=SECOND_ADDRESS_S,
+                    # asyncio may leave a socket open that is tried beside others, if it is cancelled at that moment
+                    happy_eyeballs_delay=None if _is_address(url.host) else SECOND_ADDRESS_S,
                 )
         except TimeoutError as error:
             raise httpx.ConnectTimeout("no connection in time") from error
@@ -140,6 +142,14 @@ class Wire(httpx.AsyncBaseTransport):
             if (other := _translated(error)) is error:
                 raise
             raise other from error
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _final(next_event: Callable[[], Awaitable[object]]) -> object:

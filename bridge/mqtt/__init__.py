@@ -23,6 +23,7 @@ from tenacity import (
 
 from bridge.model import Message, Rejected, Unavailable
 from bridge.mqtt.connect import (
+    MAX_RECEIVED_BYTES,
     ConnectionLimits,
     Connector,
     MessageRefused,
@@ -152,7 +153,6 @@ class Broker:
         self._last_pause = 0.0
         self._careful = False
         self._blocklist = TopicBlocklist()
-        self._no_subscriptions = False
 
     @property
     def _connector(self) -> Connector:
@@ -183,7 +183,7 @@ class Broker:
         """Whether the connection that ended last counts as a success."""
         ended = self._connection
         least = max(self._timing.settled, self._timing.flap_factor * self._last_pause)
-        return ended is not None and not ended.taken_over and not ended.oversized_packet and ended.lasted > least
+        return ended is not None and not ended.taken_over and ended.lasted > least
 
     async def connect(self) -> None:
         """Try each broker once, and once more with each simpler option that it may understand.
@@ -284,24 +284,20 @@ class Broker:
         """
         lasted, self._connection = self.lasted, None
         if lasted:
-            self._flaps, self._last_pause, self._careful, self._no_subscriptions = 0, 0.0, False, False
+            self._flaps, self._last_pause, self._careful = 0, 0.0, False
             self._warned.clear()
             self._blocklist.clear()
             return
         self._flaps += 1
         self._careful |= self._flaps >= CAREFUL_AFTER_CONNECTIONS
-        self._no_subscriptions |= ended.oversized_packet
         if self._blocklist.record_disconnect(ended.suspect):
             self._flaps = 1  # without this topic it may be all right now
         reason = f"{self.address}: {ended.ended.result()}"
         self._connectors.rotate(-1)
         if ended.taken_over:
             raise Rejected(reason)
-        if ended.oversized_packet:
-            raise Unavailable(f"{reason}; the bridge no longer subscribes to anything")
-        raise Unavailable(
-            f"{reason} after a moment; does another client use the same client id (BRIDGE_MQTT__CLIENT_ID)?"
-        )
+        doubt = "; does another client use the same client id (BRIDGE_MQTT__CLIENT_ID)?"
+        raise Unavailable(f"{reason} after a moment{doubt if ended.was_silent else ''}")
 
     async def _open(self, options: ProtocolOptions) -> Connection:
         timeout_s, connector = self._answer_timeout_s, self._connector
@@ -310,6 +306,7 @@ class Broker:
         connection = Connection(
             client,
             self._on_message,
+            on_dropped=self._log_dropped,
             on_refusal=self._record_refusal,
             on_ack=on_ack,
             ack_timeout=self._timing.acknowledge,
@@ -338,11 +335,16 @@ class Broker:
         return min(self._timing.connect, self._timing.failover * 2.0 ** min(self._rounds // 2, 5))
 
     def _allowed_subscriptions(self) -> Iterator[str]:
-        for topic in () if self._no_subscriptions else self._subscriptions:
+        for topic in self._subscriptions:
             if self._blocklist.is_blocked(topic):
                 self._log_once(f"{topic} is not subscribed: the broker closes the connection then; {CHECK_RULES}")
             else:
                 yield topic
+
+    def _log_dropped(self, topic: str) -> None:
+        self._log_once(
+            f"messages of more than {MAX_RECEIVED_BYTES} bytes are left out", f": one at {ascii(topic)[1:-1]}"
+        )
 
     def _record_refusal(self, topic: str, text: str) -> None:
         """Log the first refusal of each area."""

@@ -16,7 +16,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bridge.model import Message
-from bridge.mqtt.connect import MAX_RECEIVED_BYTES, ConnectionLimits, MessageRefused
+from bridge.mqtt.connect import PROTOCOL_IS_BROKEN, BoundedClient, ConnectionLimits, MessageRefused
 
 if TYPE_CHECKING:
     from paho.mqtt.client import SocketLike
@@ -34,8 +34,9 @@ MAX_BURST = 32
 CLOSED_TEXT = re.compile("broken pipe|connection reset", re.IGNORECASE)
 """Texts of the system's errors after the broker has closed the connection."""
 TEXT_PREFIX = re.compile(r"^failed to receive on socket: |\[Errno \d+\] ")
-KEEP_ALIVE_TIMEOUT, TAKEN_OVER, TOO_FAST = 0x8D, 0x8E, 0x96
-"""Reason codes of MQTT 5. paho also uses the first one itself, when a broker does not answer a ping."""
+PROTOCOL_ERROR, KEEP_ALIVE_TIMEOUT, TAKEN_OVER, TOO_FAST = 0x82, 0x8D, 0x8E, 0x96
+"""Reason codes of MQTT 5. paho also uses the first two itself, where a broker breaks the protocol or does not
+answer a ping."""
 DISCONNECT_REASONS = {
     0x8B: "the broker is shutting down",
     TOO_FAST: "the broker says: Message rate too high: set BRIDGE_MQTT__RATE",
@@ -48,8 +49,8 @@ class LoopAdapter:
 
     It reads, writes and keeps the connection alive from `start` until paho closes the socket, or until `stop`. It
     starts after paho's blocking `connect`, so that paho calls back on the loop only, never in a thread.
-    `on_flushed` is called when paho's queue is empty, `on_second` every second, `on_failure` when paho has raised
-    an error, and `on_oversized` when a packet arrives that is larger than accepted.
+    `on_flushed` is called when paho's queue is empty, `on_second` every second, and `on_failure` when paho has
+    raised an error.
     """
 
     def __init__(
@@ -59,12 +60,11 @@ class LoopAdapter:
         on_flushed: Callable[[], None],
         on_second: Callable[[], None],
         on_failure: Callable[[str], None],
-        on_oversized: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
         self._on_flushed, self._on_second = on_flushed, on_second
-        self._on_failure, self._on_oversized = on_failure, on_oversized
+        self._on_failure = on_failure
         self._timer: asyncio.TimerHandle | None = None
         self._writes_at_end = self._will_call_flushed = False
 
@@ -101,10 +101,6 @@ class LoopAdapter:
     def _readable(self) -> None:
         self._step(self._client.loop_read)
         self._client._in_messages.clear()  # noqa: SLF001 - of QoS 2, which is not subscribed to; paho keeps them
-        # MQTT 3.1.1 can't announce a maximum, and paho accepts everything
-        if self._client._in_packet["remaining_length"] > MAX_RECEIVED_BYTES:  # noqa: SLF001 - nothing public tells it
-            self._on_oversized()
-            return
         # TLS may hold decrypted bytes that the loop does not know of
         if getattr(self._client.socket(), "pending", int)() > 0:
             self._loop.call_soon(self._readable)
@@ -170,28 +166,28 @@ class Connection:
 
     With `on_ack` the connection is careful: it has only one message or subscription under way at a time, all of
     them acknowledged, so that `suspect` is the topic because of which the broker has closed it. `on_ack` gets each
-    topic that was accepted, `on_refusal` each that was refused.
+    topic that was accepted, `on_refusal` each that was refused, `on_dropped` that of each too large message.
     """
 
     def __init__(
         self,
-        client: Client,
+        client: BoundedClient,
         on_message: OnMessage,
         *,
+        on_dropped: Callable[[str], None],
         on_refusal: OnRefusal,
         on_ack: Callable[[str], None] | None = None,
         ack_timeout: float = 60.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
-        self._on_message = on_message
+        self._on_message, self._on_dropped = on_message, on_dropped
         self._on_refusal, self._on_ack, self._ack_timeout = on_refusal, on_ack, ack_timeout
         self._adapter = LoopAdapter(
             client,
             on_flushed=self._flushed,
             on_second=self._check_acks,
             on_failure=self.hang_up,
-            on_oversized=self._oversized,
         )
         self._burst = 0
         self._unacked: dict[int, tuple[float, str]] = {}
@@ -205,7 +201,8 @@ class Connection:
         self.lasted = 0.0
         self.suspect = ""
         self.taken_over = False
-        self.oversized_packet = False
+        self.was_silent = False
+        """Whether the broker has closed the connection without a word."""
 
     @property
     def alive(self) -> bool:
@@ -218,6 +215,7 @@ class Connection:
         client.on_connect, client.on_disconnect = self._connected, self._disconnected
         client.on_message, client.on_publish = self._received, self._acknowledged
         client.on_subscribe, client.on_log = self._subscribed, self._noted
+        client.on_dropped = self._on_dropped
         self._adapter.start()
 
     async def subscribe(self, topics: Iterable[str]) -> None:
@@ -305,10 +303,6 @@ class Connection:
         self._burst = 0
         self._progress.set()
 
-    def _oversized(self) -> None:
-        self.oversized_packet = True
-        self.hang_up(f"the broker sends a message of more than {MAX_RECEIVED_BYTES} bytes")
-
     def _check_acks(self) -> None:
         oldest = [next(iter(waiting.values()))[0] for waiting in (self._unacked, self._subscribing) if waiting]
         if oldest and self._loop.time() - min(oldest) > self._ack_timeout:
@@ -339,10 +333,13 @@ class Connection:
             self._end(DISCONNECT_REASONS.get(reason.value, f"the broker says: {reason}"))
         elif reason.value == KEEP_ALIVE_TIMEOUT:
             self._end("the broker no longer answers")
+        elif reason.value == PROTOCOL_ERROR:
+            self._end(PROTOCOL_IS_BROKEN)
+        elif self._error or not reason.is_failure:
+            self._end(self._error or "closed by the bridge")
         else:
-            self._end(
-                self._error or ("the broker closed the connection" if reason.is_failure else "closed by the bridge")
-            )
+            self.was_silent = True
+            self._end("the broker closed the connection")
 
     def _received(self, _client: Client, _data: object, message: MQTTMessage) -> None:
         """Hand a message to the service, whose errors must not end the connection."""

@@ -14,11 +14,12 @@ from zoneinfo import ZoneInfo
 from bridge import __version__, discovery
 from bridge.endpoints import ENDPOINTS
 from bridge.gateway import open_gateway
+from bridge.gateway.mdns import Search
 from bridge.model import BadSetting, Message, Priority
 from bridge.mqtt import Broker
 from bridge.outbox import Outbox
 from bridge.service.homes import HomeOptions, Homes
-from bridge.service.identity import Identity, Rediscovery, SearchOptions
+from bridge.service.identity import Identity, Rediscovery
 from bridge.service.leftovers import Farewells, current_bases, names_of
 from bridge.service.output import GatewayLog, GatewayOutput, RetainedValues, SiteOptions, no_retained_values
 from bridge.service.peers import INTRODUCTION_S, Peers, peer_topics
@@ -83,7 +84,7 @@ def make_poller(
     *,
     on_identified: Callable[[], None] = lambda: None,
     retained_values: RetainedValues = no_retained_values,
-    search: SearchOptions | None = None,
+    search: Search | None = None,
     now: Callable[[], float] = time.time,
     on_refresh: Callable[[], str | None] = lambda: None,
 ) -> Poller:
@@ -134,7 +135,7 @@ def make_poller(
         identity,
         sources,
         output,
-        rediscovery=Rediscovery(gateway, monotonic, log, search or SearchOptions()),
+        rediscovery=Rediscovery(gateway, monotonic, log, search or Search()),
         site_period=None if has_own_period else profile.site_period,
         on_identified=on_identified,
         now=now,
@@ -163,7 +164,7 @@ class Bridge:
 
     With `remove_at_end` it removes everything that it has published, as a demo should. `store` is the one of an
     earlier bridge of this process, which also has what could not be written to the disk. `on_sent` gets each
-    message that was sent. `search` says how to look for gateways that have moved, `introduction` how many
+    message that was sent. `search` looks for gateways that have moved, `introduction` how many
     seconds to wait for news of other bridges before the first poll. `now` is the wall clock.
 
     Raises:
@@ -177,11 +178,12 @@ class Bridge:
         on_sent: Callable[[Message], None] | None = None,
         remove_at_end: bool = False,
         store: Store | None = None,
-        search: SearchOptions | None = None,
+        search: Search | None = None,
         introduction: float = INTRODUCTION_S,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._search, self._now, self._remove_at_end = settings, search, now, remove_at_end
+        self._settings, self._now, self._remove_at_end = settings, now, remove_at_end
+        self._search = search or Search()
         self._names = names_of(settings)
         self._store = store or Store(settings.state_dir)
         self._on_sent = on_sent
@@ -332,13 +334,14 @@ class Bridge:
     async def _watch(self, file: Path) -> None:
         """Follow changes of the file of gateways. A file that can't be used changes nothing."""
         async for _ in changes(file):
+            before = self._settings
             try:
-                settings = await asyncio.to_thread(reread, self._settings)
-                before, self._settings = self._settings, settings
-                if settings.all_gateways != before.all_gateways:
-                    self._set_gateways(settings)
-                    LOG.info("%s: now %d gateways", file, len(settings.all_gateways))
+                self._settings = await asyncio.to_thread(reread, before)
+                if self._settings.all_gateways != before.all_gateways:
+                    self._set_gateways(self._settings)
+                    LOG.info("%s: now %d gateways", file, len(self._settings.all_gateways))
             except BadSetting as problem:
+                self._settings = before
                 LOG.error("%s can't be used, the earlier list stays: %s", file, problem)  # noqa: TRY400 - one line
 
     async def _stop(self) -> None:

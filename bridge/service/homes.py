@@ -8,6 +8,7 @@ from datetime import UTC, datetime, tzinfo
 from typing import ClassVar
 
 from bridge import discovery
+from bridge.discovery.devices import AnnouncedHome
 from bridge.model import Facts, Message, Priority, Reading, Scalar
 from bridge.service.poller import Poller
 from bridge.service.publisher import DiscoveryTopics, Publish, TreeState
@@ -142,7 +143,7 @@ class _HomePublisher:
         self._announced = version
         messages: list[Message] = []
         if self._announcement is not None:
-            about = discovery.AnnouncedHome(Facts(""), "", self.title, home=self._home)
+            about = AnnouncedHome(Facts(""), "", self.title, home=self._home)
             rows, gone = map(_as_site, self._tree.rows), map(_as_site, self._tree.rows.gone.values())
             messages += discovery.announce(self._announcement, about, rows, gone)
         self._topics.replace(messages)
@@ -179,11 +180,7 @@ class _HomePublisher:
 
     def file(self, home: HomeState) -> HomeFile:
         """What must outlive the process."""
-        topics = self._topics
-        rows = tuple(self._tree.rows)
-        return HomeFile(
-            rows=rows, discovered=topics.announced, leaving=topics.leaving, home=home, members=self._members
-        )
+        return HomeFile(rows=tuple(self._tree.rows), home=home, members=self._members, **self._topics.fields)
 
     def _clear(self, rows: Iterable[Row]) -> Sequence[str]:
         """Remove rows from the broker. Returns the topics."""

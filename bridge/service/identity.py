@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -156,20 +156,12 @@ async def _look(gateway: Gateway, known: Facts, now: float) -> tuple[Facts | Non
         return None, None
 
 
-@dataclass(frozen=True, slots=True)
-class SearchOptions:
-    """How to search: on which interfaces of this machine, and how long to `listen`, in seconds."""
-
-    interfaces: Sequence[str] = mdns.ALL_INTERFACES
-    listen: float = 4.0
-
-
 class Rediscovery:
     """Searches over mDNS, by its serial number, for a gateway that does not answer at its address.
 
     The search needs the zeroconf library, which is an extra. `is_possible` is False where TLS is not verified, as
     whoever announced the serial number would get the token. It is also False for an address of this machine, which
-    belongs to a tunnel or a simulator, unless `options` name interfaces.
+    belongs to a tunnel or a simulator, unless `search` names interfaces.
 
     `time` returns monotonic seconds.
     """
@@ -179,10 +171,10 @@ class Rediscovery:
         settings: GatewaySettings,
         time: Callable[[], float],
         log: "logging.LoggerAdapter[Any]",
-        options: SearchOptions,
+        search: mdns.Search,
     ) -> None:
-        self._settings, self._time, self._log, self._options = settings, time, log, options
-        self.is_possible = settings.tls != "off" and (bool(options.interfaces) or not _is_local(settings.base_url))
+        self._settings, self._time, self._log, self._search = settings, time, log, search
+        self.is_possible = settings.tls != "off" and (bool(search.interfaces) or not _is_local(settings.base_url))
         self._next = time()
 
     async def find(self, serial: str) -> str | None:
@@ -194,7 +186,7 @@ class Rediscovery:
             return None
         self._next = self._time() + SEARCH_PAUSE_S
         try:
-            host = await mdns.find(serial, self._options.listen, self._options.interfaces)
+            host = await self._search.find(serial)
         except ModuleNotFoundError:
             self.is_possible = False
             return None

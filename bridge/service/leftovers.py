@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from bridge import discovery
+from bridge.discovery.devices import AnnouncedGateway
 from bridge.model import Facts, Message
 from bridge.service.homes import HomeFile
 from bridge.service.publisher import DIAGNOSTICS_SOURCE, Diagnostics, TreeState
@@ -173,7 +174,7 @@ class Ownership:
         """
         for prefix in self.prefixes(options):
             for serial in sorted(self.keys(options)):
-                about = discovery.AnnouncedGateway(Facts(serial), "")
+                about = AnnouncedGateway(Facts(serial), "")
                 for form in ("device", "component"):
                     place = discovery.DiscoveryOptions(Names(), prefix, form)
                     rows = () if serial.startswith(HOME_KEY) else store.load(serial, TreeState).rows

@@ -29,12 +29,59 @@ Withdraw = Callable[[Poller, bool], None]
 
 @dataclass(slots=True)
 class _Entry:
-    """One gateway. `owner` is the other bridge that polls it at present, `task` serves it."""
+    """One gateway. `owner` is who polls it at present in place of this entry, `task` serves it."""
 
     settings: GatewaySettings
     poller: Poller
     owner: str | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class _Owners:
+    """Tells who polls a gateway in place of an entry: another bridge, or another entry with the same gateway.
+
+    Several entries may be addresses of one gateway. The first one whose serial number is known polls it.
+    """
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+        self._first: dict[str, _Entry] = {}
+
+    def of(self, entry: _Entry) -> str | None:
+        """Who polls the gateway in place of this entry; `None` if nobody does."""
+        twin = self.twin_of(entry)
+        return f"this bridge at {twin}" if twin else self._peers.owner_of(entry.poller.serial)
+
+    def twin_of(self, entry: _Entry) -> str | None:
+        """The address of the entry that polls the same gateway; `None` if there is none."""
+        serial = entry.poller.serial
+        if serial is None:
+            return None
+        first = self._first.get(serial, entry)
+        if first.poller.serial != serial:
+            first = entry
+        self._first[serial] = first
+        return None if first is entry else first.poller.host
+
+    def keep(self, entries: Iterable[_Entry]) -> None:
+        """Forget all but these entries."""
+        kept = {id(entry) for entry in entries}
+        self._first = {serial: entry for serial, entry in self._first.items() if id(entry) in kept}
+
+    def set(self, entry: _Entry, owner: str | None) -> None:
+        """Note who polls the gateway in place of this entry, and log it where that begins or ends."""
+        serial, before, entry.owner = entry.poller.serial, entry.owner, owner
+        if owner is None:
+            text = "gateway %s is not polled by %s any more: polling it"
+            LOG.info(text, serial, before, extra={"event": "taking_over"})
+        elif before is not None:
+            return
+        elif twin := self.twin_of(entry):
+            text = "%s is gateway %s, which is polled at %s already: remove one of the two from the settings"
+            LOG.warning(text, entry.poller.host, serial, twin, extra={"event": "standing_by"})
+        else:
+            text = "gateway %s is polled by another bridge already (%s): standing by"
+            LOG.warning(text, serial, owner, extra={"event": "standing_by"})
 
 
 class GatewayPool:
@@ -46,17 +93,18 @@ class GatewayPool:
         """`on_change` is called when `pollers` or `standing_by` may have changed."""
         self._make_poller, self._withdraw, self._on_change, self._peers = make_poller, withdraw, on_change, peers
         self._entries: dict[GatewaySettings, _Entry] = {}
+        self._owners = _Owners(peers)
         self._removed: list[_Entry] = []
         self._changed = asyncio.Event()
 
     @property
     def pollers(self) -> Sequence[Poller]:
-        """The pollers of the gateways that no other bridge polls."""
+        """The pollers of the gateways that nobody else polls."""
         return [entry.poller for entry in self._entries.values() if entry.owner is None]
 
     @property
     def standing_by(self) -> Mapping[str, str]:
-        """By serial number, the gateways that another bridge polls, and the name of that bridge."""
+        """By serial number, the gateways that another bridge or another entry polls, and which."""
         return {
             entry.poller.serial or "": entry.owner for entry in self._entries.values() if entry.owner is not None
         }
@@ -64,7 +112,8 @@ class GatewayPool:
     @property
     def by_serial(self) -> Mapping[str, GatewaySettings]:
         """The gateways of which the serial number is known, whoever polls them."""
-        return {serial: entry.settings for entry in self._entries.values() if (serial := entry.poller.serial)}
+        polled_last = sorted(self._entries.values(), key=lambda entry: entry.owner is None)
+        return {serial: entry.settings for entry in polled_last if (serial := entry.poller.serial)}
 
     def set_gateways(self, gateways: Iterable[GatewaySettings]) -> None:
         """Replace the list of gateways. The pollers of those that stay are not disturbed.
@@ -77,6 +126,7 @@ class GatewayPool:
         new = {gateway: _Entry(gateway, self._make_poller(gateway)) for gateway in added}
         self._removed += [entry for gateway, entry in self._entries.items() if gateway not in wanted]
         self._entries = {gateway: new.get(gateway) or self._entries[gateway] for gateway in wanted}
+        self._owners.keep(self._entries.values())
         self._changed.set()
 
     async def run(self) -> None:
@@ -87,6 +137,7 @@ class GatewayPool:
             while True:
                 self._changed.clear()
                 await self._stop_removed()
+                self._peers.notify()
                 for entry in self._entries.values():
                     if entry.task is None:
                         entry.task = tasks.create_task(self._serve(entry), name=f"poller {entry.poller.host}")
@@ -119,31 +170,27 @@ class GatewayPool:
         while True:
             await self._stand_by(entry)
             await self._poll(entry)
-            self._withdraw(entry.poller, False)
+            if self._owners.twin_of(entry) is None:  # otherwise the topics are those of the other entry
+                self._withdraw(entry.poller, False)
             await self._replace_poller(entry)
 
     async def _stand_by(self, entry: _Entry) -> None:
-        """Wait while another bridge polls this gateway."""
-        while owner := self._peers.owner_of(entry.poller.serial):
-            if entry.owner is None:
-                text = "gateway %s is polled by another bridge already (%s): standing by"
-                LOG.warning(text, entry.poller.serial, owner, extra={"event": "standing_by"})
-            entry.owner = owner
+        """Wait while somebody else polls this gateway."""
+        while owner := self._owners.of(entry):
+            self._owners.set(entry, owner)
             self._on_change()
             await self._peers.wait_for_change()
-            if self._peers.owner_of(entry.poller.serial) is None:
+            if self._owners.of(entry) is None:
                 await asyncio.sleep(TAKEOVER_GRACE_S)
         if entry.owner is not None:
-            text = "gateway %s is not polled by %s any more: polling it"
-            LOG.info(text, entry.poller.serial, entry.owner, extra={"event": "taking_over"})
-            entry.owner = None
+            self._owners.set(entry, None)
             self._on_change()
 
     async def _poll(self, entry: _Entry) -> None:
-        """Poll until a bridge that started earlier polls this gateway."""
+        """Poll until somebody else polls this gateway: a bridge that started earlier, or another entry."""
         async with asyncio.TaskGroup() as tasks:
             polling = tasks.create_task(_supervised(entry.poller))
-            while self._peers.owner_of(entry.poller.serial) is None:
+            while self._owners.of(entry) is None:
                 await self._peers.wait_for_change()
             polling.cancel()
 

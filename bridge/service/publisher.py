@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, TypeAdapter, field_serializer
 
 from bridge import discovery
+from bridge.discovery.devices import AnnouncedGateway
 from bridge.endpoints import ENDPOINTS
 from bridge.model import Event, Facts, Measurement, Message, Priority, Quantity, Reading, Scalar
 from bridge.records import COUNT, DURATION, TEXT, TIME, measurement
@@ -107,6 +108,7 @@ class TreeState(FileState):
     """What was published of a gateway: the rows of the tree, and the discovery topics.
 
     `leaving` are discovery topics that are being removed: the broker does not have all messages for that yet.
+    `revision` is the one of discovery that announced them; files of earlier versions have none.
     """
 
     suffix: ClassVar[str] = "_tree"
@@ -114,6 +116,7 @@ class TreeState(FileState):
     rows: Annotated[tuple[Row, ...], BeforeValidator(_unpacked)] = ()
     discovered: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
+    revision: int = 0
 
     @field_serializer("rows")
     def _packed(self, rows: tuple[Row, ...]) -> dict[str, Any]:
@@ -241,8 +244,7 @@ class GatewayPublisher:
     @property
     def state(self) -> TreeState:
         """What has been published, for the state file."""
-        topics = self._discovery_topics
-        return TreeState(rows=tuple(self._tree.rows), discovered=topics.announced, leaving=topics.leaving)
+        return TreeState(rows=tuple(self._tree.rows), **self._discovery_topics.fields)
 
     def announce(self, facts: Facts) -> bool:
         """Publish discovery if the rows or the facts have changed. Returns whether they have."""
@@ -253,7 +255,7 @@ class GatewayPublisher:
         self._announced = version
         messages: list[Message] = []
         if options.announcement is not None:
-            about = discovery.AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
+            about = AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
             messages += discovery.announce(options.announcement, about, rows, rows.gone.values())
         self._discovery_topics.replace(messages)
         return True
@@ -284,6 +286,15 @@ class DiscoveryTopics:
         self._settings, self._publish = settings, publish
         self.announced: frozenset[str] = frozenset()
         self.leaving: frozenset[str] = frozenset()
+        self._outdated: frozenset[str] = frozenset()
+        """Topics of an earlier revision, whose entities Home Assistant has to unload first."""
+        self._held: dict[str, Message] = {}
+        """Messages that wait until the broker has the one that unloads the entities of their topic."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The part of a state file."""
+        return {"discovered": self.announced, "leaving": self.leaving, "revision": discovery.REVISION}
 
     def replace(self, messages: Sequence[Message]) -> None:
         """Publish these messages, after beginning to remove the topics that are not among them."""
@@ -291,8 +302,14 @@ class DiscoveryTopics:
         gone = self.announced - topics
         for topic in sorted(gone):
             self._publish(self._begin_removal(topic))
+        self._held = {topic: message for topic, message in self._held.items() if topic in topics}
         for message in messages:
-            self._publish(message)
+            is_first = message.topic in self._outdated
+            if is_first or message.topic in self._held:
+                self._held[message.topic] = message
+            if is_first or message.topic not in self._held:
+                self._publish(discovery.migration(message.topic) if is_first else message)
+        self._outdated = frozenset()
         self.announced, self.leaving = topics, (self.leaving | gone) - topics
 
     def restore(self, state: TreeState) -> None:
@@ -301,9 +318,12 @@ class DiscoveryTopics:
         The broker may not have the messages that remove the leaving ones, so they are removed once more.
         """
         self.announced = state.discovered | state.leaving
+        self._outdated = state.discovered if state.revision < discovery.REVISION else frozenset()
 
     def sent(self, message: Message) -> bool:
         """Continue the removal of a topic when the broker has a message. Returns whether that was the last one."""
+        if message.priority is Priority.MIGRATE and (held := self._held.pop(message.topic, None)):
+            self._publish(held)
         if message.topic not in self.leaving:
             return False
         if message.payload:

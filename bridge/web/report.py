@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from bridge.discovery import METER_NAMES
+from bridge.discovery.devices import METER_NAMES
 from bridge.model import DAY_S, Reading, SourceName
 from bridge.service.status import BrokerStatus, GatewayStatus, HomeStatus, SourceStatus, Status
 from bridge.site.flows import SITE_PREFIX

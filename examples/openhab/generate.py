@@ -186,6 +186,7 @@ def _availability(body: Mapping[str, Any]) -> list[str]:
 
 
 def _channel(key: str, device: str, entity: Mapping[str, Any]) -> Channel:
+    """Discovery has a template only where it shows the Wh of a topic in kWh."""
     phase = re.search(r"/(l[123])/", entity["state_topic"])
     return Channel(
         key,
@@ -194,7 +195,7 @@ def _channel(key: str, device: str, entity: Mapping[str, Any]) -> Channel:
         entity["state_topic"],
         _item(_unaccented(f"{device} {entity['name']}")),
         phase[1].upper() if phase else "",
-        entity.get("unit_of_measurement"),
+        "Wh" if "value_template" in entity else entity.get("unit_of_measurement"),
         entity.get("suggested_display_precision", 0),
         entity.get("device_class"),
         entity.get("payload_on"),

@@ -73,7 +73,9 @@ def shown(text: str, entity: Mapping[str, Any]) -> str:
     """The state that Home Assistant should have of a topic's payload."""
     if entity["platform"] == "binary_sensor":
         return {entity.get("payload_on", "ON"): "on", "None": "unknown"}.get(text, "off")
-    return "unknown" if text == "None" else text
+    if text == "None":
+        return "unknown"
+    return str(round(float(text) / 1000, 6)) if entity.get("unit_of_measurement") == "kWh" else text
 
 
 def differences(

@@ -29,7 +29,7 @@ BY_UNIT: dict[str, tuple[set[str | None], set[str], set[int]]] = {
     "VAh": ({None}, {"total_increasing", "total"}, {0}),
     "varh": ({None}, {"total_increasing", "total"}, {0}),
 }
-"""Device classes, state classes and decimals of each unit but Wh."""
+"""Device classes, state classes and decimals of each unit but kWh."""
 WINDOWS = ("_energy_7d", "_energy_yesterday", "_last_report_energy")
 """Energies of a time that moves: no counters. Nor is what the gateway itself calls today."""
 PHASED = ("power", "voltage", "current")
@@ -179,9 +179,9 @@ def test_units_classes_and_decimals(portrait: Portrait) -> None:
         )
         options = portrait.enabled[unique_id]["options"].get("sensor", {})
         decimals = options.get("suggested_display_precision")
-        if unit == "Wh":
+        if unit == "kWh":
             assert device_class in {"energy", "energy_storage"}, unique_id
-            assert decimals == (2 if unique_id.endswith("_last_report_energy") else 0), unique_id
+            assert decimals == (4 if unique_id.endswith("_last_report_energy") else 2), unique_id
             theirs = f"_{portrait.serial}_energy_" in unique_id and unique_id.endswith("_energy_today")
             moving = theirs or unique_id.endswith(WINDOWS)
             counter = (

@@ -1,5 +1,6 @@
 """The life of an installation: outages, restarts, updates, changes of settings, hardware that goes."""
 
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from assistant import HomeAssistant, Owned
 from brokers import Mosquitto, watching
-from houses import NOON_HOUR, House, housed
+from houses import NOON_HOUR, House, housed, publish
 from install import NEWEST, OLDER, Release
 from portrait import differences, is_discovery
 from programs import BRIDGE_COMMAND, started
@@ -20,13 +21,18 @@ from running import running
 
 from bridge import discovery
 from bridge.model import DAY_S
+from bridge.service.publisher import TreeState
 from bridge.simulator import Simulator
 from bridge.simulator.faults import with_body
 from bridge.simulator.gateway import INVERTERS_PATH, READINGS_PATH
+from bridge.store import Store
 
 pytestmark = pytest.mark.hasty
 
 ROOF = "sensor.roof"
+NO_VALUES = ("unknown", "unavailable")
+LITTLE_WH = 10_000.0
+"""No roof makes so much while a test runs."""
 CLEARED = re.compile(r"mqtt\.discovery: No device components to cleanup for iqgateway_")
 """Home Assistant says so of a device's topic that is cleared as its manual wants it, once the device was handed
 over; and where a device goes, it clears the topic again itself for each entity that was disabled."""
@@ -138,6 +144,66 @@ async def test_a_device_that_was_deleted_comes_back_under_the_ids_of_its_owner(
             await settled(ha, house)
             assert (await ha.entities())[solar]["entity_id"] == ROOF
         assert complaints(ha) == []
+
+
+@pytest.mark.parametrize("release", [NEWEST, OLDER], ids=lambda release: release.version)
+async def test_energies_of_an_installation_that_had_them_in_wh_go_on(
+    release: Release, owned: Callable[[Release], Owned], tmp_path: Path
+) -> None:
+    """Home Assistant keeps the unit that it knows, and never takes a value in Wh for one in kWh."""
+    ha = HomeAssistant(owned(release), tmp_path)
+    async with home_of(tmp_path, "no-cts") as house, ha.running():
+        solar = f"iqgateway_{house.serial}_site_solar_energy_lifetime"
+        energy = "sensor.enphase_solar_energy_produced"
+        async with running(house.settings()):
+            await house.settled()
+            topic = f"homeassistant/device/iqgateway_{house.serial}_site/config"
+            new = house.seen[topic]
+        store = Store(tmp_path / "state")
+        store.save(house.serial, store.load(house.serial, TreeState).changed(revision=0))
+        await publish(house.broker, topic, in_wh(new), "-r")
+        await publish(house.broker, "enphase/bridge/state", "online", "-r")  # it was killed
+        await publish(house.broker, f"enphase/{house.serial}/availability/site", "online", "-r")
+        wh = float(house.seen[f"enphase/{house.serial}/site/solar/energy_lifetime"])
+
+        async def is_in_wh() -> bool:
+            found = (await ha.states()).get(energy, {"state": "", "attributes": {}})
+            has_value = found["state"] not in {"", *NO_VALUES}
+            return has_value and found["attributes"]["unit_of_measurement"] == "Wh"
+
+        await ha.use_broker(house.broker.port)
+        await ha.until(is_in_wh)
+        await ha.act("compile_statistics", "now")
+        async with running(house.settings()):
+            await ha.until(lambda: house.seen[topic] == new)
+            await ha.until(is_in_wh)
+            assert (await ha.entities())[solar]["entity_id"] == energy
+            await ha.act("compile_statistics", "now")
+            asked = {
+                "start_time": "2000-01-01T00:00:00Z",
+                "entity_ids": [energy],
+                "significant_changes_only": False,
+            }
+            rows = (await ha.ask("history/history_during_period", **asked))[energy]
+            values = [row for row in rows if row["s"] not in {None, *NO_VALUES}]
+            factors = {"Wh": 1, "kWh": 1000}
+            states = [float(row["s"]) * factors[row["a"]["unit_of_measurement"]] for row in values]
+            assert states[0] == wh
+            assert wh <= min(states) <= max(states) < wh + LITTLE_WH
+            known = await ha.ask("recorder/list_statistic_ids")
+            assert [row["statistics_unit_of_measurement"] for row in known if row["statistic_id"] == energy] == [
+                "Wh"
+            ]
+        assert complaints(ha) == []
+
+
+def in_wh(discovery_message: str) -> str:
+    """The message as versions before wrote it."""
+    body = json.loads(discovery_message)
+    for component in body["components"].values():
+        if component.pop("value_template", None):
+            component["unit_of_measurement"] = "Wh"
+    return json.dumps(body)
 
 
 @pytest.mark.parametrize("release", [NEWEST, OLDER], ids=lambda release: release.version)

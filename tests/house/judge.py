@@ -231,7 +231,7 @@ class Judge:
         last = found.statistics.last
         if last is not None and value < last - 0.0005 and not self.reset_allowed:
             self._complain(f"{topic} falls by {last - value:.0f} Wh")
-        if last is None and topic == SOLAR and not self.world.house.kind.third_party_w:  # its meter is added
+        if last is None and topic == SOLAR:
             shown = self.world.gateway.solar_wh
             if abs(value - shown) > LEVEL_WH + LEVEL_SHARE * shown:
                 self._complain(f"{topic} begins at {value:.0f} Wh, the gateway shows {shown:.0f} Wh")

@@ -34,11 +34,13 @@ UINT32 = 2**32
 HALF_OF_UINT32 = 2**31
 JOULES_PER_WH = 3600
 SMALL_NEGATIVE_WH = 100_000
-"""A field of energy without a sign shows a negative number only in this part below its end: a large site's counter
-passes the middle of its range.
+"""Only this many of the highest values of an unsigned field of energy stand for negative numbers: the counter of a
+large site passes the middle of the range.
 """
 MOST_NUMBER, MOST_MEASURED = 1e15, 1e10
-"""Numbers beyond the first are none. Beyond the second no power (W), energy (Wh) or other measured value is one."""
+"""A number beyond the first is not taken for a number; one beyond the second is not taken for a power (W), an
+energy (Wh) or another measured value.
+"""
 MAX_TEXT_LETTERS = 255
 """Longest text that Home Assistant accepts as a state."""
 LATEST_UNIX_TIME = 253_402_300_799  # the last second of the year 9999, and of datetime
@@ -158,6 +160,11 @@ def to_text(value: object) -> str | None:
     return None if isinstance(value, bool) or finite(value) is None else str(value)
 
 
+def known_text(value: object) -> str | None:
+    """The value of a field, if it is a text."""
+    return value if isinstance(value, str) else None
+
+
 def mapped(convert: Callable[[str], str | bool | None]) -> Converter:
     """A converter for texts and numbers that stand for something else; `convert` gets them as a text."""
 
@@ -202,24 +209,24 @@ def _list(value: object, info: ValidationInfo) -> object:
     return ",".join(filter(None, map(to_text, value))) or "none"
 
 
-POWER = Quantity("W", "power", "measurement", 0, 1)
-APPARENT_POWER = Quantity("VA", "apparent_power", "measurement", 0, 1)
-REACTIVE_POWER = Quantity("var", "reactive_power", "measurement", 0, 1)
-VOLTAGE = Quantity("V", "voltage", "measurement", 1, 0.1)
-CURRENT = Quantity("A", "current", "measurement", 2, 0.01)
-FREQUENCY = Quantity("Hz", "frequency", "measurement", 2, 0.01)
-POWER_FACTOR = Quantity(None, "power_factor", "measurement", 2, 0.01)
-ENERGY = Quantity("Wh", "energy", "total_increasing", 0, 1)
-ENERGY_WINDOW = Quantity("Wh", "energy", None, 0, 1)
-ENERGY_INTERVAL = Quantity("Wh", "energy", None, 2)
-ENERGY_REPORT = Quantity("Wh", "energy", "total", 0, 1)
+POWER = Quantity("W", "power", "measurement", 0, 1, pace=30)
+APPARENT_POWER = Quantity("VA", "apparent_power", "measurement", 0, 1, pace=30)
+REACTIVE_POWER = Quantity("var", "reactive_power", "measurement", 0, 1, pace=30)
+VOLTAGE = Quantity("V", "voltage", "measurement", 1, 0.1, pace=60)
+CURRENT = Quantity("A", "current", "measurement", 2, 0.01, pace=30)
+FREQUENCY = Quantity("Hz", "frequency", "measurement", 2, 0.01, pace=60)
+POWER_FACTOR = Quantity(None, "power_factor", "measurement", 2, 0.01, pace=60)
+ENERGY = Quantity("Wh", "energy", "total_increasing", 0, 1, pace=60, urgent_change=10)
+ENERGY_WINDOW = Quantity("Wh", "energy", None, 0, 1, pace=60, urgent_change=10)
+ENERGY_INTERVAL = Quantity("Wh", "energy", None, 2, pace=60, urgent_change=10)
+ENERGY_REPORT = Quantity("Wh", "energy", "total", 0, 1, pace=60, urgent_change=10)
 # Home Assistant knows the device class reactive_energy from 2025.6 only, and none for VAh.
-APPARENT_ENERGY = Quantity("VAh", None, "total_increasing", 0, 1)
-REACTIVE_ENERGY = Quantity("varh", None, "total_increasing", 0, 1)
-APPARENT_ENERGY_REPORT = Quantity("VAh", None, "total", 0, 1)
-REACTIVE_ENERGY_REPORT = Quantity("varh", None, "total", 0, 1)
+APPARENT_ENERGY = Quantity("VAh", None, "total_increasing", 0, 1, pace=60, urgent_change=10)
+REACTIVE_ENERGY = Quantity("varh", None, "total_increasing", 0, 1, pace=60, urgent_change=10)
+APPARENT_ENERGY_REPORT = Quantity("VAh", None, "total", 0, 1, pace=60, urgent_change=10)
+REACTIVE_ENERGY_REPORT = Quantity("varh", None, "total", 0, 1, pace=60, urgent_change=10)
 CHARGE = Quantity("%", "battery", "measurement", 0)
-STORED = Quantity("Wh", "energy_storage", "measurement", 0, 1)
+STORED = Quantity("Wh", "energy_storage", "measurement", 0, 1, pace=60, urgent_change=10)
 TEMPERATURE = Quantity("°C", "temperature", "measurement", 1, 0.1)
 SHARE = Quantity("%", None, "measurement", 0)
 DURATION = Quantity("s", "duration", "measurement", 3)

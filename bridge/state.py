@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticUseDefault
 
-from bridge.model import MAX_GEAR, MeterFacts
+from bridge.model import MAX_GEAR, MeterFacts, UnitFacts
 
 FILE_VERSION = 2
 DIGEST_LETTERS = 16
@@ -117,6 +117,7 @@ class IdentityState(FileState):
     cloud: CloudPause | None = None
     meters: tuple[MeterFacts, ...] | None = None
     gear: Annotated[frozenset[str], Field(max_length=MAX_GEAR)] = frozenset()
+    units: Annotated[dict[str, UnitFacts], Field(max_length=MAX_GEAR)] = Field(default_factory=dict)
     bases: Places = ()
 
     @field_serializer("token", when_used="json-unless-none")

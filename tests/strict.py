@@ -13,7 +13,7 @@ from bridge.model import Message, Priority
 
 ROOT = {"device", "origin", "components", "availability", "availability_mode", "qos"}
 DEVICE = {
-    *("identifiers", "name", "manufacturer", "model", "model_id", "sw_version"),
+    *("identifiers", "name", "manufacturer", "model", "model_id", "sw_version", "hw_version", "connections"),
     *("serial_number", "configuration_url", "via_device"),
 }
 SHARED = {
@@ -95,7 +95,9 @@ def check_shared(body: Mapping[str, Any]) -> None:
     device, origin = body["device"], body["origin"]
     assert set(device) <= DEVICE
     assert set(device) >= {"identifiers", "name", "manufacturer", "model"}
-    assert all(isinstance(value, str) and value for key, value in device.items() if key != "identifiers")
+    texts = device.keys() - {"identifiers", "connections"}
+    assert all(isinstance(device[key], str) and device[key] for key in texts)
+    assert all(re.fullmatch("([0-9a-f]{2}:){5}[0-9a-f]{2}", mac) for _, mac in device.get("connections", ()))
     assert [re.fullmatch(r"[a-zA-Z0-9_-]+", item) is not None for item in device["identifiers"]] == [True]
     assert set(origin) == {"name", "sw_version", "support_url"}
     assert body["availability_mode"] == "all"

@@ -13,7 +13,7 @@ from strict import ABSENT, check, entity_id
 from bridge import __version__
 from bridge.discovery import DiscoveryOptions, announce
 from bridge.discovery.devices import AnnouncedDevice, AnnouncedGateway, device_name, entity_name
-from bridge.model import Facts, Measurement, Phase
+from bridge.model import Facts, Measurement, Phase, UnitFacts
 from bridge.records import CHARGE, CONNECTIVITY, ENERGY, POWER, TEXT, measurement
 from bridge.service.publisher import DIAGNOSTICS_SOURCE, Diagnostics
 from bridge.topics import Names, Row
@@ -86,6 +86,7 @@ def test_the_gateway(devices: dict[str, dict[str, Any]]) -> None:
         "model": "IQ Gateway",
         "model_id": "800-00654-r06",
         "sw_version": "D8.3.5169",
+        "hw_version": "r06",
         "serial_number": SERIAL,
         "configuration_url": URL,
     }
@@ -93,10 +94,18 @@ def test_the_gateway(devices: dict[str, dict[str, Any]]) -> None:
     assert devices["gateway"]["origin"]["sw_version"] == __version__
 
 
+def test_a_gateway_whose_mac_address_is_known() -> None:
+    """Home Assistant shows it as one device with that of other integrations."""
+    facts = Facts(SERIAL, mac="00:1d:c0:7f:b6:3b")
+    found = check(announce(DiscoveryOptions(Names()), gateway(facts), [row("meter/load")]))
+    connections = {entity["device"]["name"]: entity["device"].get("connections") for entity in found.values()}
+    assert connections == {"IQ Gateway": [["mac", "00:1d:c0:7f:b6:3b"]], "Load meter": None}
+
+
 def test_a_gateway_of_which_little_is_known() -> None:
     about = announced([], gateway(Facts(SERIAL)))
     assert list(about) == ["gateway"]
-    assert not {"sw_version", "model_id"} & about["gateway"]["device"].keys()
+    assert not {"sw_version", "hw_version", "model_id"} & about["gateway"]["device"].keys()
     assert list(about["gateway"]["components"]) == ["state"]
 
 
@@ -104,6 +113,11 @@ def test_all_others_refer_to_the_gateway(devices: dict[str, dict[str, Any]]) -> 
     for name, body in devices.items():
         assert body["device"].get("via_device") == (None if name == "gateway" else f"{ID}_gateway")
         assert ("configuration_url" in body["device"]) is (name == "gateway")
+
+
+def versions(step: int) -> dict[str, str]:
+    """What a unit of the inventory in `samples` tells of itself."""
+    return {"model_id": f"836-{step:05d}-r32", "hw_version": "r32", "sw_version": f"2.0.{step}"}
 
 
 @pytest.mark.parametrize(
@@ -115,10 +129,23 @@ def test_all_others_refer_to_the_gateway(devices: dict[str, dict[str, Any]]) -> 
             f"inverter_{INVERTER}",
             {"name": f"Inverter {INVERTER}", "model": "Microinverter", "serial_number": INVERTER},
         ),
-        (f"battery_{BATTERY}", {"name": f"Battery {BATTERY}", "model": "IQ Battery", "serial_number": BATTERY}),
+        (
+            f"battery_{BATTERY}",
+            {
+                "name": f"Battery {BATTERY}",
+                "model": "IQ Battery",
+                "serial_number": BATTERY,
+                **versions(1),
+            },
+        ),
         (
             "controller_482303009999",
-            {"name": "Controller 482303009999", "model": "IQ System Controller", "serial_number": "482303009999"},
+            {
+                "name": "Controller 482303009999",
+                "model": "IQ System Controller",
+                "serial_number": "482303009999",
+                **versions(30),
+            },
         ),
         (
             "device_122302001234",
@@ -129,14 +156,50 @@ def test_all_others_refer_to_the_gateway(devices: dict[str, dict[str, Any]]) -> 
         ("storage", {"name": "Storage", "model": "Storage"}),
         ("tariff_current", {"name": "Tariff", "model": "Tariff"}),
         ("relay_mains", {"name": "Grid relay", "model": "Relay"}),
-        ("relay_nc1", {"name": "Relay NC1", "model": "Relay"}),
-        ("generator_1", {"name": "Generator", "model": "Generator"}),
+        ("relay_nc1", {"name": "Pool", "model": "Dry contact NC1"}),
+        ("generator_1", {"name": "Generator", "model": "Generator", "manufacturer": "Maker"}),
         ("report", {"name": "Meter reports", "model": "Meter reports"}),
     ],
 )
 def test_about_a_device(devices: dict[str, dict[str, Any]], name: str, about: dict[str, str]) -> None:
     rest = {"identifiers": [f"{ID}_{name}"], "manufacturer": "Enphase", "via_device": f"{ID}_gateway"}
-    assert devices[name]["device"] == about | rest
+    assert devices[name]["device"] == rest | about
+
+
+def named(*names: str | None) -> list[str]:
+    """What contacts are called that their owner has given these names."""
+    units = {f"relay/c{place}": UnitFacts(name=name) for place, name in enumerate(names)}
+    about = gateway(Facts(SERIAL, units=units), suffix="Barn")
+    return [device_name(about, AnnouncedDevice(device, ())) for device in units]
+
+
+def test_contacts_have_the_names_of_their_owner_but_no_two_devices_the_same() -> None:
+    assert named("AC/Water heater", None) == ["AC/Water heater Barn", "Relay C1 Barn"]
+    assert named("Pump", "pump") == ["Pump (Relay C0) Barn", "pump (Relay C1) Barn"]
+    assert named("Production meter", "IQ gateway", "enphase", "Tariff") == [
+        *("Production meter (Relay C0) Barn", "IQ gateway (Relay C1) Barn"),
+        *("enphase (Relay C2) Barn", "Tariff (Relay C3) Barn"),
+    ]
+
+
+def test_contacts_without_a_load_are_disabled() -> None:
+    units = {"relay/nc1": UnitFacts(name="Pump"), "relay/nc2": UnitFacts(is_used=False)}
+    rows = [row(f"relay/{name}", "state", "dry_contacts", enabled=True) for name in ("nc1", "nc2", "no1")]
+    found = announced(rows, gateway(Facts(SERIAL, units=units)))
+    disabled = [name for name, body in found.items() if '"enabled_by_default": false' in json.dumps(body)]
+    assert disabled == ["relay_nc2"]
+
+
+def test_a_unit_tells_its_part_number_and_its_versions() -> None:
+    units = {
+        "battery/7": UnitFacts(part_number="830-00703-r67", firmware="2.0.5663_rel/22.13"),
+        "generator/1": UnitFacts(maker="Generac", model="G007223-0 (14kW)"),
+    }
+    found = announced([row("battery/7"), row("generator/1")], gateway(Facts(SERIAL, units=units)))
+    battery, generator = found["battery_7"]["device"], found["generator_1"]["device"]
+    assert (battery["model"], battery["model_id"]) == ("IQ Battery", "830-00703-r67")
+    assert (battery["sw_version"], battery["hw_version"]) == ("2.0.5663_rel/22.13", "r67")
+    assert (generator["manufacturer"], generator["model"]) == ("Generac", "G007223-0 (14kW)")
 
 
 @pytest.mark.parametrize(
@@ -520,12 +583,12 @@ def shown(given: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     return {name: keys for name, keys in found.items() if keys}
 
 
-LINES = [f"l{line}_{name}" for line in (1, 2, 3) for name in ("current", "power", "voltage")]
+LINES = [f"l{line}_{name}" for line in (1, 2, 3) for name in ("power", "voltage")]
 METER = ["energy_delivered", "energy_received", *LINES, "metering_status", "power"]
 
 
 def test_enabled_by_default_in_a_three_phase_home(devices: dict[str, dict[str, Any]]) -> None:
-    """Together with the site's 17 entities these are about 70."""
+    """Together with the site's 18 entities these are about 70."""
     found = shown(devices)
     assert {name: sorted(keys) for name, keys in found.items()} == {
         "gateway": ["firmware", "inverters_reporting", "problem", "state"],
@@ -541,7 +604,7 @@ def test_enabled_by_default_in_a_three_phase_home(devices: dict[str, dict[str, A
         "generator_1": ["state"],
     }
     without_controller = [keys for name, keys in found.items() if not name.startswith(("contr", "relay", "gen"))]
-    assert sum(map(len, without_controller)) - len(found["gateway"]) == 57
+    assert sum(map(len, without_controller)) - len(found["gateway"]) == 51
 
 
 def test_the_token_is_shown_where_there_is_one() -> None:
@@ -554,7 +617,7 @@ def test_a_device_with_one_phase_shows_what_a_phase_would() -> None:
     facts, rows = house(1, batteries=0, inverters=0)
     found = shown(announced(rows, gateway(facts)))
     assert sorted(found["meter_production"]) == [
-        *("current", "energy_delivered", "energy_received", "metering_status", "power", "voltage"),
+        *("energy_delivered", "energy_received", "metering_status", "power", "voltage"),
     ]
 
 

@@ -36,6 +36,7 @@ from bridge.gateway.errors import (
     TokenRejected,
     WrongPassword,
 )
+from bridge.gateway.http1 import hardware_address
 from bridge.http_server import Receive, Scope, Send
 from bridge.model import BadAnswer, BridgeError, Rejected, Request, Unavailable, Unsupported
 from bridge.settings import CloudSettings, GatewaySettings
@@ -967,3 +968,32 @@ async def test_a_challenge_nobody_can_answer(challenge: str) -> None:
             for _ in range(2):
                 with pytest.raises(EndpointRefused):
                     await gateway.fetch(METERS_REQUEST)
+
+
+NEIGHBOURS = """\
+IP address       HW type     Flags       HW address            Mask     Device
+192.168.1.20     0x1         0x2         00:1D:C0:7f:b6:3b     *        eth0
+192.168.1.21     0x1         0x0         00:00:00:00:00:00     *        eth0
+192.168.1.22     0x1
+"""
+
+
+@pytest.mark.parametrize(
+    ("peer", "mac"),
+    [
+        (("192.168.1.20", 443), "00:1d:c0:7f:b6:3b"),
+        (("192.168.1.20", 80), "00:1d:c0:7f:b6:3b"),
+        (("192.168.1.20", 8443), None),
+        (("192.168.1.21", 443), None),
+        (("192.168.1.22", 443), None),
+        (("192.168.1.2", 443), None),
+        (("fe80::1", 443, 0, 2), None),
+        ("/run/gateway.sock", None),
+        (None, None),
+    ],
+)
+def test_the_mac_address_of_a_neighbour(tmp_path: Path, peer: object, mac: str | None) -> None:
+    """A port of its own is that of a tunnel or of a machine that stands for several gateways."""
+    (tmp_path / "arp").write_text(NEIGHBOURS)
+    assert hardware_address(peer, tmp_path / "arp") == mac
+    assert hardware_address(peer, tmp_path / "none") is None

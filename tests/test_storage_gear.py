@@ -7,7 +7,7 @@ import pytest
 from samples import NOW, SERIAL, SINGLE, THREE, feed, known, parse, publish, tree, unit, values, values_of
 
 from bridge.endpoints import BY_SOURCE, ENDPOINTS
-from bridge.model import MAX_GEAR, BadAnswer, Facts
+from bridge.model import MAX_GEAR, BadAnswer, Facts, UnitFacts
 
 BATTERY, CONTROLLER, COLLAR, COMBINER = "492300000001", "482303009999", "482520020939", "482523040549"
 
@@ -337,7 +337,40 @@ def test_gear_is_learnt(source: str, answer: object, gear: str) -> None:
     assert parse(source, answer, learnt).facts is None
     assert parse(
         "info", f"<envoy_info><device><sn>{SERIAL}</sn></device></envoy_info>".encode(), learnt
-    ).facts == Facts(SERIAL, meters=learnt.meters, gear=learnt.gear, clock_offset=0.0)
+    ).facts == Facts(SERIAL, meters=learnt.meters, gear=learnt.gear, clock_offset=0.0, units=learnt.units)
+
+
+CONTACT: dict[str, str | None] = {"id": "NC1", "mode": "manual"}
+
+
+@pytest.mark.parametrize(
+    ("contact", "unit"),
+    [
+        ({"type": "LOAD", "load_name": "AC/Water heater"}, UnitFacts(name="AC/Water heater")),
+        ({"type": "3RD-PV", "load_name": ""}, UnitFacts()),
+        ({"type": "NONE", "load_name": ""}, UnitFacts(is_used=False)),
+        ({"type": "NONE", "load_name": "Spare"}, UnitFacts(name="Spare")),
+        ({"type": None}, UnitFacts(is_used=False)),
+        ({}, UnitFacts()),
+    ],
+)
+def test_what_a_contact_is_for_is_learnt(contact: dict[str, str | None], unit: UnitFacts) -> None:
+    learnt = parse("dry_contact_settings", {"dry_contacts": [CONTACT | contact]}).facts
+    assert learnt is not None
+    assert learnt.units == {"relay/nc1": unit}
+
+
+def test_what_a_unit_is_is_learnt() -> None:
+    battery = {"serial_num": "7", "part_num": "830-00703-r67", "img_pnum_running": "2.0.5663_rel/22.13"}
+    learnt = parse("inventory", [{"type": "ENCHARGE", "devices": [battery]}]).facts
+    assert learnt is not None
+    assert learnt.units == {"battery/7": UnitFacts(part_number="830-00703-r67", firmware="2.0.5663_rel/22.13")}
+    updated = parse("inventory", [{"type": "ENCHARGE", "devices": [battery | {"img_pnum_running": "3"}]}], learnt)
+    assert updated.facts is not None
+    assert updated.facts.units["battery/7"].firmware == "3"
+    maker = parse("gen_config", {"manufacturer": "Generac", "model": "G007223-0 (14kW)"}, learnt).facts
+    assert maker is not None
+    assert maker.units == dict(learnt.units) | {"generator/1": UnitFacts(maker="Generac", model="G007223-0 (14kW)")}
 
 
 def test_gear_is_never_more_than_a_home_can_have() -> None:

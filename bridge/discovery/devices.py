@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridge.model import Facts, Input, Phase
+from bridge.model import Facts, Input, Phase, UnitFacts
 from bridge.topics import Names, Row
 
 METER_NAMES = {
@@ -35,6 +35,7 @@ class DeviceKind:
 
     `title` is the name of a device: `{name}` in it is the second level of the name in the tree, `{words}` and
     `{capitals}` are the same with a first capital and in capitals. `model` is the model; the title if empty.
+    `models` has the models of single devices.
     `has_serial` is set if that second level is a serial number.
     `is_group` is set if all devices of the kind are one device of Home Assistant.
     `names` has the titles of single devices, and in a group the first words of the entities' names.
@@ -45,6 +46,11 @@ class DeviceKind:
     has_serial: bool = False
     is_group: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    def filled(self, text: str, name: str) -> str:
+        """A title or a model of this kind for the device with this second level of its name."""
+        return text.format(name=name, words=words(name), capitals=name.upper())
 
 
 AC_BATTERY_KIND, SITE_KIND = "acb", "site"
@@ -72,10 +78,22 @@ DEVICE_KINDS = {
     "collar": DeviceKind("Collar {name}", "IQ Meter Collar", has_serial=True),
     "combiner": DeviceKind("Combiner {name}", "IQ Combiner", has_serial=True),
     "device": DeviceKind("Device {name}", "Device", has_serial=True),
-    "relay": DeviceKind("Relay {capitals}", "Relay", names={"mains": "Grid relay"}),
+    "relay": DeviceKind(
+        "Relay {capitals}",
+        "Dry contact {capitals}",
+        names={"mains": "Grid relay"},
+        models={"mains": "Relay"},
+    ),
     "generator": DeviceKind("Generator {capitals}", "Generator", names={"1": "Generator"}),
     "tariff": DeviceKind("Tariff {capitals}", "Tariff", names={"current": "Tariff"}),
 }
+
+
+TITLES = (
+    *(kind.title for kind in DEVICE_KINDS.values() if "{" not in kind.title),
+    *(name for kind in DEVICE_KINDS.values() if not kind.is_group for name in kind.names.values()),
+)
+"""The names of devices that need no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +180,22 @@ def is_group(kind: str) -> bool:
 
 def describe(gateway: AnnouncedGateway, device: AnnouncedDevice) -> dict[str, Any]:
     facts, kind = gateway.facts, _kind(gateway, device)
+    unit = facts.units.get(device.key, UnitFacts())
+    if device.kind == "gateway":
+        unit = UnitFacts(part_number=facts.part_number, firmware=facts.firmware or None)
+    model = kind.models.get(device.name) or kind.filled(kind.model, device.name)
     about: dict[str, Any] = {
         "identifiers": [gateway.id_of(device.key)],
         "name": device_name(gateway, device),
-        "manufacturer": "Enphase",
-        "model": kind.model or kind.title,
+        "manufacturer": unit.maker or "Enphase",
+        "model": unit.model or model or kind.title,
+        "model_id": unit.part_number,
+        "sw_version": unit.firmware,
+        "hw_version": _revision(unit.part_number),
     }
     if device.kind == "gateway":
-        about |= {
-            "sw_version": facts.firmware or None,
-            "model_id": facts.part_number,
-            "serial_number": facts.serial,
-        }
-        about |= {"configuration_url": gateway.url}
+        about |= {"serial_number": facts.serial, "configuration_url": gateway.url}
+        about["connections"] = [["mac", facts.mac]] if facts.mac else None
     else:
         about["via_device"] = None if isinstance(gateway, AnnouncedHome) else gateway.id_of("gateway")
     if kind.has_serial:
@@ -185,7 +206,7 @@ def describe(gateway: AnnouncedGateway, device: AnnouncedDevice) -> dict[str, An
 def _kind(gateway: AnnouncedGateway, device: AnnouncedDevice) -> DeviceKind:
     """The kind of a device. AC Batteries report as inverters do, and are inverters in the tree."""
     is_ac_battery = device.kind == "inverter" and f"{AC_BATTERY_KIND}/{device.name}" in gateway.facts.gear
-    unknown = DeviceKind(f"{_words(device.kind)} {{capitals}}", "Device")
+    unknown = DeviceKind(f"{words(device.kind)} {{capitals}}", "Device")
     return DEVICE_KINDS.get(AC_BATTERY_KIND if is_ac_battery else device.kind, unknown)
 
 
@@ -193,18 +214,34 @@ def device_name(gateway: AnnouncedGateway, device: AnnouncedDevice) -> str:
     """The name of the device in Home Assistant, which makes entity ids of it and of the names of entities.
 
     No two devices have the same name: names without a serial number end with the gateway's suffix, and a unit that
-    has never worked at this gateway is probably another one's, so its name has the gateway's serial number.
+    has never worked at this gateway is probably another one's, so its name has the gateway's serial number. If the
+    owner has named a device, it has that name; where another has it, too, the usual one follows.
     """
     if device.kind == SITE_KIND:
         return gateway.site
-    kind, name = _kind(gateway, device), device.name
-    title = kind.names.get(name) or kind.title.format(name=name, words=_words(name), capitals=name.upper())
+    kind, name, units = _kind(gateway, device), device.name, gateway.facts.units
+    title = kind.names.get(name) or kind.filled(kind.title, name)
+    if device.key in units and (own := units[device.key].name):
+        others = [unit.name for key, unit in units.items() if key != device.key and unit.name]
+        is_taken = _comparable(own) in map(_comparable, (*others, *TITLES, gateway.site))
+        title = f"{own} ({title})" if is_taken else own
     if not kind.has_serial:
         return f"{title} {gateway.suffix}".strip()
     return f"{title} ({gateway.facts.serial})" if any(row.measurement.unused for row in device.rows) else title
 
 
-def _words(name: str) -> str:
+def _comparable(name: str) -> str:
+    """What Home Assistant makes of a name in an id, as far as two names can become the same."""
+    return re.sub(r"\W|_", "", name.casefold())
+
+
+def _revision(part_number: str | None) -> str | None:
+    """The hardware revision, which a part number ends with: `r08` of `800-00654-r08`."""
+    found = re.search(r"-(r\d+)$", part_number or "")
+    return found[1] if found else None
+
+
+def words(name: str) -> str:
     text = re.sub(r"[-_]+", " ", name)
     return text[:1].upper() + text[1:]
 
@@ -219,7 +256,7 @@ def _phrase(*parts: str) -> str:
 def entity_name(row: Row, *, lone: bool = False) -> str:
     """`lone` tells that the device has one DC input only, which needs no number."""
     kind, _, name = row.device.partition("/")
-    part = DEVICE_KINDS[kind].names.get(name, _words(name)) if is_group(kind) else ""
+    part = DEVICE_KINDS[kind].names.get(name, words(name)) if is_group(kind) else ""
     return _phrase(
         part,
         row.phase.label if row.phase and not (lone and isinstance(row.phase, Input)) else "",

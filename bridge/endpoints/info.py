@@ -122,4 +122,5 @@ def _facts(info: Info, old: Facts, now: float) -> Facts:
         clock_offset=clock.timestamp() - now,
         meters=old.meters if old.serial == serial else None,
         gear=old.gear if old.serial == serial else frozenset(),
+        units=old.units if old.serial == serial else {},
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, Field
 
 from bridge.endpoints.parsing import PHASES, DeviceId, Parsed, ParseResult, parse_list, parse_object, topic_level
-from bridge.model import Facts
+from bridge.model import Facts, UnitFacts
 from bridge.records import (
     CONNECTIVITY,
     TEXT,
@@ -33,6 +33,7 @@ from bridge.records import (
     Text,
     Texts,
     Watts,
+    known_text,
     mapped,
     to_text,
     wire,
@@ -72,6 +73,10 @@ class StorageUnit(Record):
     part_number: Text = wire("part_num", diagnostic=True)
     installed: Epoch = wire("installed", diagnostic=True)
     created: Epoch = wire("created_date", diagnostic=True)
+
+    @property
+    def unit(self) -> UnitFacts:
+        return UnitFacts(part_number=known_text(self.part_number), firmware=known_text(self.firmware))
 
 
 class RadioUnit(StorageUnit):
@@ -186,8 +191,8 @@ class BatteryPowers(Record):
 
 
 def split_inventory(body: bytes, facts: Facts, _now: float) -> Parsed:
-    """Read each unit, and learn what gear there is."""
-    result, seen = ParseResult(), set[str]()
+    """Read each unit, and learn what gear there is, of which part number and firmware."""
+    result, seen, units = ParseResult(), set[str](), dict[str, UnitFacts]()
     groups = parse_list(UnitGroup, body, result.problems)
     for group in groups:
         result.add("gateway", group)
@@ -199,9 +204,10 @@ def split_inventory(body: bytes, facts: Facts, _now: float) -> Parsed:
         unit = RECORD_OF_KIND.get(kind, UnknownUnit).read(typed, result.problems)
         if unit is not None:
             result.add(f"{kind}/{unit.serial}", unit)
+            units[f"{kind}/{unit.serial}"] = unit.unit
             if kind in RECORD_OF_KIND:
                 seen.add(f"{kind}/{unit.serial}")
-    return result.parsed(facts=facts.with_gear(seen))
+    return result.parsed(facts=facts.with_gear(seen, units))
 
 
 def split_power(body: bytes, _facts: Facts, _now: float) -> Parsed:

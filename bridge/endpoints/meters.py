@@ -55,7 +55,8 @@ from bridge.records import (
 )
 
 MAX_METERS = 32
-# For a device with several phases these mean nothing: an unsigned sum, a sum (1.94 on 8.3), and a sum of voltages.
+# Where a meter has several phases, the gateway adds up currents without their signs, power factors (to 1.94 on 8.3)
+# and voltages. None of these sums means anything.
 MEANINGLESS_SUMS = frozenset({"current", "power_factor", "voltage"})
 CHANNEL_ONLY = frozenset({"eid"})
 # An unconnected wire shows a few volts; the line-to-line voltage of a split phase is twice that of a channel.
@@ -102,7 +103,7 @@ class MeterReading(Record):
     reactive_power: Vars = wire("reactivePower")
     power_factor: PowerFactor = wire("pwrFactor")
     voltage: Volts = wire("voltage", enabled_phases=True)
-    current: Amperes = wire("current", enabled_phases=True)
+    current: Amperes = wire("current")
     frequency: Hertz = wire("freq")
     energy_delivered: WattHours = wire("actEnergyDlvd", enabled=True)
     energy_received: WattHours = wire("actEnergyRcvd", enabled=True)

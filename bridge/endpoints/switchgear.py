@@ -2,13 +2,14 @@
 `/ivp/ensemble/generator` and `/ivp/ss/gen_config`. Not in the brief: fields as seen on firmware 7.3 to 8.3.
 """
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
 from bridge.endpoints.inventory import MainsClosed
 from bridge.endpoints.parsing import DeviceId, Parsed, ParseResult, decode, parse_object
-from bridge.model import Facts
+from bridge.model import Facts, UnitFacts
 from bridge.records import (
     POWER,
     TEXT,
@@ -24,6 +25,7 @@ from bridge.records import (
     Text,
     Texts,
     finite,
+    known_text,
     to_text,
     wire,
 )
@@ -89,6 +91,15 @@ class DryContactSettings(Record):
     pv_serials: Texts = wire("pv_serial_nb", label="PV serial numbers", diagnostic=True)
     pv_phases: Texts = wire("pv_phase_select", label="PV phases", diagnostic=True)
 
+    @property
+    def unit(self) -> UnitFacts:
+        """What the contact is for."""
+        name = known_text(self.name)
+        return UnitFacts(name=name, is_used=name is not None or self.type not in {"none", None})
+
+
+ContactT = TypeVar("ContactT", DryContact, DryContactSettings)
+
 
 class DryContacts(Record):
     """The answer of both endpoints of dry contacts."""
@@ -103,23 +114,29 @@ def split_relay(body: bytes, _facts: Facts, _now: float) -> Parsed:
 
 
 def split_contacts(body: bytes, _facts: Facts, _now: float) -> Parsed:
-    return _split_contacts(DryContact, body)
-
-
-def split_contact_settings(body: bytes, _facts: Facts, _now: float) -> Parsed:
-    return _split_contacts(DryContactSettings, body)
-
-
-def _split_contacts(kind: type[DryContact] | type[DryContactSettings], body: bytes) -> Parsed:
     result = ParseResult()
-    answer = parse_object(DryContacts, body, result.problems)
-    for item in answer.contacts if isinstance(answer.contacts, list) else ():
-        contact = kind.read(item, result.problems)
-        if contact and contact.model_fields_set == {"id"}:
-            result.problems.append(f"{kind.__name__}: it has only an id")
-        elif contact:
-            result.add(f"relay/{contact.id}", contact)
+    for contact in _contacts(DryContact, body, result.problems):
+        result.add(f"relay/{contact.id}", contact)
     return result.parsed()
+
+
+def split_contact_settings(body: bytes, facts: Facts, _now: float) -> Parsed:
+    """Read the settings; learn what the owner calls each contact, and which ones have a load."""
+    result, units = ParseResult(), dict[str, UnitFacts]()
+    for contact in _contacts(DryContactSettings, body, result.problems):
+        result.add(f"relay/{contact.id}", contact)
+        units[f"relay/{contact.id}"] = contact.unit
+    return result.parsed(facts=facts.with_gear((), units))
+
+
+def _contacts(kind: type[ContactT], body: bytes, problems: list[str]) -> Iterator[ContactT]:
+    answer = parse_object(DryContacts, body, problems)
+    for item in answer.contacts if isinstance(answer.contacts, list) else ():
+        contact = kind.read(item, problems)
+        if contact and contact.model_fields_set == {"id"}:
+            problems.append(f"{kind.__name__}: it has only an id")
+        elif contact:
+            yield contact
 
 
 # Generator
@@ -182,9 +199,12 @@ def split_generator(body: bytes, facts: Facts, _now: float) -> Parsed:
     return result.parsed(facts=facts.with_gear([GENERATOR_DEVICE]))
 
 
-def split_generator_settings(body: bytes, _facts: Facts, _now: float) -> Parsed:
-    """Read the settings; the answer is `{}` if nothing was ever set."""
+def split_generator_settings(body: bytes, facts: Facts, _now: float) -> Parsed:
+    """Read the settings, and learn who made the generator; the answer is `{}` if nothing was ever set."""
     result = ParseResult()
-    if decode(body) != {}:
-        result.add(GENERATOR_DEVICE, parse_object(GeneratorSettings, body, result.problems))
-    return result.parsed()
+    if decode(body) == {}:
+        return result.parsed()
+    found = parse_object(GeneratorSettings, body, result.problems)
+    result.add(GENERATOR_DEVICE, found)
+    unit = UnitFacts(maker=known_text(found.manufacturer), model=known_text(found.model))
+    return result.parsed(facts=facts.with_gear((), {GENERATOR_DEVICE: unit}))

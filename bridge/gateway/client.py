@@ -4,13 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Self
 
 import httpx
 
 from bridge.gateway.errors import ConnectionFault, EndpointRefused, Starting, raise_for_status
+from bridge.gateway.http1 import Http1Transport, hardware_address
 from bridge.gateway.token import Token
 from bridge.gateway.tokens import TokenSource
 from bridge.gateway.transport import (
@@ -23,7 +24,6 @@ from bridge.gateway.transport import (
     tls_context,
     translated,
 )
-from bridge.gateway.wire import Wire
 from bridge.model import Answer, BadSetting, Request, Unavailable
 from bridge.settings import MAX_PORT, GatewaySettings
 
@@ -165,6 +165,8 @@ class _Connection:
         self.pin = pin
         self.auth: httpx.Auth | None = None
         self.requests = 0
+        self.peer: object = None
+        """The address and the port that answered last."""
         self.listener: Callable[[Exchange], None] | None = None
         self._limits, self._monotonic = limits, monotonic
         self.client = self.open(pin)
@@ -184,6 +186,7 @@ class _Connection:
         limit = {"most_bytes": request.most_bytes}
         async with client.stream(method, request.path, json=request.json, auth=auth, extensions=limit) as response:
             body = await response.aread()
+        self.peer = response.extensions.get("peer")
         wants_time = "Retry-After" in response.headers or b"retry" in body.lower()
         if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and wants_time:
             raise Starting(f"{GATEWAY_NAME} is starting (503)")  # it asks for half a minute: no short retries
@@ -221,7 +224,7 @@ class _Connection:
         self.listener(Exchange(path, response.status_code, response.headers, body, seconds))
 
 
-class Gateway:
+class Gateway(AbstractAsyncContextManager["Gateway"]):
     """One gateway. Call `identify` with the serial of `/info` before anything else is fetched."""
 
     def __init__(
@@ -234,8 +237,7 @@ class Gateway:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         quiet_libraries()
-        self.tokens = tokens
-        self._limits = limits or HttpLimits()
+        self.tokens, self._limits = tokens, limits or HttpLimits()
         self.key = KeyPin(settings.tls, pin, monotonic)
         self._connection = _Connection(settings, self.key, self._limits, monotonic)
         self._legacy = LegacyAuth() if self.url.startswith("http://") else None
@@ -245,9 +247,6 @@ class Gateway:
         """Whether the last request failed with all its retries: then the next one is not retried."""
         if settings.tls == "off" and self._legacy is None:
             LOG.warning(TLS_IS_OFF, self.url)
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -273,6 +272,11 @@ class Gateway:
     def fingerprint(self) -> str | None:
         """SHA-256 (hex) of the public key that the gateway showed last; `None` before the first handshake."""
         return self.key.seen
+
+    @property
+    def mac(self) -> str | None:
+        """Its MAC address, if it is a neighbour in this machine's network."""
+        return hardware_address(self._connection.peer)
 
     def pin(self, expected: str | None) -> None:
         """Set the key (SHA-256, hex) that the gateway must show, on the open connection too; `None`: any key."""
@@ -345,7 +349,7 @@ class Gateway:
 def _client(url: str, pin: KeyPin, limits: HttpLimits) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=url,
-        transport=Wire(tls_context(), pin.check, limits.keep),
+        transport=Http1Transport(tls_context(), pin.check, limits.keep),
         trust_env=False,
         follow_redirects=False,
         headers=HEADERS,

@@ -71,19 +71,22 @@ class Identity:
                 "correct BRIDGE_GATEWAY__HOST or BRIDGE_GATEWAY__SERIAL"
             )
         self._check_key(facts)
+        facts = replace(facts, mac=self._gateway.mac or self.facts.mac)
         if not self.known:
             self._gateway.identify(facts.serial)
             self._store.remember(self._settings.host, facts.serial)
             # Known from an earlier run: readings need not wait for /ivp/meters, nor storage for the inventory.
             state = self._state(facts.serial)
-            facts = replace(facts, meters=state.meters, gear=state.gear)
+            facts = replace(facts, meters=state.meters, gear=state.gear, units=state.units)
         self.learn(facts)
 
     def learn(self, facts: Facts) -> None:
         """Keep what other endpoints are parsed with, for this run and the next one."""
         self.facts = facts
         state = self._state(facts.serial)
-        changed = state.changed(firmware=facts.firmware, meters=facts.meters, gear=facts.gear)
+        changed = state.changed(
+            firmware=facts.firmware, meters=facts.meters, gear=facts.gear, units=dict(facts.units)
+        )
         if changed != state:
             self._store.save(facts.serial, changed)
 
@@ -120,7 +123,7 @@ class Identity:
 
     @property
     def problem(self) -> str | None:
-        """That the owner should confirm a key which was pinned anew; `None` if there is no such key."""
+        """A request to the owner to confirm a key that was pinned anew; `None` if there is no such key."""
         serial = self.serial
         if serial is None or self._settings.tls == "off":
             return None
@@ -147,7 +150,7 @@ class Identity:
 
 
 async def _look(gateway: Gateway, known: Facts, now: float) -> tuple[Facts | None, str | None]:
-    """What `/info` says behind a key that is not trusted, and that key."""
+    """Read `/info` without trusting the TLS key. Returns its facts and the key; `None` if there is no answer."""
     info = BY_SOURCE[SourceName.INFO]
     try:
         answer, shown = await gateway.probe_untrusted(info.request)

@@ -16,10 +16,12 @@ CURRENT_S = {LIVE_STORAGE: 30.0, STORAGE_TOTALS: 900.0}
 """Devices that tell the charge, best first, and for how many seconds their values are current."""
 GIVEN_CURRENT_S = 180.0
 """Seconds for which the powers that batteries report themselves are current."""
+CHARGES = ("encharge_soc", "acb_soc", "soc")
+"""The charges that these devices tell."""
 AC_BATTERY_WH = 1_200.0
 """What an AC Battery holds, by its data sheet; used until a charge above 0 tells how much the ones here hold."""
 AC_CHARGE_MIN = 10.0
-"""Charges are whole percents: a lower one tells the capacity only roughly."""
+"""Charges are whole percents, so a charge (%) below this one tells the capacity only roughly."""
 
 
 class BatteryState:
@@ -62,9 +64,9 @@ class BatteryState:
         return self._ac_wh or self._ac_count * AC_BATTERY_WH
 
     def given(self, now: float, longest: float = GIVEN_CURRENT_S) -> float | None:
-        """W that all batteries give together, by their own reports within so many seconds; `None` if unknown.
+        """The power (W) of all batteries, + discharging, by their own reports of the last `longest` seconds.
 
-        AC Batteries do not report their power.
+        `None` if unknown, as where there are AC Batteries, which do not report their power.
         """
         if self._given is None or self._ac_capacity or now - self._given[1] > longest:
             return None
@@ -82,8 +84,15 @@ class BatteryState:
         told = (charge, self._of(device, "soc"))
         return next((soc for soc in told if soc is not None), self._mean_charge())
 
+    def tell_charge(self, values: Values, now: float) -> bool:
+        """Whether the charge comes from the answer with these values."""
+        best = self._best(now)
+        if any(self._of(best, name) is not None for name in CHARGES):
+            return any((best, name) in values for name in CHARGES)
+        return any(_is_battery(device) and name == "soc" for device, name in values)
+
     def stored(self, now: float) -> float | None:
-        """Wh in all batteries."""
+        """The energy (Wh) in all batteries."""
         device = self._best(now)
         iq, ac = self._of(device, "encharge_energy"), self._of(device, "acb_energy")
         if self._ac_capacity:

@@ -32,7 +32,7 @@ BY_UNIT: dict[str, tuple[set[str | None], set[str], set[int]]] = {
 """Device classes, state classes and decimals of each unit but kWh."""
 WINDOWS = ("_energy_7d", "_energy_yesterday", "_last_report_energy")
 """Energies of a time that moves: no counters. Nor is what the gateway itself calls today."""
-PHASED = ("power", "voltage", "current")
+PHASED = ("power", "voltage")
 SITE = {
     "three-phase": {
         "Solar power",
@@ -41,10 +41,12 @@ SITE = {
         "Grid power",
         "Grid energy imported",
         "Grid energy exported",
+        "Grid energy counted since",
         "Grid connected",
         "Home power",
         "Home energy consumed",
         "Home energy today",
+        "Home energy counted since",
         "Battery power",
         "Battery energy charged",
         "Battery energy discharged",
@@ -79,7 +81,7 @@ CONTROLLER = {"Grid status", "Communicating", "Temperature", "Last report"}
 GEAR = {
     "three-phase": STORAGE,
     "split-phase": STORAGE
-    | {f"Relay {name} State" for name in ("NC1", "NC2", "NO1", "NO2")}
+    | {f"{name} State" for name in ("Well pump", "Fridge and freezer", "Heat pump")}
     | {f"Controller 122302007001 {name}" for name in CONTROLLER}
     | {"Generator State"},
     "no-cts": set(),
@@ -87,7 +89,7 @@ GEAR = {
 PHASES = {"three-phase": ("L1", "L2", "L3"), "split-phase": ("L1", "L2"), "no-cts": ()}
 INVERTERS = {"three-phase": 21, "split-phase": 16, "no-cts": 12}
 BATTERIES = {"three-phase": 2, "split-phase": 2, "no-cts": 0}
-ENABLED = {"three-phase": 94, "split-phase": 79, "no-cts": 20}
+ENABLED = {"three-phase": 94, "split-phase": 78, "no-cts": 20}
 
 
 def _param(home: str, release: Release) -> Any:
@@ -134,7 +136,15 @@ def test_every_device_is_there_behind_its_gateway(portrait: Portrait) -> None:
     assert (root["serial_number"], root["via_device_id"]) == (portrait.serial, None)
     assert root["sw_version"] == portrait.topics[f"enphase/{portrait.serial}/gateway/firmware"]
     assert root["model_id"] == portrait.topics[f"enphase/{portrait.serial}/gateway/part_number"]
+    assert root["hw_version"] == root["model_id"].rpartition("-")[2]
     assert root["configuration_url"].startswith("https://127.0.0.1:")
+    prefix = f"enphase/{portrait.serial}/"
+    told = {"model_id": "part_number", "sw_version": "firmware"}
+    units = [topic.removeprefix(prefix).split("/") for topic in portrait.topics if topic.startswith(prefix)]
+    for kind, unit in {(words[0], words[1]) for words in units if words[-1] == "part_number" and len(words) > 2}:
+        device = portrait.devices[f"iqgateway_{portrait.serial}_{kind}_{unit}"]
+        for key, name in told.items():
+            assert device[key] == portrait.topics.get(f"{prefix}{kind}/{unit}/{name}")
     others = [device for key, device in portrait.devices.items() if key != gateway]
     assert {device["via_device_id"] for device in others} == {root["id"]}
     names = [device["name"] for device in portrait.devices.values()]

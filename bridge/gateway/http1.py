@@ -6,9 +6,11 @@ next request: an answer that is sent twice then shifts all later ones by one. He
 
 import asyncio
 import ipaddress
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import h11
 import httpx
@@ -21,9 +23,12 @@ MAX_INTERIM_ANSWERS = 8
 SECOND_ADDRESS_S = 0.25
 """Seconds until the next address of a host name is tried beside the first."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
+NEIGHBOURS = Path("/proc/net/arp")
+MAC_COLUMN = 3
+MAC, UNKNOWN_MAC = re.compile("(?:[0-9a-f]{2}:){5}[0-9a-f]{2}"), "00:00:00:00:00:00"
 
 
-class Wire(httpx.AsyncBaseTransport):
+class Http1Transport(httpx.AsyncBaseTransport):
     """One connection. An idle one is used again for `keep` seconds.
 
     `check` gets the certificate (DER) that the server shows, before anything is sent to it, and raises where it is
@@ -36,12 +41,12 @@ class Wire(httpx.AsyncBaseTransport):
         self._writer: asyncio.StreamWriter | None = None
         self._http = h11.Connection(h11.CLIENT)
         self._usable_until = 0.0
-        self._patience: float | None = None
+        self._read_timeout_s: float | None = None
         """Seconds to wait for more bytes."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeouts = request.extensions.get("timeout", {})
-        self._patience = timeouts.get("read")
+        self._read_timeout_s = timeouts.get("read")
         if not await self._is_usable():
             self._drop()
             await self._open(request.url, timeouts.get("connect"))
@@ -50,7 +55,8 @@ class Wire(httpx.AsyncBaseTransport):
             head = await _final(self._event)
             if not isinstance(head, h11.Response):
                 raise httpx.RemoteProtocolError("no answer")
-            return httpx.Response(head.status_code, headers=head.headers.raw_items(), stream=_Body(self))
+            headers, peer = head.headers.raw_items(), self._writer and self._writer.get_extra_info("peername")
+            return httpx.Response(head.status_code, headers=headers, stream=_Body(self), extensions={"peer": peer})
 
     async def aclose(self) -> None:
         self._drop()
@@ -87,10 +93,10 @@ class Wire(httpx.AsyncBaseTransport):
             return False
         return False
 
-    async def _open(self, url: httpx.URL, patience: float | None) -> None:
+    async def _open(self, url: httpx.URL, timeout_s: float | None) -> None:
         tls = self._context if url.scheme == "https" else None
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout_s):
                 self._reader, self._writer = await asyncio.open_connection(
                     url.host,
                     url.port or DEFAULT_PORTS[url.scheme],
@@ -111,16 +117,14 @@ class Wire(httpx.AsyncBaseTransport):
     async def _send(self, request: httpx.Request) -> None:
         if self._writer is None:
             raise httpx.WriteError("no connection")
-        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
-        given = [self._http.send(head), self._http.send(h11.Data(data=await request.aread()))]
-        self._writer.write(b"".join(filter(None, [*given, self._http.send(h11.EndOfMessage())])))
+        self._writer.write(_encoded(self._http, request, await request.aread()))
         await self._writer.drain()
 
     async def _event(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             if self._reader is None:
                 raise httpx.ReadError("no connection")
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._read_timeout_s):
                 given = await self._reader.read(READ_BYTES)
             if not given and self._http.their_state is h11.SEND_RESPONSE:
                 raise httpx.RemoteProtocolError("the connection was closed without an answer")
@@ -144,6 +148,29 @@ class Wire(httpx.AsyncBaseTransport):
             raise other from error
 
 
+def _encoded(http: h11.Connection, request: httpx.Request, body: bytes) -> bytes:
+    head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+    return b"".join(filter(None, (http.send(head), http.send(h11.Data(data=body)), http.send(h11.EndOfMessage()))))
+
+
+def hardware_address(peer: object, table: Path = NEIGHBOURS) -> str | None:
+    """The MAC address of a machine that this one has a connection to, if both are in one network.
+
+    `peer` is its address and port. Other ports than the usual ones belong to a tunnel, or to a machine that stands
+    for several gateways. `table` is Linux's list of IPv4 neighbours; other systems have none.
+    """
+    match peer:
+        case (str(address), int(port), *_) if port in DEFAULT_PORTS.values():
+            try:
+                lines = table.read_text().splitlines()
+            except (OSError, UnicodeError):
+                return None
+            known = {words[0]: words[MAC_COLUMN] for line in lines[1:] if len(words := line.split()) > MAC_COLUMN}
+            found = known.get(address, "").lower()
+            return found if MAC.fullmatch(found) and found != UNKNOWN_MAC else None
+    return None
+
+
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -153,7 +180,7 @@ def _is_address(host: str) -> bool:
 
 
 async def _final(next_event: Callable[[], Awaitable[object]]) -> object:
-    """The event after the interim answers; the last of these where there are too many."""
+    """The first event that is no interim answer; after too many of these, the next event whatever it is."""
     event = await next_event()
     for _ in range(MAX_INTERIM_ANSWERS):
         if not isinstance(event, h11.InformationalResponse):
@@ -178,11 +205,11 @@ def _translated(error: BaseException) -> BaseException:
 
 
 class _Body(httpx.AsyncByteStream):
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, transport: Http1Transport) -> None:
+        self._transport = transport
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._wire.body()
+        return self._transport.body()
 
     async def aclose(self) -> None:
-        self._wire.end()
+        self._transport.end()

@@ -520,7 +520,7 @@ async def test_a_token_file_that_has_become_a_pipe_is_not_waited_for(runs: Runs,
     file.unlink()
     os.mkfifo(file)
     assert secret(await tokens.current()) == jwt()
-    with pytest.raises(Rejected, match="TOKEN_FILE: .* is no ordinary file"):
+    with pytest.raises(Rejected, match=r"TOKEN_FILE: .* is no ordinary file"):
         await tokens.replace(Token.parse(jwt()))  # the gateway has refused it, so the file is read again
 
 

@@ -11,6 +11,8 @@ from typing import Self
 
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
 MEGABYTE = 1_000_000
+MAX_COUNTER_WH = 1e10
+"""No counter of a gateway has reached this."""
 NEVER = float("-inf")
 """A time before all others, for what has not happened yet."""
 

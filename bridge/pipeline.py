@@ -18,7 +18,7 @@ from bridge.counters.state import CounterState
 from bridge.endpoints import Parsed
 from bridge.endpoints.production import ENERGY_PCU
 from bridge.inverters import Inverters, UnitsState
-from bridge.model import Axis, BadAnswer, Event, Facts, Reading, SourceName
+from bridge.model import MAX_COUNTER_WH, Axis, BadAnswer, Event, Facts, Reading, SourceName
 from bridge.site import GuardedAnswer, Site, SiteState
 from bridge.site.days import DayClock, DaysState
 from bridge.state import SOUND_ENTRIES, FileState, UnixTime
@@ -28,8 +28,6 @@ Repair = Callable[[Sequence[Reading]], Sequence[Reading]]
 
 STORAGE_METER = re.compile(r"meter/storage(-\d+)?")
 DEAD_LEG_V, LIVE_LEG_V = 1.0, 100.0
-MAX_RETAINED_WH = 1e10
-"""No counter of a gateway has reached this, which also bounds the times of documents to the year 2286."""
 STARTS_WITH_ZEROS = frozenset({SourceName.READINGS, SourceName.PRODUCTION, SourceName.ENERGY})
 """Sources whose counters are all 0 for some minutes while a gateway starts."""
 PCU_COUNTER = (ENERGY_PCU, "energy_lifetime")
@@ -112,9 +110,9 @@ class Pipeline:
         """Take over what subscribers have of an earlier run's counters, by topic below the gateway.
 
         `<device>/timestamp` is the unix time of the device's document. Anybody may write at a broker, so a value
-        that no counter can have is left out.
+        that no counter can have is left out; the same limit ends the times in the year 2286.
         """
-        possible = {key: value for key, value in values.items() if 0 <= value <= MAX_RETAINED_WH}
+        possible = {key: value for key, value in values.items() if 0 <= value <= MAX_COUNTER_WH}
         for key, value in possible.items():
             self._ledger.seed(key, value, _time_of(key, possible))
         self.site.seed(possible)
@@ -151,7 +149,7 @@ class Pipeline:
         guarded = self._ledger.guard(source, readings, self._cap(facts), now=now, steady=steady)
         self._pcu = next((r.value for r in readings if (r.device, r.name) == PCU_COUNTER), self._pcu)
         is_believed = self._pcu == 0 and self._inverters.have_made_nothing
-        _refuse_zeros(source, guarded, zeros_are_believed=is_believed or source != _source_of_sun(facts))
+        _refuse_zeros(source, guarded, zeros_are_believed=is_believed or source != _source_of_solar(facts))
         shown = list(self._inverters.with_today(_with_unknown(readings, guarded.readings), day_time))
         answer = GuardedAnswer(
             source,
@@ -175,11 +173,13 @@ class Pipeline:
 
     def _cap(self, facts: Facts) -> Callable[[Reading], float]:
         phases = max((meter.phase_count for meter in facts.meters or () if meter.enabled), default=1)
-        return lambda reading: usual_cap(reading, phases=phases, solar=self._inverters.solar(reading.device))
+        return lambda reading: usual_cap(
+            reading, phases=phases, solar=self._inverters.highest_power(reading.device)
+        )
 
 
-def _source_of_sun(facts: Facts) -> SourceName | None:
-    """The source that the site's sun comes from. The others may count nothing for ever."""
+def _source_of_solar(facts: Facts) -> SourceName | None:
+    """The source that the site's solar energy comes from. All others may count nothing for ever."""
     if facts.meters is None:
         return None
     if any(meter.enabled for meter in facts.meters):

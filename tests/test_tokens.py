@@ -751,7 +751,7 @@ async def test_a_cloud_that_hangs_does_not_pass_for_a_gateway_that_does(httpx_mo
         raise AssertionError
 
     httpx_mock.add_callback(never)
-    source = runs.source(limits=CloudLimits(retry_wait=0, patience=0.01))
+    source = runs.source(limits=CloudLimits(retry_wait=0, request_wait=0.01))
     with pytest.raises(CloudUnavailable, match="not answered yet") as error:
         await source.current()
     advice(error.value)

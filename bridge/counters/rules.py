@@ -1,4 +1,4 @@
-"""The rules that apply to a reading of a lifetime counter. Each speaks or is silent; the first that speaks decides.
+"""The rules that apply to a reading of a lifetime counter. Each gives a ruling or `None`; the first ruling counts.
 
 Where docs/numbers.md leaves room, these are the rules:
 
@@ -19,7 +19,6 @@ from enum import StrEnum
 from bridge.counters.state import (
     CONFIRM_S,
     FALLS,
-    MAX_WH,
     NOISE_WH,
     REWIND_WH,
     SLACK_WH,
@@ -31,7 +30,7 @@ from bridge.counters.state import (
     Observation,
     small_fall,
 )
-from bridge.model import DAY_S, HOUR_S
+from bridge.model import DAY_S, HOUR_S, MAX_COUNTER_WH
 
 WRAP_WH = 2**32 / HOUR_S
 """2^32 J: the sum of the inverters falls by this when the counter of one of them restarts."""
@@ -43,9 +42,9 @@ UINT32_MARGIN_WH = 200_000.0
 WRAP_UNDONE_WH = 5_000.0
 """Wh by which a rise may differ from steps of 2^32 J that it undoes."""
 DOUBTFUL_S = 31 * DAY_S
-"""How long a counter may not have been read where nobody knows."""
+"""Where nobody knows for how long a counter was not read, it is assumed to be no longer than this."""
 DAYLIGHT_S = 16 * HOUR_S
-"""Longest time of a day in which the sun shines."""
+"""Longest time in a day for which inverters produce."""
 GOOD_DAY = 1.5
 """Factor by which a day can be better than the best of the last month."""
 UNDO_SHARE = 0.05
@@ -108,7 +107,7 @@ def apply(
     if state.seen_at < YEAR_2020 or now < state.seen_at:
         limits = replace(limits, doubtful=True)
     is_metered = power is not None and not limits.stall
-    raw = min(_unwrapped(raw, state.raw) if limits.wrap else max(0.0, raw), MAX_WH)
+    raw = min(_unwrapped(raw, state.raw) if limits.wrap else max(0.0, raw), MAX_COUNTER_WH)
     reading = Observation(state, state.after_look(now, power), state.raw, raw, now, limits, is_metered)
     rulings = (rule(reading) for rule in RULES)
     state, outcome = next(ruling for ruling in rulings if ruling is not None)
@@ -124,7 +123,7 @@ def _begin(state: CounterState, raw: float, now: float, limits: CounterLimits) -
     if held is None or (raw > 0) != (held.raw > 0) or not (raw == 0 or held.continues(raw, now, limits)):
         cause = Cause.RISE if raw else Cause.ZERO
         return replace(state, held=Held(cause, raw, now, raw, now, now)), Outcome(Kind.WAITING, None)
-    if raw > MAX_WH or (raw == 0 and now - held.since < CONFIRM_S):
+    if raw > MAX_COUNTER_WH or (raw == 0 and now - held.since < CONFIRM_S):
         return state, Outcome(Kind.WAITING, None)
     begun = state.good(raw, now)
     return begun, Outcome(Kind.PUBLISHED, begun.published)
@@ -143,7 +142,7 @@ def _unwrapped(raw: float, last: float) -> float:
 
 
 def _zero(reading: Observation) -> Ruling | None:
-    """A counter does not fall to 0: the gateway is starting. Another level that is held already goes on."""
+    """Hold a zero: the gateway is starting, since counters do not fall to 0. A level that is held stays so."""
     if reading.raw > 0 or reading.last < NOISE_WH:
         return None
     held = reading.state.held
@@ -190,7 +189,7 @@ def _counts_of_steps(reading: Observation) -> list[int]:
 
 
 def _made(reading: Observation) -> float:
-    """Wh that the sun can have made since the counter changed: while it was not read, no more than good days do."""
+    """Wh that inverters can have made since the counter changed: as on good days for the time without readings."""
     days, rest = divmod(reading.state.unread, DAY_S)
     unread = reading.limits.energy(days * DAYLIGHT_S + min(rest, DAYLIGHT_S))
     best = reading.state.days.best
@@ -232,7 +231,7 @@ def _fall(reading: Observation) -> Ruling | None:
 
 
 def _passed(reading: Observation) -> Ruling | None:
-    """The counter is above the last good reading again: by counting, if no jump has brought it back."""
+    """Rebase a counter that has counted on from a lower level past the last good reading, without a jump."""
     held = reading.state.held
     if held is None or held.cause not in FALLS or reading.last - held.first < REWIND_WH:
         return None
@@ -290,18 +289,18 @@ def _larger_rise(reading: Observation) -> Ruling:
 
 
 RULES = (_zero, _steps_of_joules, _undone, _fall, _rise, _larger_rise)
-"""In the order in which they are asked. The last one always speaks."""
+"""In the order in which they are applied. The last one always gives a ruling."""
 
 
 def _hold(reading: Observation, held: Held, doubt: str = "") -> Ruling:
     """Keep the last good value. The log says so when it begins, and when a small fall turns into another fault."""
     before = reading.state.held
     is_news = before is None or (before.cause is Cause.SMALL and held.cause is not Cause.SMALL)
-    text = _complaint(reading, held) + doubt if is_news else ""
+    text = _description(reading, held) + doubt if is_news else ""
     return replace(reading.state, held=held), Outcome(Kind.HELD, reading.state.published, text)
 
 
-def _complaint(reading: Observation, held: Held) -> str:
+def _description(reading: Observation, held: Held) -> str:
     if held.cause is Cause.SMALL:
         return f"went back from {reading.last:.0f} to {reading.raw:.0f}: held until it is passed again"
     moved = "rose" if reading.step > 0 else "fell"

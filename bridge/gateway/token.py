@@ -159,7 +159,7 @@ class TokenCache:
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether there is no token but such as were refused before, which are only tried again."""
+        """Whether no token serves, or only one that the gateway has refused before and that is tried again."""
         best = self.best()
         return best is None or best in self._refused_until
 

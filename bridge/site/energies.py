@@ -97,36 +97,35 @@ class Netting:
 
     cancelled: HourProfile
     _pending: tuple[float, float] = (0.0, 0.0)
-    """Import and export since the mark, from readings in which a counter was held."""
+    """Import and export (Wh) since the mark, from readings in which a counter was held or stood still."""
     _raw: tuple[float, float] | None = None
-    _raw_at: float = 0.0
+    """The counters (Wh) of the last such reading; `None` if it had none that tell anything."""
+    _read_at: float | None = None
+    """The unix time of the last such reading; `None` if there was none since the mark."""
 
     def observe_held(self, raw: tuple[float, float], now: float) -> None:
-        """Note a reading in which one of the two counters is held: `raw` are the values that the gateway gives."""
-        if self._raw is not None:
+        """Note a reading in which a counter is held: `raw` are the values (Wh) that the gateway gives."""
+        if self._raw is not None and self._read_at is not None:
             taken, given = raw[0] - self._raw[0], raw[1] - self._raw[1]
-            longest = MAX_COUNTED_W * (now - self._raw_at) / HOUR_S
+            longest = MAX_COUNTED_W * (now - self._read_at) / HOUR_S
             if 0 <= taken <= longest and 0 <= given <= longest:
-                net = taken - given
-                self._pending = self._pending[0] + max(0.0, net), self._pending[1] + max(0.0, -net)
-        self._raw, self._raw_at = raw, now
+                self._add(taken - given)
+        self._raw, self._read_at = raw, now
 
     def observe_power(self, power: float, now: float) -> None:
         """Note a reading in which a counter stands still: its power (W) tells what flows meanwhile."""
-        if self._raw is not None:
-            energy = power * min(max(0.0, now - self._raw_at), LONGEST_STEP_S) / HOUR_S
-            self._pending = self._pending[0] + max(0.0, energy), self._pending[1] + max(0.0, -energy)
-        self._raw, self._raw_at = (0.0, 0.0), now
+        if self._read_at is not None:
+            self._add(power * min(max(0.0, now - self._read_at), LONGEST_STEP_S) / HOUR_S)
+        self._raw, self._read_at = None, now
+
+    def _add(self, net: float) -> None:
+        """Count the Wh of the net of all phases, + importing."""
+        self._pending = self._pending[0] + max(0.0, net), self._pending[1] + max(0.0, -net)
 
     def step(self, delivered: float, received: float, start: float, now: float, *, is_gap: bool) -> GridStep:
         """Net what the meter's counters have counted from the unix time `start` until now."""
-        net, (imported, exported), self._pending, was_held = (
-            delivered - received,
-            self._pending,
-            (0.0, 0.0),
-            self._raw,
-        )
-        self._raw = None
+        net, (imported, exported) = delivered - received, self._pending
+        was_held, self._pending, self._raw, self._read_at = self._read_at is not None, (0.0, 0.0), None, None
         if was_held:
             net -= imported - exported
             return GridStep(delivered, received, imported + max(0.0, net), exported + max(0.0, -net))
@@ -161,7 +160,7 @@ class Energies:
         hours = {name: HourProfile.load(state.hours.get(name, ()), zone) for name in HOUR_PROFILES}
         self._imported, self._exported = hours["imported"], hours["exported"]
         self.solar = hours["solar"]
-        """The usual energy from the sun at each hour of the day."""
+        """The usual solar energy at each hour of the day."""
         self._netting = Netting(hours["cancelled"])
         self._hours = hours
 
@@ -205,7 +204,7 @@ class Energies:
                 self._marks[name] = self._advanced(self._marks[name], retained)
 
     def _advanced(self, mark: Mark, retained: Mapping[str, float]) -> Mark:
-        """A mark no older than the retained values, which count its energy already."""
+        """The mark, raised to retained values that are higher: the retained totals contain that energy already."""
         values = {key: max(value, retained.get(key[1:], value)) for key, value in mark.values.items()}
         values |= {key: self._given_total() for key in values if key[1:] == GIVEN}
         return replace(mark, values=values)
@@ -323,6 +322,7 @@ class Energies:
             self._lack(name, now)
             return None
         mark = self._marks.get(name) or self._earlier_mark(parts)
+        mark = mark and _without_removed_battery(mark, parts)
         if mark is not None and mark.values.keys() != parts.keys():
             self._lack(name, now)
             mark = self._others.get(name)
@@ -364,6 +364,12 @@ def complete(keys: Iterable[str], values: Values, held: Container[tuple[str, str
             return None
         found[key] = values[device, name]
     return found
+
+
+def _without_removed_battery(mark: Mark, parts: Parts) -> Mark:
+    """The mark for the same parts without the battery that the site had. A battery that is gone gives nothing."""
+    rest = {key: value for key, value in mark.values.items() if key[1:] != GIVEN}
+    return replace(mark, values=rest) if rest.keys() == parts.keys() else mark
 
 
 def _is_gap(start: float, now: float, period: float) -> bool:

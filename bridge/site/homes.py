@@ -26,6 +26,7 @@ from bridge.site.flows import (
 )
 from bridge.site.home_energies import HOME_COUNTER, SIGN_OF_COUNTER, HomeEnergies, HomeEnergiesState
 from bridge.site.selection import BALANCE
+from bridge.site.totals import NegativeBalance
 from bridge.state import SOUND_ENTRIES, State, UnixTime
 
 APART_S, APART_PERIODS = 10.0, 2.0
@@ -181,6 +182,7 @@ class SharedHome:
         self._given = GivenValues(state.given)
         self._energies = HomeEnergies(state.energies, zone)
         self._day_clock = DayClock(state.day_time)
+        self._negative = NegativeBalance()
         self._negative_since: float | None = None
         self._known_since: float | None = None
 
@@ -281,12 +283,7 @@ class SharedHome:
         if not has_grid or needed != whole.keys() or not _are_together(members):
             return None
         dropped = self._energies.count_home([member.serial for member in members], whole, now, day_time)
-        if not dropped:
-            return None
-        return (
-            f"home {self._name}: its energy would be negative by {dropped:.0f} Wh: not counted; a clamp may be "
-            "reversed, or another producer stands behind the grid meter"
-        )
+        return self._negative.warning(f"home {self._name}: its", dropped, now)
 
 
 def choose_grid(home: str, members: Sequence[MemberFlows]) -> tuple[MemberFlows | None, str | None]:

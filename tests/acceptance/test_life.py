@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from assistant import HomeAssistant, Owned
 from brokers import Mosquitto, watching
-from houses import NOON_HOUR, House, housed, publish
+from houses import NOON_HOUR, House, housed, publish, two_gateways
 from install import NEWEST, OLDER, Release
 from portrait import differences, is_discovery
 from programs import BRIDGE_COMMAND, started
@@ -318,6 +318,46 @@ async def test_a_value_that_is_gone_takes_no_other_along(owned: Callable[[Releas
             await ha.until(is_gone)
             await settled(ha, house)
             assert (await ha.devices()).keys() == devices.keys()
+        assert complaints(ha) == []
+
+
+@pytest.mark.may_log("no connection to the gateway")
+async def test_a_home_of_two_gateways_is_a_device_of_its_own(
+    owned: Callable[[Release], Owned], tmp_path: Path
+) -> None:
+    """Its powers are those that the Energy dashboard needs; each gateway's own consumption is not enabled."""
+    ha = HomeAssistant(owned(NEWEST), tmp_path)
+    with Mosquitto(tmp_path) as broker:
+        async with two_gateways(broker, tmp_path) as two, ha.running():
+            await ha.use_broker(broker.port)
+
+            async def true() -> bool:
+                return two.is_known() and not differences(await ha.states(), await ha.entities(), two.seen)
+
+            async with running(two.settings("Villa", "Villa"), now=two.roof.clock):
+                await ha.until(lambda: "homeassistant/device/iqgateway_home_villa/config" in two.seen)
+                await ha.until(true)
+                devices, entities, states = await ha.devices(), await ha.entities(), await ha.states()
+                villa = devices["iqgateway_home_villa"]
+                assert (villa["name"], villa["model"]) == ("Villa", "Start here: solar, grid, battery, home")
+                mine = {e["entity_id"] for e in entities.values() if e["device_id"] == villa["id"]}
+                shown = {entity for entity in mine if entity in states}
+                assert {
+                    *("sensor.villa_home_power", "sensor.villa_solar_power", "sensor.villa_grid_power"),
+                    *("sensor.villa_solar_energy_produced", "sensor.villa_grid_energy_imported"),
+                } <= shown
+                watts = {entity: float(states[entity]["state"]) for entity in shown if entity.endswith("_power")}
+                parts = watts["sensor.villa_solar_power"] + watts["sensor.villa_grid_power"]
+                assert watts["sensor.villa_home_power"] == pytest.approx(parts, abs=1)
+                own = {key: entity["disabled_by"] for key, entity in entities.items() if "_site_home_" in key}
+                assert own
+                assert set(own.values()) == {"integration"}
+                await two.barn.unplug()
+
+                async def unknown() -> bool:
+                    return (await ha.states())["sensor.villa_home_power"]["state"] in NO_VALUES
+
+                await ha.until(unknown)
         assert complaints(ha) == []
 
 

@@ -38,6 +38,11 @@ class BatteryState:
         """What each source says of single batteries, the newest source last."""
         self._given: tuple[float, float] | None = None
         """The power of all batteries together (W), and its time."""
+        self._ac_listed: int | None = None
+        """How many AC Batteries the inverters' newest answer lists; `None` before the first one."""
+        self._iq_listed: bool | None = None
+        """Whether the newest inventory lists IQ Batteries; `None` before the first one."""
+        self._iq_known = False
         self._ac_count, self._ac_wh = 0, 0.0
 
     def observe(self, answer: GuardedAnswer, values: Values) -> None:
@@ -52,11 +57,23 @@ class BatteryState:
             self._units[answer.source] = units  # a battery that has left the answer leaves the sums
         if answer.source == SourceName.POWER and units:
             self._given = sum(value for (_, name), value in units.items() if name == "power"), answer.now
-        self._ac_count = sum(item.startswith("acb/") for item in answer.facts.gear)
+        if answer.source == SourceName.INVENTORY:
+            self._iq_listed = bool(units)
+        if answer.source == SourceName.INVERTERS and answer.readings:
+            self._ac_wh = self._ac_wh if answer.ac_batteries or not self._ac_listed else 0.0
+            self._ac_listed = answer.ac_batteries
+        known = sum(item.startswith("acb/") for item in answer.facts.gear)  # also those that were removed
+        self._ac_count = known if self._ac_listed is None else self._ac_listed
+        self._iq_known = answer.facts.has("battery") if self._iq_listed is None else self._iq_listed
         for device in {device for device, _ in totals}:
             charge, energy = self._of(device, "acb_soc"), self._of(device, "acb_energy")
             if charge and energy and (charge >= AC_CHARGE_MIN or not self._ac_wh):
                 self._ac_wh = energy / charge * 100
+
+    @property
+    def are_listed(self) -> bool:
+        """Whether the gateway lists any battery. Before its first answer, those of earlier runs count."""
+        return self._iq_known or self._ac_count > 0
 
     @property
     def _ac_capacity(self) -> float:

@@ -111,8 +111,13 @@ class HourProfile:
         return tuple((round(energy, 3), round(seconds)) for energy, seconds in self._hours)
 
     def add(self, energy: float, seconds: float, now: float) -> None:
-        """Count energy (Wh) of the last seconds before the unix time `now`."""
-        hour = datetime.fromtimestamp(now, self.zone).hour
+        """Count energy (Wh) of the last seconds before the unix time `now`.
+
+        Of a time that is longer than an hour nobody knows which hours its energy belongs to.
+        """
+        if seconds > HOUR_S:
+            return
+        hour = datetime.fromtimestamp(now - seconds / 2, self.zone).hour
         known, known_s = self._hours[hour]
         if hour != self._hour:
             self._hour, known, known_s = hour, known * OLD_HOURS_SHARE, known_s * OLD_HOURS_SHARE

@@ -322,6 +322,7 @@ class Energies:
             self._lack(name, now)
             return None
         mark = self._marks.get(name) or self._earlier_mark(parts)
+        mark = mark and _without_removed_battery(mark, parts)
         if mark is not None and mark.values.keys() != parts.keys():
             self._lack(name, now)
             mark = self._others.get(name)
@@ -363,6 +364,12 @@ def complete(keys: Iterable[str], values: Values, held: Container[tuple[str, str
             return None
         found[key] = values[device, name]
     return found
+
+
+def _without_removed_battery(mark: Mark, parts: Parts) -> Mark:
+    """The mark for the same parts without the battery that the site had. A battery that is gone gives nothing."""
+    rest = {key: value for key, value in mark.values.items() if key[1:] != GIVEN}
+    return replace(mark, values=rest) if rest.keys() == parts.keys() else mark
 
 
 def _is_gap(start: float, now: float, period: float) -> bool:

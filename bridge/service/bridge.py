@@ -4,8 +4,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,11 @@ from bridge.endpoints import ENDPOINTS
 from bridge.gateway import open_gateway
 from bridge.gateway.mdns import Search
 from bridge.model import BadSetting, Message, Priority
-from bridge.mqtt import Broker
+from bridge.mqtt import Broker, MessageRefused
 from bridge.outbox import Outbox
 from bridge.service.homes import HomeOptions, Homes
 from bridge.service.identity import Identity, Rediscovery
-from bridge.service.leftovers import Farewells, current_bases, names_of
+from bridge.service.leftovers import DepartedGateways, current_bases, names_of
 from bridge.service.output import GatewayLog, GatewayOutput, RetainedValues, SiteOptions, no_retained_values
 from bridge.service.peers import INTRODUCTION_S, Peers, peer_topics
 from bridge.service.poller import PROFILES, Poller, periods
@@ -226,12 +226,12 @@ class Bridge:
         read_home = partial(self._retained.read, topics=OF_HOME)
         self._homes = make_homes(settings, self._store, self._sender.put, read_home, self._outbox.drop, now=now)
         self._pool = GatewayPool(self._make_poller, self._withdraw, self._on_change, self._peers)
-        self._farewells = Farewells(
+        self._departed = DepartedGateways(
             self._store,
             self._names,
             mqtt.payload,
             current=lambda: current_bases(self._settings, self._pool.by_serial),
-            publish=self._dismiss,
+            publish=self._publish_last,
             is_elsewhere=self._peers.is_polled_elsewhere,
             now=now,
         )
@@ -248,9 +248,9 @@ class Bridge:
             self._sender.put(online(self._will.topic, is_online=True))
             self._publish_info()
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._sender.run(), name="sender")
+                tasks.create_task(self._sender.run(self._connect), name="sender")
                 tasks.create_task(self._pool.run(), name="pool")
-                tasks.create_task(self._farewells.run(), name="farewells")
+                tasks.create_task(self._departed.run(), name="departed gateways")
                 if self._settings.gateways_file is not None:
                     tasks.create_task(self._watch(self._settings.gateways_file), name="watch")
 
@@ -317,15 +317,15 @@ class Bridge:
         With `send_pending` the unsent messages of these topics are sent first.
         """
         if serial := poller.serial:
-            (self._outbox.release if send_pending else self._outbox.drop)(_topics_of(serial))
+            (self._outbox.release if send_pending else self._outbox.drop)(_topics_of({serial}))
         if not send_pending:
             self._homes.withdraw(poller.settings)
 
-    def _dismiss(self, serial: str, messages: Iterable[Message]) -> None:
+    def _publish_last(self, serial: str, messages: Iterable[Message]) -> None:
         """Publish the last messages of a gateway that left the settings, and then forget its topics."""
         for message in messages:
             self._sender.put(message)
-        self._outbox.release(_topics_of(serial))
+        self._outbox.release(_topics_of({serial}))
 
     def _on_identified(self) -> None:
         self._on_change()
@@ -333,7 +333,7 @@ class Bridge:
 
     def _on_change(self) -> None:
         self._publish_info()
-        self._farewells.notify()
+        self._departed.notify()
 
     async def _watch(self, file: Path) -> None:
         """Follow changes of the file of gateways. A file that can't be used changes nothing."""
@@ -358,9 +358,27 @@ class Bridge:
         await self._broker.close(None if self._remove_at_end else self._will)
 
     def _publish_info(self) -> None:
+        self._sender.put(self._info())
+
+    def _info(self) -> Message:
         serials = filter(None, [poller.serial for poller in self._pool.pollers])
         others = {"standing_by": owners} if (owners := dict(sorted(self._pool.standing_by.items()))) else {}
-        self._sender.put(bridge_info(self._names, __version__, self._started, serials, self._peers.every, **others))
+        return bridge_info(self._names, __version__, self._started, serials, self._peers.every, **others)
+
+    async def _connect(self) -> None:
+        """Connect to the broker; after a time without it, leave out what another bridge has continued meanwhile.
+
+        What is unsent of a gateway that another bridge has taken over is older than what the broker has.
+        """
+        await self._broker.reconnect()
+        if not self._sender.connections:
+            return
+        for message in (online(self._will.topic, is_online=True), self._info()):
+            with suppress(MessageRefused):
+                await self._broker.send(message)
+        if taken := await self._peers.takeovers.until_echo():
+            self._outbox.drop(_topics_of(taken))
+            self._pool.renew(taken)
 
     def _sent(self, message: Message) -> None:
         if message.priority in REMOVAL_PRIORITIES:  # pollers need no others, and there can be thousands of pollers
@@ -376,7 +394,7 @@ class Bridge:
             self._sender.birth()
 
 
-def _topics_of(serial: str) -> Callable[[str], bool]:
-    """Tells of a topic whether it belongs to this gateway."""
-    own = re.compile(f"(?<!/home)/{serial}/|/iqgateway_{serial}_")
-    return lambda topic: own.search(topic) is not None
+def _topics_of(serials: Collection[str]) -> Callable[[str], bool]:
+    """Tells of a topic whether it belongs to one of these gateways."""
+    own = re.compile("(?<!/home)/([A-Za-z0-9]+)(?=/)|/iqgateway_([A-Za-z0-9]+)_")
+    return lambda topic: any(first in serials or second in serials for first, second in own.findall(topic))

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice
@@ -118,11 +118,11 @@ class Sender:
             self._born = max(now + delay, self._born + BIRTH_PAUSE_S)
             asyncio.get_running_loop().call_at(self._born, self._again)
 
-    async def run(self) -> None:
-        """Send until cancelled, over one connection after the other."""
+    async def run(self, connect: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Send until cancelled, over one connection after the other, each of which is made with `connect`."""
         while True:
             self.watchdog.disarm()
-            await self._broker.reconnect()
+            await (connect or self._broker.reconnect)()
             self.connections, self._connected_at = self.connections + 1, self._time()
             self._again()
             self._beat = self._connected_at + self._reminder

@@ -52,12 +52,14 @@ __all__ = ["FLOWS", "ROWS", "GuardedAnswer", "Site", "SiteState"]
 
 STORAGE_WAIT_S = 600.0
 """Seconds after which a home without any sign of batteries has none, though the inventory has not answered."""
-SILENT = "the source of the sun gives no good values: the microinverters' sum takes its place"
+SILENT = "the source of solar power gives no good values: the microinverters' sum takes its place"
 
 
 class SiteState(State):
-    """What is kept of a site. `seen` holds what was seen there, with the seconds of answers since it was seen
-    last. `storage_known` is whether it is known if there are batteries.
+    """What is kept of a site.
+
+    `seen` has what was seen there (`Presence`), each with the seconds of answers since its last sign.
+    `storage_known` is whether it is known if there are batteries.
     """
 
     energies: EnergiesState = EnergiesState()
@@ -130,7 +132,7 @@ class Site:
         )
 
     def take_events(self) -> list[Event]:
-        """Lines for the log since the last call."""
+        """Return what has happened since the last call, for the log."""
         events, self._energies.events = self._energies.events, []
         return [event for event in events if not (self._in_home and event.name == HOME_NEGATIVE)]
 
@@ -188,12 +190,11 @@ class Site:
 
     def _observe(self, answer: GuardedAnswer, values: Values) -> None:
         self._switch.observe(answer)
-        battery = answer.ac_battery or answer.facts.has("battery", "acb")
-        generator = answer.generating() is True
+        self._batteries.observe(answer, values)
+        battery, generator = self._batteries.are_listed, answer.generating() is True
         self._presence.observe(
             answer.source, values, self._latest.all, answer.now, battery=battery, generator=generator
         )
-        self._batteries.observe(answer, values)
         if answer.source == SourceName.LIVEDATA:
             self._live.observe(values, answer.now, fresh=answer.fresh, period=answer.period)
         self._began_at = answer.now if self._began_at is None else self._began_at
@@ -206,12 +207,12 @@ class Site:
             or answer.now - self._began_at >= STORAGE_WAIT_S
         )
 
-    # Whether the meter of the sun is believed
+    # Whether the production meter is trusted
 
     def _judge_solar(self, moment: Moment) -> Moment:
-        """Compare the meter of the sun with the microinverters; let their sum take over where it is wrong.
+        """Compare the production meter with the microinverters, whose sum takes over where the meter is wrong.
 
-        Returns the moment with the sources that are chosen after that.
+        Returns the moment with the sources that are selected after that.
         """
         totals, before = self._energies.totals(moment), self._trust.state
         connected = self._switch.connected(moment.now)
@@ -238,7 +239,7 @@ class Site:
         self._powers.take(self._balanced(moment), moment.answer.source, now, context)
         told = moment.values.get((ENERGY_PCU, "power")) if moment.selected.solar == ENERGY_PCU else None
         if told is not None and moment.selected.answer == SourceName.READINGS:
-            self._powers.use_sum(told)
+            self._powers.use_sum(_with_third_party(told, moment.selected, moment.lately))
         elif moment.selected.solar in SOLAR_SUMS and (moment.selected.solar, "power") not in moment.values:
             self._powers.told -= {SOLAR}
         if self._batteries_alone(moment.selected, now):
@@ -255,7 +256,7 @@ class Site:
             found = fallback(moment.values, selected)
         if found and found.solar is None and selected.solar in SOLAR_SUMS and answer.source == SourceName.READINGS:
             older = self._latest.all.get((selected.solar, "power"))
-            return replace(found, solar=None if older is None else max(0.0, older), home=None)
+            return replace(found, solar=_with_third_party(older, selected, moment.values), home=None)
         return found
 
     def _integrated_power(self, moment: Moment) -> float | None:
@@ -325,3 +326,9 @@ class Site:
         connected = self._switch.connected(now) if self._switch.has_relay else None
         if connected is not None:
             yield Reading(f"site/{GRID}", None, ROWS[GRID]["connected"], connected)
+
+
+def _with_third_party(told: float | None, selected: SourceSelection, values: Values) -> float | None:
+    """Solar power (W) by the microinverters' sum, and by the meter of other makers' panels if they count."""
+    others = 0.0 if selected.third_party is None else values.get((selected.third_party, "power"))
+    return None if told is None or others is None else max(0.0, told) + max(0.0, others)

@@ -12,15 +12,14 @@ from pydantic import Field
 
 from bridge.model import DAY_S, MAX_COUNTER_WH, MINUTE_S
 from bridge.site.days import Days, DaysState
+from bridge.site.selection import MAX_ANSWER_STEP_S
 from bridge.site.totals import RESTART_SHARE, Accumulator
 from bridge.state import SOUND_ENTRIES, SavedWattHours, State, UnixTime
 
 MARKS_S = 7 * DAY_S
-"""After this many seconds of news in which a gateway was missing, the energy of a home begins anew. Time in which no
-bridge ran, or no gateway answered, does not count.
+"""After this many seconds of news in which a gateway was missing, the energy of a home begins anew. Time in which
+no bridge ran, or no gateway answered, does not count.
 """
-MAX_STEP_S = 5 * MINUTE_S
-"""Seconds between two pieces of news that count at most."""
 STILL_S = 30 * MINUTE_S
 """Seconds without a change after which a sum that is made every quarter of an hour is up to date."""
 AWAY_WH = 100_000.0
@@ -68,8 +67,8 @@ class BalancedEnergy(State):
     """The energy of a home: what its parts have counted between moments at which all of them were read.
 
     `since`, `total`, `carry` and `carry_at` are those of an `Accumulator`. `marks` are the counters of the parts at
-    the last such moment `at`, and `members` are the serial numbers of the gateways then. `lacking_s` are the seconds
-    of news since then in which a part was missing.
+    the last such moment `at`, and `members` are the serial numbers of the gateways then. `lacking_s` are the
+    seconds of news since then in which a part was missing.
     """
 
     since: UnixTime = 0.0
@@ -196,7 +195,7 @@ class HomeEnergies:
 
     def lack(self, now: float) -> None:
         """Take note of news in which a part of the home was missing."""
-        passed = min(max(0.0, now - self._looked_at), MAX_STEP_S) if self._looked_at is not None else 0.0
+        passed = min(max(0.0, now - self._looked_at), MAX_ANSWER_STEP_S) if self._looked_at is not None else 0.0
         self._looked_at = now
         if self.home is not None and passed:
             self.home = self.home.changed(lacking_s=self.home.lacking_s + passed)

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -510,6 +511,17 @@ async def test_a_useless_token_gives_way_to_the_account(
     assert secret(await source.current()) == jwt()
     assert runs.kept == [jwt()]
     assert source.problem is None
+
+
+async def test_a_token_file_that_has_become_a_pipe_is_not_waited_for(runs: Runs, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(jwt())
+    tokens = runs.source(account=False, token_file=file)
+    file.unlink()
+    os.mkfifo(file)
+    assert secret(await tokens.current()) == jwt()
+    with pytest.raises(Rejected, match=r"TOKEN_FILE: .* is no ordinary file"):
+        await tokens.replace(Token.parse(jwt()))  # the gateway has refused it, so the file is read again
 
 
 async def test_a_token_file_is_read_again_when_its_token_is_of_no_use(runs: Runs, tmp_path: Path) -> None:

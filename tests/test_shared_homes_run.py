@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from houses import House, housed
 from running import running, settings, tree, until
 
 from bridge.commands.run import poll_once
+from bridge.discovery import MIGRATE_PAYLOAD
 from bridge.model import Unsupported
 from bridge.settings import Settings
 from bridge.simulator import HOMES
@@ -139,6 +141,21 @@ async def test_two_gateways_are_one_home(mosquitto_here: Mosquitto, tmp_path: Pa
             assert own["solar_power"]
         await until(lambda: two.of("villa")["availability"] == "offline")
         assert roof.topic("gateway/problem") == "none"
+
+
+async def test_the_other_form_of_discovery_goes_though_the_state_folder_was_lost(
+    mosquitto_here: Mosquitto, tmp_path: Path
+) -> None:
+    async with two_gateways(mosquitto_here, tmp_path) as two:
+        topic = "homeassistant/device/iqgateway_home_villa/config"
+        async with running(two.settings("Villa", "Villa")):
+            await until(lambda: topic in two.seen)
+        shutil.rmtree(tmp_path / "state")
+        async with running(two.settings("Villa", "Villa", homeassistant={"discovery": "component"})):
+            await until(lambda: "homeassistant/sensor/iqgateway_home_villa_solar_power/config" in two.seen)
+            await until(lambda: not [seen for seen in two.seen if seen.startswith("homeassistant/device/")])
+        payloads = [message.payload for message in two.watcher.seen if message.topic == topic]
+        assert payloads[-2:] == [MIGRATE_PAYLOAD, ""]
 
 
 @pytest.mark.expects_log("the gateway can't be read")

@@ -7,32 +7,32 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from bridge import __version__, discovery
+from bridge.discovery.devices import SITE_KIND, AnnouncedGateway, AnnouncedHome
 from bridge.endpoints import ENDPOINTS
 from bridge.gateway import open_gateway
 from bridge.gateway.mdns import Search
-from bridge.model import BadSetting, Message, Priority
+from bridge.model import BadSetting, Facts, Message, Priority
 from bridge.mqtt import Broker
 from bridge.outbox import Outbox
-from bridge.service.homes import HomeOptions, Homes
+from bridge.service.homes import HomeFile, HomeOptions, Homes
 from bridge.service.identity import Identity, Rediscovery
 from bridge.service.leftovers import Farewells, current_bases, names_of
 from bridge.service.output import GatewayLog, GatewayOutput, RetainedValues, SiteOptions, no_retained_values
 from bridge.service.peers import INTRODUCTION_S, Peers, peer_topics
 from bridge.service.poller import PROFILES, Poller, periods
 from bridge.service.pool import GatewayPool, changes
-from bridge.service.publisher import Publish, PublishOptions
+from bridge.service.publisher import Publish, PublishOptions, TreeState
 from bridge.service.retained import OF_HOME, RetainedReader, Sender
 from bridge.service.sources import Source, Sources
 from bridge.service.status import BrokerStatus, GatewayStatus, Status, Watchdog
 from bridge.settings import GatewaySettings, Settings, reread
 from bridge.state import IdentityState
 from bridge.store import Store
-from bridge.topics import Names, bridge_info, online, text
+from bridge.topics import GATEWAY_DEVICE, Names, bridge_info, online, text
 
 LOG = logging.getLogger(__name__)
 
@@ -219,8 +219,9 @@ class Bridge:
             ours=lambda: frozenset(self._pool.by_serial),
         )
         self._retained = RetainedReader(mqtt, client_id)
-        read_home = partial(self._retained.read, topics=OF_HOME)
-        self._homes = make_homes(settings, self._store, self._sender.put, read_home, self._outbox.drop, now=now)
+        self._homes = make_homes(
+            settings, self._store, self._sender.put, self._read_home, self._outbox.drop, now=now
+        )
         self._pool = GatewayPool(self._make_poller, self._withdraw, self._on_change, self._peers)
         self._farewells = Farewells(
             self._store,
@@ -260,6 +261,8 @@ class Bridge:
             await self._homes.open(gateway)
             base = names_of(self._settings, gateway).base
             self._store.note_base(serial, base)
+            about = AnnouncedGateway(Facts(serial), "")
+            await self._find_other_form(TreeState, serial, about.id_of(GATEWAY_DEVICE), f"{base}/{serial}")
             return await self._retained.read(f"{base}/{serial}")
 
         poller = make_poller(
@@ -275,6 +278,24 @@ class Bridge:
         )
         self._homes.add(gateway, poller)
         return poller
+
+    async def _read_home(self, place: str) -> Mapping[str, float]:
+        home = place.rpartition("/")[2]
+        await self._find_other_form(HomeFile, home, AnnouncedHome(Facts(""), "", home=home).id_of(SITE_KIND), place)
+        return await self._retained.read(place, OF_HOME)
+
+    async def _find_other_form(self, kind: type[TreeState], key: str, device: str, place: str) -> None:
+        """Remember the other form of discovery if its messages are all that is known: the state folder was lost.
+
+        `device` is the id of the gateway's or the home's device, `place` where the bridge may write.
+        """
+        state, options = self._store.load(key, kind), _announcement(self._settings, self._names)
+        if options is None or state.discovered:
+            return
+        own = device.removesuffix(GATEWAY_DEVICE).rstrip("_")
+        found = await self._retained.announced(own, place, discovery.other_filters(options, device))
+        if other := frozenset(topic for topic in found if discovery.of_other_form(options, topic)):
+            self._store.save(key, state.changed(discovered=other, revision=discovery.REVISION))
 
     def _set_gateways(self, settings: Settings) -> None:
         self._pool.set_gateways(settings.all_gateways)

@@ -119,6 +119,10 @@ class _HomePublisher:
         self._removing: set[str] = set()
         self.is_online: bool | None = None
 
+    def restore(self, file: HomeFile) -> None:
+        """Take over the discovery topics that have been found at the broker."""
+        self._topics.restore(file)
+
     def publish_availability(self, *, is_online: bool) -> None:
         if is_online != self.is_online:
             self.is_online = is_online
@@ -146,6 +150,9 @@ class _HomePublisher:
             about = AnnouncedHome(Facts(""), "", self.title, home=self._home)
             rows, gone = map(_as_site, self._tree.rows), map(_as_site, self._tree.rows.gone.values())
             messages += discovery.announce(self._announcement, about, rows, gone)
+            if self._topics.have_other_form:
+                others = map(_as_site, self._tree.rows)
+                self._topics.announced |= discovery.other_topics(self._announcement, about, others)
         self._topics.replace(messages)
         return True
 
@@ -228,6 +235,7 @@ class HomeOutput:
         async with self._opening:
             if not self._is_open:
                 self._home.seed(await self._options.read_retained(self._options.names.home(self._name)))
+                self.publisher.restore(self._store.load(self._name, HomeFile))
                 self._is_open = True
 
     def refresh(self, host: str) -> None:

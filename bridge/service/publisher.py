@@ -257,6 +257,8 @@ class GatewayPublisher:
         if options.announcement is not None:
             about = AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
             messages += discovery.announce(options.announcement, about, rows, rows.gone.values())
+            if self._discovery_topics.have_other_form:  # all of it: a broker may not have told of everything
+                self._discovery_topics.announced |= discovery.other_topics(options.announcement, about, rows)
         self._discovery_topics.replace(messages)
         return True
 
@@ -295,6 +297,12 @@ class DiscoveryTopics:
     def fields(self) -> dict[str, Any]:
         """The part of a state file."""
         return {"discovered": self.announced, "leaving": self.leaving, "revision": discovery.REVISION}
+
+    @property
+    def have_other_form(self) -> bool:
+        """Whether topics of the form that is not published any more were announced."""
+        settings = self._settings
+        return settings is not None and any(discovery.of_other_form(settings, topic) for topic in self.announced)
 
     def replace(self, messages: Sequence[Message]) -> None:
         """Publish these messages, after beginning to remove the topics that are not among them."""

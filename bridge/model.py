@@ -11,6 +11,8 @@ from typing import Self
 
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
 MEGABYTE = 1_000_000
+MAX_COUNTER_WH = 1e10
+"""No counter of a gateway has reached this."""
 NEVER = float("-inf")
 """A time before all others, for what has not happened yet."""
 
@@ -89,7 +91,9 @@ class Platform(StrEnum):
 class Quantity:
     """The kind of a measurement's value, in Home Assistant's terms.
 
-    `deadband` is the change, in `unit`, below which a value topic is not published again.
+    `deadband` is the change, in `unit`, below which a value topic is not published again. `pace` is the least time,
+    in seconds, between two publications of a value topic. A change of `urgent_change` or more does not wait for it;
+    0 stands for no such change.
     `precision` is the number of decimals that Home Assistant shows.
     """
 
@@ -100,6 +104,8 @@ class Quantity:
     deadband: float = 0.0
     platform: Platform = Platform.SENSOR
     numeric: bool = True
+    pace: float = 0.0
+    urgent_change: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,8 @@ class Measurement:
     `name` is the last level of the topic. `label` is the name for people, without the name of the device.
     `enabled` is set if Home Assistant enables the entity at first; `enabled_phases` is the same for single phases.
     `entity` is False if there is no entity for it. `document_only` values have neither an entity nor a topic.
-    `interval` is the minimum number of seconds between two publications.
+    `interval` is the least number of seconds between two publications; `None` stands for the pace of its quantity,
+    which does not apply in profile `live`.
     `fallback` values are used only while no other source has the same value without `fallback`.
     `unused` is set for units that have never worked at this gateway: their entities are disabled, and the gateway's
     serial number in their names leaves the usual ids to the gateway that does use the unit.
@@ -123,7 +130,7 @@ class Measurement:
     diagnostic: bool = False
     entity: bool = True
     document_only: bool = False
-    interval: float = 0.0
+    interval: float | None = None
     fallback: bool = False
     unused: bool = False
 
@@ -132,13 +139,15 @@ class Measurement:
 class Reading:
     """One measured value of one device, in the unit of its quantity.
 
-    `phase` is the measured part of the device: a phase, a DC input, or `None` for the whole device.
+    `phase` is the measured part of the device: a phase, a DC input, or `None` for the whole device. A reading with
+    `repeat` is published even if its value has not changed.
     """
 
     device: str
     phase: Axis | None
     measurement: Measurement
     value: Scalar | Structure
+    repeat: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -297,7 +306,9 @@ class Priority(IntEnum):
 class Message:
     """One retained MQTT message. An empty payload clears the topic.
 
-    A newer payload is sent if it differs by `deadband` or more, and `interval` seconds have passed.
+    A newer payload is sent if it differs by `deadband` or more and `interval` seconds have passed. If it differs by
+    `urgent_change` or more, it does not wait; 0 stands for no such change. A message with `repeat` is sent even if
+    the broker has its payload.
     """
 
     topic: str
@@ -306,6 +317,8 @@ class Message:
     priority: Priority = Priority.VALUE
     deadband: float = 0.0
     interval: float = 0.0
+    urgent_change: float = 0.0
+    repeat: bool = False
     content_type: str | None = None
 
 

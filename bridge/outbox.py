@@ -17,6 +17,10 @@ ROUNDING_SHARE = 1e-6
 """Share of the dead band that rounding may take: as floats, 240.1 - 240.0 is a little less than 0.1."""
 MAX_REPEATS_PER_ROUND = 100
 """Most repeated messages in a round. A new change waits for no more than these."""
+JITTER_S = 0.25
+"""Seconds by which polls are inexact. A payload that comes so many seconds before the interval of its topic has
+passed is sent at once. One that comes earlier waits for as many seconds after the interval, so that the next poll
+can replace it. What is polled as often as it may be sent is therefore sent with each poll."""
 OVERTAKE_S = 0.25
 """Seconds after which urgent changes overtake the rest of a round. Only rate limits and slow brokers make rounds
 that long."""
@@ -31,8 +35,9 @@ REPEATED_PRIORITIES = (Priority.SITE, Priority.VALUE, Priority.AVAILABILITY)
 class _Topic:
     """One topic. `sent` is the payload that the broker has, as far as we know; `refused` one that it can't accept.
 
-    A topic that is `doubted` is sent again although the broker may have its payload. One that is `leaving` is
-    forgotten once its payload is sent. `changed_at` is set while the broker lacks a change: since when.
+    A topic that is `doubted` is sent again although the broker may have its payload, and one that is `repeated`
+    although it has it. One that is `leaving` is forgotten once its payload is sent. `changed_at` is set while the
+    broker lacks a change: since when. A change may be sent from `due_at` on.
     """
 
     newest: Message
@@ -41,7 +46,21 @@ class _Topic:
     sent_at: float | None = None
     refused: str | None = None
     doubted: bool = False
+    repeated: bool = False
     changed_at: float | None = None
+    due_at: float = -math.inf
+
+    def take(self, message: Message, *, repeated: bool) -> None:
+        """Replace the message, and send it even if nothing has changed where it is `repeated`."""
+        if message.payload != self.refused:
+            self.refused = None
+        self.newest, self.leaving = message, False
+        self.repeated |= repeated
+
+    def note_sent(self, message: Message, now: float) -> None:
+        """Note that a message was sent, which may not be the newest one any more."""
+        self.sent, self.sent_at, self.doubted, self.changed_at = message.payload, now, False, None
+        self.repeated &= self.newest is not message
 
     def changed(self, scale: float) -> bool:
         """Whether the newest payload differs from the sent one by the dead band times `scale`, or more."""
@@ -56,11 +75,26 @@ class _Topic:
         value = self.newest.priority in {Priority.SITE, Priority.VALUE}
         return self.sent_at if value and self.sent_at is not None else -math.inf
 
+    def plan(self, now: float) -> None:
+        """Decide when the newest payload, which came just now, may be sent.
+
+        An empty one, which removes the topic, never waits, and neither does an urgent change.
+        """
+        newest, sent_at = self.newest, self.sent_at
+        is_early = sent_at is not None and now < sent_at + newest.interval - JITTER_S
+        if sent_at is None or not is_early or not newest.payload or self._is_urgent:
+            self.due_at = -math.inf
+        else:
+            self.due_at = sent_at + newest.interval + JITTER_S
+
+    @property
+    def _is_urgent(self) -> bool:
+        band = self.newest.urgent_change
+        return band > 0 and self.sent is not None and not _within(self.sent, self.newest.payload, band=band)
+
     def wait(self, now: float) -> float:
-        """Seconds until this may be sent. An empty payload, which removes the topic, never waits."""
-        if self.sent_at is None or not self.newest.payload:
-            return 0.0
-        return max(0.0, self.sent_at + self.newest.interval - now)
+        """Seconds until this may be sent."""
+        return max(0.0, self.due_at - now)
 
     def waited(self, now: float) -> float:
         """Seconds for which a change waits that may be sent; 0 if there is none."""
@@ -92,7 +126,9 @@ class _Unsent:
         """Add the topic to `news`, to `repeats` or to neither. One that is there already keeps its place."""
         priority, name = topic.newest.priority, topic.newest.topic
         refused = topic.newest.payload == topic.refused
-        news = not refused and (topic.changed(self._scale) or (topic.doubted and priority in DISCOVERY_PRIORITIES))
+        is_resent = topic.repeated or (topic.doubted and priority in DISCOVERY_PRIORITIES)
+        news = not refused and (is_resent or topic.changed(self._scale))
+        topic.plan(now)
         if not news:
             topic.changed_at = None
         elif topic.changed_at is None:
@@ -149,11 +185,12 @@ class _Unsent:
 class Outbox:
     """Keeps the messages that the broker should have, and offers those that it does not have.
 
-    All dead bands are multiplied by `deadband_scale`; with 0 every change is sent.
+    All dead bands are multiplied by `deadband_scale`; with 0 every change is sent. Without `repeats`, messages that
+    ask to be repeated are sent only if they have changed, as all others.
     """
 
-    def __init__(self, deadband_scale: float = 1.0) -> None:
-        self._scale = deadband_scale
+    def __init__(self, deadband_scale: float = 1.0, *, repeats: bool = True) -> None:
+        self._scale, self._repeats = deadband_scale, repeats
         self._topics: dict[str, _Topic] = {}
         self._unsent = _Unsent(deadband_scale)
         self._rounds = 0
@@ -174,13 +211,11 @@ class Outbox:
         topic = self._topics.get(message.topic)
         if topic is None:
             topic = self._topics[message.topic] = _Topic(message)
-        elif topic.newest is message:
+        elif topic.newest is message and not message.repeat:
             return topic.waited(self._now)
         if message.priority != topic.newest.priority:
             self._unsent.remove(topic)
-        if message.payload != topic.refused:
-            topic.refused = None
-        topic.newest, topic.leaving = message, False
+        topic.take(message, repeated=message.repeat and self._repeats)
         self._unsent.file(topic, self._now)
         return topic.waited(self._now)
 
@@ -213,7 +248,7 @@ class Outbox:
         topic = self._topics.get(message.topic)
         if topic is None:
             return
-        topic.sent, topic.sent_at, topic.doubted, topic.changed_at = message.payload, now, False, None
+        topic.note_sent(message, now)
         self._unsent.file(topic, self._now)
         if (not message.payload and not topic.newest.payload) or (topic.leaving and topic not in self._unsent):
             del self._topics[message.topic]
@@ -234,19 +269,20 @@ class Outbox:
 
     def release(self, belongs: Callable[[str], bool]) -> None:
         """Like `drop`, but unsent changes of these topics are still sent before they are forgotten."""
-
-        def is_there(topic: _Topic) -> bool:
-            return not (topic in self._unsent and topic.changed(self._scale))
-
-        self.drop(lambda name: belongs(name) and is_there(self._topics[name]))
         for name, topic in self._topics.items():
-            topic.leaving |= belongs(name)
+            topic.leaving |= belongs(name) and topic in self._unsent and topic.changed(self._scale)
+        self.drop(lambda name: belongs(name) and not self._topics[name].leaving)
 
     def repeat(self, names: Iterable[str]) -> None:
         """Mark these topics as unsent: another program has written there."""
         for topic in filter(None, map(self._topics.get, names)):
             topic.sent = topic.sent_at = topic.refused = None
             self._unsent.file(topic, self._now)
+
+    def hurry(self) -> None:
+        """Let no change wait for its interval any more, since no later one will come."""
+        for topic in self._topics.values():
+            topic.due_at = -math.inf
 
     def clear(self) -> None:
         """Remove all published topics from the broker, with an empty message to each."""

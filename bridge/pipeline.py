@@ -18,7 +18,7 @@ from bridge.counters.state import CounterState
 from bridge.endpoints import Parsed
 from bridge.endpoints.production import ENERGY_PCU
 from bridge.inverters import Inverters, UnitsState
-from bridge.model import Axis, BadAnswer, Event, Facts, Reading, SourceName
+from bridge.model import MAX_COUNTER_WH, Axis, BadAnswer, Event, Facts, Reading, SourceName
 from bridge.site import GuardedAnswer, Site, SiteState
 from bridge.site.days import DayClock, DaysState
 from bridge.state import SOUND_ENTRIES, FileState, UnixTime
@@ -28,8 +28,6 @@ Repair = Callable[[Sequence[Reading]], Sequence[Reading]]
 
 STORAGE_METER = re.compile(r"meter/storage(-\d+)?")
 DEAD_LEG_V, LIVE_LEG_V = 1.0, 100.0
-MAX_RETAINED_WH = 1e10
-"""No counter of a gateway has reached this, which also bounds the times of documents to the year 2286."""
 STARTS_WITH_ZEROS = frozenset({SourceName.READINGS, SourceName.PRODUCTION, SourceName.ENERGY})
 """Sources whose counters are all 0 for some minutes while a gateway starts."""
 PCU_COUNTER = (ENERGY_PCU, "energy_lifetime")
@@ -112,9 +110,9 @@ class Pipeline:
         """Take over what subscribers have of an earlier run's counters, by topic below the gateway.
 
         `<device>/timestamp` is the unix time of the device's document. Anybody may write at a broker, so a value
-        that no counter can have is left out.
+        that no counter can have is left out; the same limit ends the times in the year 2286.
         """
-        possible = {key: value for key, value in values.items() if 0 <= value <= MAX_RETAINED_WH}
+        possible = {key: value for key, value in values.items() if 0 <= value <= MAX_COUNTER_WH}
         for key, value in possible.items():
             self._ledger.seed(key, value, _time_of(key, possible))
         self.site.seed(possible)
@@ -168,11 +166,10 @@ class Pipeline:
         return Processed(shown, answer, events, guarded.held, guarded.is_unconfirmed)
 
     def flows(self, answer: GuardedAnswer) -> Sequence[Reading]:
-        """The site's readings after an answer; none where they have not changed and the powers come from
-        elsewhere.
-        """
+        """The site's readings after an answer; none where they have not changed and none of them comes from it."""
         before, self._flows = self._flows, self.site.update(answer)
-        return self._flows if self._flows != before or answer.source == self.site.powered_by else ()
+        is_told = answer.source == self.site.powered_by or any(reading.repeat for reading in self._flows)
+        return self._flows if self._flows != before or is_told else ()
 
     def _cap(self, facts: Facts) -> Callable[[Reading], float]:
         phases = max((meter.phase_count for meter in facts.meters or () if meter.enabled), default=1)

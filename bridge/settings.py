@@ -301,6 +301,8 @@ class MqttSettings(Section):
     """most messages a second, for brokers that drop messages above a limit; `0` is no limit"""
     deadband: Annotated[float, Field(ge=0, le=1000)] = 1
     """factor on the smallest change of each value that is published; `0` publishes every change"""
+    repeat_site: bool = True
+    """publish the powers of `site/*` and its charge with each answer, even if they have not changed"""
 
     @model_validator(mode="before")
     @classmethod

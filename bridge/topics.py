@@ -132,7 +132,7 @@ class Row:
 
 Key = tuple[str, Axis | None, str]
 GATEWAY_DEVICE = "gateway"
-FALLBACK_OF_ROW, INTERVAL_OF_ROW = attrgetter("measurement.fallback"), attrgetter("measurement.interval")
+FALLBACK_OF_ROW = attrgetter("measurement.fallback")
 VALUE_GONE_AFTER_S = 7 * DAY_S
 """Seconds for which a value must be absent from every non-empty good answer before it is gone."""
 
@@ -236,13 +236,15 @@ class RowTable:
 
 
 class Tree:
-    """The topics of one gateway: its newest readings as messages. Readings are kept by source and device."""
+    """The newest readings of one gateway, by source and device, as messages. If `paced`, quantities set a pace."""
 
-    def __init__(self, names: Names, serial: str, sources: Sequence[str], payload: str = "both") -> None:
+    def __init__(
+        self, names: Names, serial: str, sources: Sequence[str], payload: str = "both", *, paced: bool = True
+    ) -> None:
         self.names = names
         self.serial = serial
         self.rows = RowTable(sources)
-        self._values, self._documents = payload != "json", payload != "values"
+        self._values, self._documents, self._paced = payload != "json", payload != "values", paced
         self._readings: dict[str, Mapping[str, Sequence[Reading]]] = {name: {} for name in reversed(sources)}
         """Readings by source, the last source first, so that in documents earlier sources overwrite later ones."""
         self._is_long: dict[str, bool] = {}
@@ -321,14 +323,18 @@ class Tree:
         value, row = reading.value, reading.measurement
         payload = text(None if isinstance(value, Mapping) else value)
         measurement, message = self._messages.get(key, (None, None))
-        if message is None or measurement is not row or message.payload != payload:
+        is_same = message is not None and measurement is row and message.payload == payload
+        if message is None or not is_same or message.repeat != reading.repeat:
             topic = message.topic if message else self.names.value(self.serial, *key)
+            quantity, is_paced = row.quantity, self._paced and row.interval is None
             message = Message(
                 topic,
                 payload,
                 priority=self._priority(key[0]),
-                deadband=row.quantity.deadband,
-                interval=row.interval,
+                deadband=quantity.deadband,
+                interval=quantity.pace if is_paced else row.interval or 0.0,
+                urgent_change=quantity.urgent_change if is_paced else 0.0,
+                repeat=reading.repeat,
             )
             self._messages[key] = row, message
         return message
@@ -337,23 +343,26 @@ class Tree:
         """The document of one device. Fallbacks come first, so that others overwrite them."""
         given = [reading for by_device in self._readings.values() for reading in by_device.get(device, ())]
         readings = sorted(given, key=FALLBACK_OF_ROW, reverse=True)
-        body: dict[str, Any] = {TIMESTAMP: text(when)}
-        for reading in readings:
-            place = body if reading.phase is None else body.setdefault(reading.phase.value, {})
-            place[_key(reading.measurement.name)] = _json(reading.value)
-        interval = max(DOCUMENT_INTERVAL_S, min(map(INTERVAL_OF_ROW, readings)))
-        topic = self.names.device(self.serial, device)
         return Message(
-            topic,
-            json.dumps(body),
+            self.names.device(self.serial, device),
+            json.dumps(_body(readings, when)),
             priority=self._priority(device),
-            interval=interval,
+            interval=max(DOCUMENT_INTERVAL_S, min(reading.measurement.interval or 0.0 for reading in readings)),
             content_type="application/json",
         )
 
     def _priority(self, device: str) -> Priority:
         is_flow = device.startswith("site/") or self.serial.startswith("home/")
         return Priority.SITE if is_flow else Priority.VALUE
+
+
+def _body(readings: Iterable[Reading], when: datetime) -> Mapping[str, Any]:
+    """The content of a document; of readings with one name, the last one counts."""
+    body: dict[str, Any] = {TIMESTAMP: text(when)}
+    for reading in readings:
+        place = body if reading.phase is None else body.setdefault(reading.phase.value, {})
+        place[_key(reading.measurement.name)] = _json(reading.value)
+    return body
 
 
 def _key(name: str) -> str:

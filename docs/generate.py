@@ -141,15 +141,20 @@ def _entity(row: ValueRow) -> str:
 
 
 def quantity_table() -> str:
-    """The classes of numbers for Home Assistant, and the smallest change that is published."""
+    """The classes of numbers for Home Assistant, the smallest change that is published, and how often it is."""
     quantities = _once(row.quantity for row in rows() if row.quantity.numeric and row.quantity.unit)
     return table(
-        ("unit", "device class", "state class", "decimals shown", "dead band"),
+        ("unit", "device class", "state class", "decimals shown", "dead band", "pace"),
         (
-            [q.unit or "", q.device_class or "", q.state_class or "", str(q.precision), f"{q.deadband:g}"]
+            [q.unit or "", q.device_class or "", q.state_class or "", str(q.precision), f"{q.deadband:g}", _pace(q)]
             for q in sorted(quantities, key=lambda q: (q.unit or "", q.state_class or ""))
         ),
     )
+
+
+def _pace(quantity: Quantity) -> str:
+    urgent = f" or {quantity.urgent_change:g} {quantity.unit}" if quantity.urgent_change else ""
+    return f"{quantity.pace:g} s{urgent}" if quantity.pace else ""
 
 
 def entity_tables() -> str:

@@ -395,3 +395,32 @@ async def watching(
         send(process, signal.SIGKILL)  # on SIGTERM mosquitto_sub 2.0.11 may wait for ever for its own lock
         await reading
         await process.wait()
+
+
+class Line:
+    """A line to a broker that can be cut, as when a network fails: both ends see a connection that was reset."""
+
+    def __init__(self, broker: Served) -> None:
+        self._broker, self._port = broker, free_port()
+        self._open: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self._port}"
+
+    async def join(self) -> None:
+        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", self._port)
+
+    async def cut(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            for writer in self._open:
+                writer.transport.abort()
+            await self._server.wait_closed()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._broker.port)
+        self._open |= {writer, other_writer}
+        await asyncio.gather(pump(reader, other_writer), pump(other_reader, writer))
+        self._open -= {writer, other_writer}

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from brokers import Mosquitto, Served, Watcher, program, watching
 from running import Clock, confirmed, settings, settled, tree, until
 
 from bridge.settings import Settings
-from bridge.simulator import PASSWORD, USER, Home, Simulator
+from bridge.simulator import HOMES, PASSWORD, USER, Home, Simulator
+from bridge.simulator.presets import PRODUCTION, MeterSpec
 from bridge.simulator.serve import Certificate, self_signed, serve
 
 NOON_HOUR = 12.0
@@ -123,3 +125,61 @@ async def publish(broker: Served, topic: str, payload: str, *options: str) -> No
     command = (program("mosquitto_pub"), *where, "-t", topic, "-m", payload, *options)
     process = await asyncio.create_subprocess_exec(*command)
     assert await process.wait() == 0
+
+
+MAIN_ROOF = HOMES["single-phase"]
+"""A gateway with meters of its panels and of the grid."""
+BARN = replace(MAIN_ROOF, serial="122303003334", meters=(MeterSpec(PRODUCTION),))
+"""A gateway with a meter of its panels only."""
+SHARED_POLL = {"grid": 0}
+"""The simulated gateway without a grid meter gives an answer there that can't be used."""
+
+
+@dataclass
+class TwoGateways:
+    """The gateways of a home, their broker and a subscriber."""
+
+    broker: Mosquitto
+    watcher: Watcher
+    folder: Path
+    roof: House
+    barn: House
+
+    def settings(self, *homes: str | None, **sections: Any) -> Settings:
+        gateways = [self.entry(house, home) for house, home in zip((self.roof, self.barn), homes, strict=True)]
+        return settings(self.folder, self.broker.url, gateways=gateways, poll=SHARED_POLL, **sections)
+
+    @staticmethod
+    def entry(house: House, home: str | None, **more: Any) -> dict[str, Any]:
+        entry = {"host": house.url, "token": house.simulator.token(), "serial": house.serial, **more}
+        return entry if home is None else {**entry, "home": home}
+
+    @property
+    def seen(self) -> dict[str, str]:
+        return tree(self.watcher)
+
+    def of(self, home: str, base: str = "enphase") -> dict[str, str]:
+        """The topics below a home."""
+        prefix = f"{base}/home/{home}/"
+        return {topic.removeprefix(prefix): text for topic, text in self.seen.items() if topic.startswith(prefix)}
+
+    def number(self, topic: str, home: str = "villa", base: str = "enphase") -> float:
+        """A value of a home; `nan` while it is not known."""
+        text = self.of(home, base).get(topic, "None")
+        return float("nan") if text == "None" else float(text)
+
+    def is_known(self, home: str = "villa", base: str = "enphase") -> bool:
+        """Whether the power of the home is known, and its counters, which are confirmed by a second reading."""
+        names = ("home/power", "solar/energy_lifetime", "grid/energy_imported")
+        return all(self.number(name, home, base) > 0 for name in names)
+
+
+@asynccontextmanager
+async def two_gateways(broker: Mosquitto, folder: Path, barn: Any = BARN) -> AsyncIterator[TwoGateways]:
+    async with (
+        housed(folder, broker, MAIN_ROOF) as roof,
+        housed(folder, broker, barn) as other,
+        watching(broker.port) as watcher,
+    ):
+        roof.watcher = other.watcher = watcher
+        yield TwoGateways(broker, watcher, folder, roof, other)

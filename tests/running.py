@@ -22,6 +22,8 @@ POLL_INTERVAL_S = 0.03
 AXES = ("l1", "l2", "l3", "c1", "c2", "c3", "c4")
 SLOW_TOPIC = re.compile(r"/gateway/(last_answer|answer_time|failures)$")
 """Value topics that are published at most once a minute, unlike their document."""
+NUMBER = re.compile(r"-?[\d.]+")
+URGENT_WH = 10
 STATE_TOPIC = re.compile(r"^[^/]+/\w+/(state$|availability/)")
 COUNTER_TOPIC = re.compile(r"/(energy_(lifetime|delivered|received|charged|discharged)|apparent_energy)$")
 ZERO_COUNTERS = tuple(
@@ -87,6 +89,22 @@ class Clock:
 
 
 @asynccontextmanager
+async def ticking(clock: Clock) -> AsyncIterator[None]:
+    """Let a clock go as the loop does, second by second."""
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(1)
+            clock.forward(1)
+
+    task = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+@asynccontextmanager
 async def running(settings: Settings, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
     """Run the service, and stop it as a signal does."""
     task = asyncio.create_task(Bridge(settings, **options).run())
@@ -129,18 +147,29 @@ def to_text(value: object) -> str:
     return str(value)
 
 
-def disagreements(seen: Mapping[str, str], serial: str) -> list[str]:
-    """Return the value topics that differ from their device's document, and the topics missing in discovery."""
+def disagreements(seen: Mapping[str, str], serial: str, *, exact: bool = False) -> list[str]:
+    """Return the value topics that differ from their device's document, and the topics missing in discovery.
+
+    Unless these must be `exact`, energies may differ by what waits for its pace.
+    """
     own = {topic: text for topic, text in seen.items() if topic.startswith(f"enphase/{serial}/")}
     own = {topic: text for topic, text in own.items() if not STATE_TOPIC.search(topic)}
     documents = {topic: json.loads(text) for topic, text in own.items() if text[0] == "{"}
     told = {f"{device}/{name}": text for device, body in documents.items() for name, text in flat(body).items()}
     values = {topic: text for topic, text in own.items() if topic not in documents}
     odd = {topic for topic, _ in told.items() ^ values.items() if not SLOW_TOPIC.search(topic)}
+    odd = {topic for topic in odd if exact or not _may_wait(topic, told, values)}
     announced = {topic: json.loads(text) for topic, text in seen.items() if topic.startswith(DISCOVERY_PREFIX)}
     wanted = {entity["state_topic"] for body in announced.values() for entity in body["components"].values()}
     wanted |= {_config(serial, device) for device, body in documents.items() if body.get("enabled") is not False}
     return sorted(odd | (wanted - seen.keys()))
+
+
+def _may_wait(topic: str, told: Mapping[str, str], values: Mapping[str, str]) -> bool:
+    """Return whether the newest value of an energy may wait for its pace, for it has moved by less than 10 Wh."""
+    pair = (told.get(topic, ""), values.get(topic, ""))
+    numbers = [float(text) for text in pair if "energy" in topic and NUMBER.fullmatch(text)]
+    return len(numbers) == len(pair) and abs(numbers[0] - numbers[1]) < URGENT_WH
 
 
 def _config(serial: str, topic: str) -> str:
@@ -159,7 +188,7 @@ def confirmed(watcher: Watcher, serial: str) -> bool:
     )
 
 
-def settled(watcher: Watcher, serial: str) -> bool:
+def settled(watcher: Watcher, serial: str, *, exact: bool = False) -> bool:
     """Return whether the first round is over: all devices are announced and all topics have a value."""
-    seen = tree(watcher)
-    return f"{DISCOVERY_PREFIX}iqgateway_{serial}_gateway/config" in seen and not disagreements(seen, serial)
+    seen, config = tree(watcher), f"{DISCOVERY_PREFIX}iqgateway_{serial}_gateway/config"
+    return config in seen and not disagreements(seen, serial, exact=exact)

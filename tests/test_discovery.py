@@ -583,12 +583,12 @@ def shown(given: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     return {name: keys for name, keys in found.items() if keys}
 
 
-LINES = [f"l{line}_{name}" for line in (1, 2, 3) for name in ("current", "power", "voltage")]
+LINES = [f"l{line}_{name}" for line in (1, 2, 3) for name in ("power", "voltage")]
 METER = ["energy_delivered", "energy_received", *LINES, "metering_status", "power"]
 
 
 def test_enabled_by_default_in_a_three_phase_home(devices: dict[str, dict[str, Any]]) -> None:
-    """Together with the site's 17 entities these are about 70."""
+    """Together with the site's 18 entities these are about 70."""
     found = shown(devices)
     assert {name: sorted(keys) for name, keys in found.items()} == {
         "gateway": ["firmware", "inverters_reporting", "problem", "state"],
@@ -604,7 +604,7 @@ def test_enabled_by_default_in_a_three_phase_home(devices: dict[str, dict[str, A
         "generator_1": ["state"],
     }
     without_controller = [keys for name, keys in found.items() if not name.startswith(("contr", "relay", "gen"))]
-    assert sum(map(len, without_controller)) - len(found["gateway"]) == 57
+    assert sum(map(len, without_controller)) - len(found["gateway"]) == 51
 
 
 def test_the_token_is_shown_where_there_is_one() -> None:
@@ -617,7 +617,7 @@ def test_a_device_with_one_phase_shows_what_a_phase_would() -> None:
     facts, rows = house(1, batteries=0, inverters=0)
     found = shown(announced(rows, gateway(facts)))
     assert sorted(found["meter_production"]) == [
-        *("current", "energy_delivered", "energy_received", "metering_status", "power", "voltage"),
+        *("energy_delivered", "energy_received", "metering_status", "power", "voltage"),
     ]
 
 

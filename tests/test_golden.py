@@ -127,6 +127,7 @@ async def published(replay: RecordingReplay, folder: Path) -> dict[str, str]:
                 await until(lambda: replay.has_confirmed or service.done())
                 asked = len(replay.paths)
                 await until(lambda: len(replay.paths) > asked + 1 or service.done())  # the answers are processed
+                await until(lambda: settled(watcher, replay.serial, exact=True) or service.done())
                 async with watching(broker.port) as late:
                     await until(lambda: tree(late).keys() == tree(watcher).keys())
                     retained = {message.topic for message in late.seen if message.retained}

@@ -84,7 +84,7 @@ def unshown(texts: list[str], tree: Mapping[str, str]) -> list[str]:
 @pytest.mark.parametrize("form", ["component", "device", "off"])
 def test_a_home_has_as_many_retained_messages_as_the_page_on_brokers_says(shell: Shell, form: str) -> None:
     """Some brokers keep a certain number only. A bridge that runs has two more: its state and its info."""
-    page = (HERE.parent / "docs" / "brokers.md").read_text().partition("begin retained")[2]
+    page = (HERE.parent / "docs" / "brokers.md").read_text().partition("| retained messages |")[2]
     told = re.search(rf"\| `{form}` \| (\d+) \|", page)
     assert told is not None
     assert int(told[1]) == pytest.approx(len(simulated(shell, DEMO_HOME, form)) + 2, abs=10)

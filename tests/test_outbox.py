@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.model import Message, Priority
-from bridge.outbox import MAX_REPEATS_PER_ROUND, Outbox
+from bridge.outbox import JITTER_S, MAX_REPEATS_PER_ROUND, Outbox
 
 POWER_MESSAGE = Message("enphase/1/meter/production/power", "100", deadband=1)
 
@@ -401,9 +401,73 @@ def test_a_message_with_an_interval_is_held_back_not_lost() -> None:
     outbox.put(replace(document, payload='{"a": 3}'))
 
     assert payloads(outbox, now=30) == []
-    assert (len(outbox), outbox.next_due(30)) == (1, 40)
-    assert outbox.next_due(70) == 0
-    assert payloads(outbox, now=70) == ['{"a": 3}']
+    assert (len(outbox), outbox.next_due(30)) == (1, 40 + JITTER_S)
+    assert payloads(outbox, now=70) == []
+    assert outbox.next_due(71) == 0
+    assert payloads(outbox, now=71) == ['{"a": 3}']
+
+
+def test_what_is_polled_as_often_as_it_may_be_sent_is_sent_with_each_poll() -> None:
+    """However late an answer is: none waits because of the one before, or it gives way to the next."""
+    outbox, delays, sent = Outbox(), [0.0, 0.003, 0.2, 0.1, 0.003, 0.0, 0.9, 0.003, 0.003], []
+    for second, delay in enumerate(delays):
+        assert payloads(outbox, second) == []
+        outbox.put(Message("document", f"{second}", interval=1), now := second + delay)
+        for message in outbox.pending(now):
+            outbox.sent(message, now + 0.0025)
+            sent.append(message.payload)
+    assert sent == ["0", "1", "2", "3", "4", "5", "6", "8"]
+
+
+def test_a_pace_gives_the_value_of_a_poll_and_not_the_one_before_it() -> None:
+    outbox, sent = Outbox(), []
+    for poll in range(0, 100, 5):
+        outbox.put(replace(POWER_MESSAGE, payload=f"{100 + poll}", interval=30), poll)
+        sent += [(poll, payload) for payload in payloads(outbox, poll)]
+    assert sent == [(0, "100"), (30, "130"), (60, "160"), (90, "190")]
+
+
+def test_a_great_change_does_not_wait_for_the_pace() -> None:
+    outbox, energy = Outbox(), Message("energy", "1000", deadband=1, interval=60, urgent_change=10)
+    told, steps = [], ["1000", "1009.9", "1010", "1019", "1000", "None", "7"]
+    for now, payload in zip(range(0, 35, 5), steps, strict=True):
+        outbox.put(replace(energy, payload=payload), now)
+        told += [(now, payload) for payload in payloads(outbox, now)]
+    assert told == [(0, "1000"), (10, "1010"), (20, "1000"), (25, "None"), (30, "7")]
+    outbox.put(replace(energy, payload="9"), 31)
+    assert (payloads(outbox, 60), payloads(outbox, 91)) == ([], ["9"])
+
+
+def test_nothing_waits_for_its_pace_when_the_bridge_stops() -> None:
+    outbox = Outbox()
+    for watt, sent in {"100": ["100"], "200": []}.items():
+        outbox.put(replace(POWER_MESSAGE, payload=watt, interval=30), 0)
+        assert payloads(outbox, 1) == sent
+    outbox.hurry()
+    assert payloads(outbox, 2) == ["200"]
+
+
+def test_what_asks_for_it_is_sent_again_though_it_has_not_moved() -> None:
+    told_again = replace(POWER_MESSAGE, repeat=True)
+    outbox = Outbox()
+    for message in (told_again, told_again, POWER_MESSAGE, told_again, replace(told_again, payload="100.1")):
+        outbox.put(message)
+        outbox.put(message)
+        assert payloads(outbox) == ([message.payload] if message.repeat else [])
+    outbox.put(told_again)
+    (leaving,) = outbox.pending(0)
+    outbox.put(replace(told_again))
+    outbox.sent(leaving, 0)
+    assert payloads(outbox) == ["100"]
+
+
+def test_nothing_is_sent_again_where_the_owner_does_not_want_it() -> None:
+    outbox = Outbox(repeats=False)
+    for payload in ("100", "100", "100.1", "101"):
+        outbox.put(replace(POWER_MESSAGE, payload=payload, repeat=True))
+    assert payloads(outbox) == ["101"]
+    outbox.put(replace(POWER_MESSAGE, payload="101.1", repeat=True))
+    assert payloads(outbox) == []
 
 
 def test_a_clear_does_not_wait_for_the_interval() -> None:
@@ -641,7 +705,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         payload, at = self.given.get(message.topic, ("", -math.inf))
         if message.payload and payload:
             assert not self.same(payload, message)
-            assert self.now - at >= message.interval
+            assert self.now - at >= message.interval - JITTER_S
 
     def place(self, message: Message) -> tuple[int, bool, int]:
         """The place of a message in a round."""

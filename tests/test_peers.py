@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import signal
 import tracemalloc
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from brokers import Mosquitto, watching
+from brokers import Line, Mosquitto, Seen, send, watching
 from houses import House, house, housed, publish
-from running import running, until
+from programs import BRIDGE_COMMAND, started
+from running import COUNTER_TOPIC, running, until
 
 from bridge.service.peers import Peers
 from bridge.topics import Names
@@ -306,6 +308,25 @@ async def test_a_bridge_that_stands_by_repeats_nothing(tmp_path: Path) -> None:
         assert info(home)["gateways"] == [home.serial]
 
 
+@pytest.mark.hasty
+@pytest.mark.expects_log(r"gateway \d+ is polled by another bridge already \(enphase/bridge/ghost\): standing by")
+async def test_a_bridge_that_comes_and_goes_is_followed_ever_more_slowly(tmp_path: Path) -> None:
+    """Each change asks the gateway for everything, and marks all of its values as old for a moment."""
+    async with house(tmp_path, "no-cts") as home, running(home.settings()):
+        await until(lambda: home.topic("state") == "online")
+        ghost = {"started": "2000-01-01T00:00:00+00:00", "gateways": [home.serial], "heartbeat": 300}
+        loop, pauses = asyncio.get_running_loop(), list[float]()
+        for _ in range(4):
+            await publish(home.broker, "enphase/bridge/ghost/state", "online")
+            await publish(home.broker, "enphase/bridge/ghost/info", json.dumps(ghost))
+            await until(lambda: "standing_by" in info(home))
+            await publish(home.broker, "enphase/bridge/ghost/state", "offline")
+            gone = loop.time()
+            await until(lambda: "standing_by" not in info(home))
+            pauses.append(loop.time() - gone)
+        assert all(pause > least for pause, least in zip(pauses, (4.5, 9, 19, 39), strict=True))
+
+
 BROKER_GONE = (
     *("no broker listens there", "the broker closed the connection", "the connection to the broker ended"),
     "values wait for more than 30 s",  # the loop's time runs fast, and a broker that saves each change is slow
@@ -330,10 +351,10 @@ KEPT = ("persistence true", "autosave_interval 1", "autosave_on_changes true")
 
 
 @asynccontextmanager
-async def at_a_broker(folder: Path, *, keeps: bool) -> AsyncIterator[House]:
+async def at_a_broker(folder: Path, *, keeps: bool, kind: str = "no-cts") -> AsyncIterator[House]:
     lines = (*KEPT, f"persistence_location {folder}/") if keeps else ()
     with Mosquitto(folder, *lines) as broker:
-        async with housed(folder, broker, "no-cts") as home, watching(broker.port) as home.watcher:
+        async with housed(folder, broker, kind) as home, watching(broker.port) as home.watcher:
             yield home
 
 
@@ -379,6 +400,62 @@ async def test_it_stands_by_while_the_other_one_lives(keeps: bool, tmp_path: Pat
         assert [json.loads(body)["gateways"] for body in told] == [[]]
         assert info(home, "/one")["gateways"] == [home.serial]
         assert home.topic("state") == "online"
+
+
+async def lived(home: House, minutes: int) -> None:
+    """Let the home live for so long, until subscribers have seen a part of what it has used meanwhile."""
+
+    def used() -> float:
+        return float(home.topic("site/home/energy_lifetime") or 0)
+
+    before, clock = used(), home.clock
+    for _ in range(4 * minutes):
+        clock.forward(15)
+        await asyncio.sleep(15)
+    await until(lambda: used() > before)
+
+
+def falls(seen: Sequence[Seen]) -> list[tuple[str, float, float]]:
+    """The lifetime counters that were ever published lower than before: topic, highest and lower value.
+
+    The report of net consumption is a balance, which may fall.
+    """
+    highest, found = dict[str, float](), list[tuple[str, float, float]]()
+    for message in seen:
+        is_counter = COUNTER_TOPIC.search(message.topic) and "/report/net-consumption/" not in message.topic
+        if is_counter and message.payload not in {"", "None"}:
+            value = float(message.payload)
+            if value < highest.get(message.topic, value):
+                found.append((message.topic, highest[message.topic], value))
+            highest[message.topic] = max(value, highest.get(message.topic, value))
+    return found
+
+
+@pytest.mark.hasty
+@pytest.mark.expects_log("is polled by another bridge already .*enphase/bridge/one.: standing by")
+async def test_a_bridge_that_was_asleep_continues_from_what_the_other_one_has_published(tmp_path: Path) -> None:
+    """A laptop is closed, or a virtual machine paused. It published all that it knew of before, and then went on
+    with its own counters from there.
+    """
+    async with at_a_broker(tmp_path, keeps=False, kind="ac-batteries") as home:
+        line, other = Line(home.broker), tmp_path / "one"
+        await line.join()
+        environment = {**home.environment, "BRIDGE_INSTANCE": "one", "BRIDGE_STATE_DIR": str(other)}
+        environment |= {"BRIDGE_MQTT__URL": line.url, "BRIDGE_POLL__PROFILE": "live"}
+        async with started(*BRIDGE_COMMAND, "run", env=environment) as one:
+            await until(lambda: home.topic("site/home/energy_lifetime") not in {None, "None"})
+            two = home.settings(instance="two")
+            async with running(two, introduction=LONG_INTRODUCTION_S):
+                await until(lambda: "standing_by" in info(home, "/two"))
+                send(one.process, signal.SIGSTOP)
+                await line.cut()
+                await until(lambda: info(home, "/two").get("gateways") == [home.serial])
+                await lived(home, minutes=4)
+                await line.join()
+                send(one.process, signal.SIGCONT)
+                await until(lambda: "standing_by" in info(home, "/two"))
+                await lived(home, minutes=1)
+            assert falls(home.watcher.seen) == []
 
 
 @pytest.mark.hasty

@@ -168,6 +168,7 @@ VALUES: dict[str, str] = {
     "MQTT__HEARTBEAT": "60.5",
     "MQTT__DEADBAND": "0.0",
     "MQTT__RATE": "90.5",
+    "MQTT__REPEAT_SITE": "False",
     "HOMEASSISTANT__DISCOVERY": "component",
     "HOMEASSISTANT__PREFIX": "hass",
     "POLL__PROFILE": "live",

@@ -389,7 +389,7 @@ def test_a_large_negative_balance_is_dropped_and_told_once_a_day() -> None:
         told += [update.warning] if update.warning else []
         assert shown(update)["home/energy_lifetime"] == 0
     text = "its energy would be negative by 550 Wh: not counted; a clamp may be reversed"
-    assert told == [f"home villa: {text}, or another producer stands behind the grid meter"]
+    assert told == [f"home villa: {text}, or another producer may be connected behind the grid meter"]
     # Every 11 minutes 550 Wh are dropped; 5 minutes of 50 Wh are carried over.
     found = shown(news(home, at(1, sun=(5, 0), taken=0, given=3), MORNING + 3660))
     assert found["home/energy_lifetime"] == pytest.approx(5000 - 250)

@@ -3,93 +3,34 @@
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from brokers import Mosquitto, Watcher, watching
-from houses import House, housed
-from running import running, settings, tree, until
+from brokers import Mosquitto, watching
+from houses import MAIN_ROOF, SHARED_POLL, two_gateways
+from running import running, settings, until
 
 from bridge.commands.run import poll_once
 from bridge.discovery import MIGRATE_PAYLOAD
 from bridge.model import Unsupported
-from bridge.settings import Settings
-from bridge.simulator import HOMES
-from bridge.simulator.presets import METER_EIDS, NET_CONSUMPTION, PRODUCTION, MeterSpec
+from bridge.simulator.presets import METER_EIDS, NET_CONSUMPTION, PRODUCTION
 from bridge.simulator.replay import Replay
 from bridge.simulator.serve import serve
 from bridge.simulator.truth import Flow
 
 pytestmark = pytest.mark.hasty
 
-MAIN_ROOF = HOMES["single-phase"]
-"""A gateway with meters of its panels and of the grid."""
-BARN = replace(MAIN_ROOF, serial="122303003334", meters=(MeterSpec(PRODUCTION),))
-"""A gateway with a meter of its panels only."""
-POLL = {"grid": 0}
-"""The simulated gateway without a grid meter gives an answer there that can't be used."""
 AVAILABILITY = "enphase/home/villa/availability"
 COMPONENTS = [f"{flow}_{name}" for flow in ("solar", "grid", "home") for name in ("power", "source", "estimated")]
-
-
-@dataclass
-class TwoGateways:
-    """The gateways of a home, their broker and a subscriber."""
-
-    broker: Mosquitto
-    watcher: Watcher
-    folder: Path
-    roof: House
-    barn: House
-
-    def settings(self, *homes: str | None, **sections: Any) -> Settings:
-        gateways = [self.entry(house, home) for house, home in zip((self.roof, self.barn), homes, strict=True)]
-        return settings(self.folder, self.broker.url, gateways=gateways, poll=POLL, **sections)
-
-    @staticmethod
-    def entry(house: House, home: str | None, **more: Any) -> dict[str, Any]:
-        entry = {"host": house.url, "token": house.simulator.token(), "serial": house.serial, **more}
-        return entry if home is None else {**entry, "home": home}
-
-    @property
-    def seen(self) -> dict[str, str]:
-        return tree(self.watcher)
-
-    def of(self, home: str, base: str = "enphase") -> dict[str, str]:
-        """The topics below a home."""
-        prefix = f"{base}/home/{home}/"
-        return {topic.removeprefix(prefix): text for topic, text in self.seen.items() if topic.startswith(prefix)}
-
-    def number(self, topic: str, home: str = "villa", base: str = "enphase") -> float:
-        """A value of a home; `nan` while it is not known."""
-        text = self.of(home, base).get(topic, "None")
-        return float("nan") if text == "None" else float(text)
-
-    def is_known(self, home: str = "villa", base: str = "enphase") -> bool:
-        """Whether the power of the home is known, and its counters, which are confirmed by a second reading."""
-        names = ("home/power", "solar/energy_lifetime", "grid/energy_imported")
-        return all(self.number(name, home, base) > 0 for name in names)
 
 
 @pytest.fixture
 def mosquitto_here(tmp_path: Path) -> Iterator[Mosquitto]:
     with Mosquitto(tmp_path) as broker:
         yield broker
-
-
-@asynccontextmanager
-async def two_gateways(broker: Mosquitto, folder: Path, barn: Any = BARN) -> AsyncIterator[TwoGateways]:
-    async with (
-        housed(folder, broker, MAIN_ROOF) as roof,
-        housed(folder, broker, barn) as other,
-        watching(broker.port) as watcher,
-    ):
-        roof.watcher = other.watcher = watcher
-        yield TwoGateways(broker, watcher, folder, roof, other)
 
 
 async def test_two_gateways_are_one_home(mosquitto_here: Mosquitto, tmp_path: Path) -> None:
@@ -230,7 +171,7 @@ async def test_two_grid_meters_need_a_choice(mosquitto_here: Mosquitto, tmp_path
             assert two.of("villa")["home/power"] == "None"
             assert two.of("villa")["grid/power"] == "None"
         gateways = [two.entry(two.roof, "villa"), two.entry(two.barn, "villa", grid_meter=True)]
-        async with running(settings(tmp_path, mosquitto_here.url, gateways=gateways, poll=POLL)):
+        async with running(settings(tmp_path, mosquitto_here.url, gateways=gateways, poll=SHARED_POLL)):
             await until(two.is_known)
             assert two.of("villa")["grid/power"] == two.barn.topic("site/grid/power")
             await until(lambda: two.roof.topic("gateway/problem") == "none")
@@ -262,7 +203,7 @@ async def test_homes_come_and_go_with_the_file_of_gateways(mosquitto_here: Mosqu
     async with two_gateways(mosquitto_here, tmp_path) as two:
         listed(two.entry(two.roof, "villa", site="a"), two.entry(two.barn, "villa", site="b"))
         given = settings(
-            tmp_path, mosquitto_here.url, gateways_file=file, poll=POLL, mqtt={"base_topic": "fleet/{site}"}
+            tmp_path, mosquitto_here.url, gateways_file=file, poll=SHARED_POLL, mqtt={"base_topic": "fleet/{site}"}
         )
 
         def number(topic: str) -> float:

@@ -166,7 +166,7 @@ def test_what_a_message_carries() -> None:
     slow = measurement("task", COUNT, interval=60)
     power, task, *documents = update(tree(), "livedata", read("live/pv", POWER_ROW, 1), read("live/tasks", slow, 2))
 
-    assert power == Message(f"{BASE_TOPIC}live/pv/power", "1", deadband=1)
+    assert power == Message(f"{BASE_TOPIC}live/pv/power", "1", deadband=1, interval=30)
     assert task == Message(f"{BASE_TOPIC}live/tasks/task", "2", interval=60)
     assert [(document.interval, document.qos, document.priority) for document in documents] == [
         (1, 0, Priority.VALUE),

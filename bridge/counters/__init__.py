@@ -10,10 +10,10 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bridge.counters.rules import Kind, Outcome, apply
-from bridge.counters.state import CONFIRM_S, MAX_WH, CounterLimits, CounterState
+from bridge.counters.state import CONFIRM_S, CounterLimits, CounterState
 from bridge.endpoints import ENDPOINTS
 from bridge.endpoints.production import ENERGY_PCU, ENERGY_PRODUCTION
-from bridge.model import DAY_S, Axis, Event, Phase, Reading
+from bridge.model import DAY_S, MAX_COUNTER_WH, Axis, Event, Phase, Reading
 
 POWER_OF_UNIT = {"Wh": "power", "VAh": "apparent_power", "varh": "reactive_power"}
 """The units of lifetime counters, and for each the power that it counts."""
@@ -192,7 +192,7 @@ class Ledger:
             value: in Wh, or in the unit of the counter.
             when: the unix time when it was published. 0: unknown; it may then have risen by 1 kWh since.
         """
-        if 0 <= value <= MAX_WH:
+        if 0 <= value <= MAX_COUNTER_WH:
             self._seeds[key] = (value, when)
 
     def guard(self, source: str, readings: Sequence[Reading], cap: Cap, *, now: float, steady: float) -> Guarded:

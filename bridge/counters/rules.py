@@ -19,7 +19,6 @@ from enum import StrEnum
 from bridge.counters.state import (
     CONFIRM_S,
     FALLS,
-    MAX_WH,
     NOISE_WH,
     REWIND_WH,
     SLACK_WH,
@@ -31,7 +30,7 @@ from bridge.counters.state import (
     Observation,
     small_fall,
 )
-from bridge.model import DAY_S, HOUR_S
+from bridge.model import DAY_S, HOUR_S, MAX_COUNTER_WH
 
 WRAP_WH = 2**32 / HOUR_S
 """2^32 J: the sum of the inverters falls by this when the counter of one of them restarts."""
@@ -108,7 +107,7 @@ def apply(
     if state.seen_at < YEAR_2020 or now < state.seen_at:
         limits = replace(limits, doubtful=True)
     is_metered = power is not None and not limits.stall
-    raw = min(_unwrapped(raw, state.raw) if limits.wrap else max(0.0, raw), MAX_WH)
+    raw = min(_unwrapped(raw, state.raw) if limits.wrap else max(0.0, raw), MAX_COUNTER_WH)
     reading = Observation(state, state.after_look(now, power), state.raw, raw, now, limits, is_metered)
     rulings = (rule(reading) for rule in RULES)
     state, outcome = next(ruling for ruling in rulings if ruling is not None)
@@ -124,7 +123,7 @@ def _begin(state: CounterState, raw: float, now: float, limits: CounterLimits) -
     if held is None or (raw > 0) != (held.raw > 0) or not (raw == 0 or held.continues(raw, now, limits)):
         cause = Cause.RISE if raw else Cause.ZERO
         return replace(state, held=Held(cause, raw, now, raw, now, now)), Outcome(Kind.WAITING, None)
-    if raw > MAX_WH or (raw == 0 and now - held.since < CONFIRM_S):
+    if raw > MAX_COUNTER_WH or (raw == 0 and now - held.since < CONFIRM_S):
         return state, Outcome(Kind.WAITING, None)
     begun = state.good(raw, now)
     return begun, Outcome(Kind.PUBLISHED, begun.published)

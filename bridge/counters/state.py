@@ -13,8 +13,6 @@ YEAR_2020 = 1_577_836_800.0
 """Earlier unix times come from a clock that was never set."""
 SLACK_WH = 1_000.0
 """Wh by which a counter may always rise."""
-MAX_WH = 1e10
-"""No counter reaches this."""
 SMALL_FALL_WH, SMALL_FALL_SHARE = 5_000.0, 0.001
 REWIND_WH = 50.0
 """A smaller fall is not worth an offset: the counter passes it soon."""

@@ -102,7 +102,7 @@ class MeterReading(Record):
     reactive_power: Vars = wire("reactivePower")
     power_factor: PowerFactor = wire("pwrFactor")
     voltage: Volts = wire("voltage", enabled_phases=True)
-    current: Amperes = wire("current", enabled_phases=True)
+    current: Amperes = wire("current")
     frequency: Hertz = wire("freq")
     energy_delivered: WattHours = wire("actEnergyDlvd", enabled=True)
     energy_received: WattHours = wire("actEnergyRcvd", enabled=True)

@@ -4,35 +4,34 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from bridge import __version__, discovery
-from bridge.discovery.devices import SITE_KIND, AnnouncedGateway, AnnouncedHome
 from bridge.endpoints import ENDPOINTS
 from bridge.gateway import open_gateway
 from bridge.gateway.mdns import Search
-from bridge.model import BadSetting, Facts, Message, Priority
-from bridge.mqtt import Broker
+from bridge.model import BadSetting, Message, Priority
+from bridge.mqtt import Broker, MessageRefused
 from bridge.outbox import Outbox
-from bridge.service.homes import HomeFile, HomeOptions, Homes
+from bridge.service.homes import HomeOptions, Homes
 from bridge.service.identity import Identity, Rediscovery
-from bridge.service.leftovers import Farewells, current_bases, names_of
+from bridge.service.leftovers import BrokerMemory, Farewells, current_bases, names_of
 from bridge.service.output import GatewayLog, GatewayOutput, RetainedValues, SiteOptions, no_retained_values
 from bridge.service.peers import INTRODUCTION_S, Peers, peer_topics
 from bridge.service.poller import PROFILES, Poller, periods
 from bridge.service.pool import GatewayPool, changes
-from bridge.service.publisher import Publish, PublishOptions, TreeState
-from bridge.service.retained import OF_HOME, RetainedReader, Sender
+from bridge.service.publisher import Publish, PublishOptions
+from bridge.service.retained import RetainedReader, Sender
 from bridge.service.sources import Source, Sources
 from bridge.service.status import BrokerStatus, GatewayStatus, Status, Watchdog
 from bridge.settings import GatewaySettings, Settings, reread
 from bridge.state import IdentityState
 from bridge.store import Store
-from bridge.topics import GATEWAY_DEVICE, Names, bridge_info, online, text
+from bridge.topics import Names, bridge_info, online, text
 
 LOG = logging.getLogger(__name__)
 
@@ -58,11 +57,14 @@ def _publish_options(settings: Settings, gateway: GatewaySettings) -> Callable[[
     is_fleet = settings.gateways_file is not None or settings.shard is not None
     is_only = not is_fleet and len(settings.every_gateway) == 1
     announcement, in_home = _announcement(settings, names), gateway.home is not None
+    paced = PROFILES[settings.poll.profile].paced
 
     def options_of(serial: str) -> PublishOptions:
         suffix = "" if is_only else gateway.name or serial[-4:]
         site = gateway.name or f"Enphase {suffix}".strip()
-        return PublishOptions(names, settings.mqtt.payload, announcement, gateway.base_url, site, suffix, in_home)
+        return PublishOptions(
+            names, settings.mqtt.payload, announcement, gateway.base_url, site, suffix, in_home, paced
+        )
 
     return options_of
 
@@ -155,7 +157,8 @@ def make_homes(
     """Build the homes of several gateways. `read_retained` reads the numbers below a topic."""
     names = names_of(settings)
     announcement, zone = _announcement(settings, names), _zone(settings)
-    options = HomeOptions(names, settings.mqtt.payload, announcement, publish, read_retained, now, zone)
+    paced = PROFILES[settings.poll.profile].paced
+    options = HomeOptions(names, settings.mqtt.payload, announcement, publish, read_retained, now, zone, paced)
     return Homes(store, options, drop)
 
 
@@ -200,7 +203,7 @@ class Bridge:
             keepalive=CLUSTER_KEEPALIVE_S if len(settings.mqtt.each) > 1 else KEEPALIVE_S,
             subscriptions=[*peer_topics(self._names), *filter(None, [self._birth_topic])],
         )
-        self._outbox = Outbox(settings.mqtt.deadband)
+        self._outbox = Outbox(settings.mqtt.deadband, repeats=settings.mqtt.repeat_site)
         mqtt = settings.mqtt
         self._sender = Sender(
             self._outbox,
@@ -218,9 +221,10 @@ class Bridge:
             introduction=introduction,
             ours=lambda: frozenset(self._pool.by_serial),
         )
-        self._retained = RetainedReader(mqtt, client_id)
+        reader = RetainedReader(mqtt, client_id)
+        self._memory = memory = BrokerMemory(self._store, reader, _announcement(settings, self._names))
         self._homes = make_homes(
-            settings, self._store, self._sender.put, self._read_home, self._outbox.drop, now=now
+            settings, self._store, self._sender.put, memory.of_home, self._outbox.drop, now=now
         )
         self._pool = GatewayPool(self._make_poller, self._withdraw, self._on_change, self._peers)
         self._farewells = Farewells(
@@ -245,7 +249,7 @@ class Bridge:
             self._sender.put(online(self._will.topic, is_online=True))
             self._publish_info()
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._sender.run(), name="sender")
+                tasks.create_task(self._sender.run(self._connect), name="sender")
                 tasks.create_task(self._pool.run(), name="pool")
                 tasks.create_task(self._farewells.run(), name="farewells")
                 if self._settings.gateways_file is not None:
@@ -261,9 +265,7 @@ class Bridge:
             await self._homes.open(gateway)
             base = names_of(self._settings, gateway).base
             self._store.note_base(serial, base)
-            about = AnnouncedGateway(Facts(serial), "")
-            await self._find_other_form(TreeState, serial, about.id_of(GATEWAY_DEVICE), f"{base}/{serial}")
-            return await self._retained.read(f"{base}/{serial}")
+            return await self._memory.of_gateway(serial, f"{base}/{serial}")
 
         poller = make_poller(
             self._settings,
@@ -278,24 +280,6 @@ class Bridge:
         )
         self._homes.add(gateway, poller)
         return poller
-
-    async def _read_home(self, place: str) -> Mapping[str, float]:
-        home = place.rpartition("/")[2]
-        await self._find_other_form(HomeFile, home, AnnouncedHome(Facts(""), "", home=home).id_of(SITE_KIND), place)
-        return await self._retained.read(place, OF_HOME)
-
-    async def _find_other_form(self, kind: type[TreeState], key: str, device: str, place: str) -> None:
-        """Remember the other form of discovery if its messages are all that is known: the state folder was lost.
-
-        `device` is the id of the gateway's or the home's device, `place` where the bridge may write.
-        """
-        state, options = self._store.load(key, kind), _announcement(self._settings, self._names)
-        if options is None or state.discovered:
-            return
-        own = device.removesuffix(GATEWAY_DEVICE).rstrip("_")
-        found = await self._retained.announced(own, place, discovery.other_filters(options, device))
-        if other := frozenset(topic for topic in found if discovery.of_other_form(options, topic)):
-            self._store.save(key, state.changed(discovered=other, revision=discovery.REVISION))
 
     def _set_gateways(self, settings: Settings) -> None:
         self._pool.set_gateways(settings.all_gateways)
@@ -334,7 +318,7 @@ class Bridge:
         With `send_pending` the unsent messages of these topics are sent first.
         """
         if serial := poller.serial:
-            (self._outbox.release if send_pending else self._outbox.drop)(_topics_of(serial))
+            (self._outbox.release if send_pending else self._outbox.drop)(_topics_of({serial}))
         if not send_pending:
             self._homes.withdraw(poller.settings)
 
@@ -342,7 +326,7 @@ class Bridge:
         """Publish the last messages of a gateway that left the settings, and then forget its topics."""
         for message in messages:
             self._sender.put(message)
-        self._outbox.release(_topics_of(serial))
+        self._outbox.release(_topics_of({serial}))
 
     def _on_identified(self) -> None:
         self._on_change()
@@ -375,9 +359,27 @@ class Bridge:
         await self._broker.close(None if self._remove_at_end else self._will)
 
     def _publish_info(self) -> None:
+        self._sender.put(self._info())
+
+    def _info(self) -> Message:
         serials = filter(None, [poller.serial for poller in self._pool.pollers])
         others = {"standing_by": owners} if (owners := dict(sorted(self._pool.standing_by.items()))) else {}
-        self._sender.put(bridge_info(self._names, __version__, self._started, serials, self._peers.every, **others))
+        return bridge_info(self._names, __version__, self._started, serials, self._peers.every, **others)
+
+    async def _connect(self) -> None:
+        """Connect to the broker; after a time without it, leave out what another bridge has continued meanwhile.
+
+        What is unsent of a gateway that another bridge has taken over is older than what the broker has.
+        """
+        await self._broker.reconnect()
+        if not self._sender.connections:
+            return
+        for message in (online(self._will.topic, is_online=True), self._info()):
+            with suppress(MessageRefused):
+                await self._broker.send(message)
+        if taken := await self._peers.takeovers.until_echo():
+            self._outbox.drop(_topics_of(taken))
+            self._pool.renew(taken)
 
     def _sent(self, message: Message) -> None:
         if message.priority in REMOVAL_PRIORITIES:  # pollers need no others, and there can be thousands of pollers
@@ -393,7 +395,7 @@ class Bridge:
             self._sender.birth()
 
 
-def _topics_of(serial: str) -> Callable[[str], bool]:
-    """Tells of a topic whether it belongs to this gateway."""
-    own = re.compile(f"(?<!/home)/{serial}/|/iqgateway_{serial}_")
-    return lambda topic: own.search(topic) is not None
+def _topics_of(serials: Collection[str]) -> Callable[[str], bool]:
+    """Tells of a topic whether it belongs to one of these gateways."""
+    own = re.compile("(?<!/home)/([A-Za-z0-9]+)(?=/)|/iqgateway_([A-Za-z0-9]+)_")
+    return lambda topic: any(first in serials or second in serials for first, second in own.findall(topic))

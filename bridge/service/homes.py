@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, tzinfo
 from typing import ClassVar
 
 from bridge import discovery
 from bridge.discovery.devices import AnnouncedHome
-from bridge.model import Facts, Message, Priority, Reading, Scalar
+from bridge.model import Facts, Message, Priority, Reading
 from bridge.service.poller import Poller
 from bridge.service.publisher import DiscoveryTopics, Publish, TreeState
 from bridge.service.status import HomeStatus
@@ -43,7 +43,7 @@ class HomeOptions:
 
     `announcement` is `None` if there is no discovery. `read_retained` reads the numbers that the broker has below
     a topic, by the rest of their topics. `now` is the wall clock. `zone` is where days begin; `None` is the time
-    zone of this machine.
+    zone of this machine. `paced` value topics have the pace of their quantity.
     """
 
     names: Names
@@ -53,6 +53,7 @@ class HomeOptions:
     read_retained: Callable[[str], Awaitable[Mapping[str, float]]]
     now: Callable[[], float]
     zone: tzinfo | None = None
+    paced: bool = True
 
 
 class HomeMember:
@@ -88,19 +89,20 @@ class HomeMember:
         published = publisher.flows if publisher is not None else None
         if published is self._seen and noted == self.flows and self.is_polled:
             return False
-        self._seen, self.is_polled = published, True
+        is_same, self._seen, self.is_polled = published is self._seen, published, True
         read_at = None if powering is None else powering.good_at
-        values = dict(_values(published or {}))
-        self.flows = replace(noted, values=values, read_at=noted.read_at if read_at is None else read_at)
+        given = {
+            f"{device.removeprefix(SITE_PREFIX)}/{reading.name}": reading
+            for device, readings in (published or {}).items()
+            for reading in readings
+        }
+        self.flows = replace(
+            noted,
+            values={name: each.value for name, each in given.items() if not isinstance(each.value, Mapping)},
+            read_at=noted.read_at if read_at is None else read_at,
+            told=frozenset(name for name, each in given.items() if each.repeat and not is_same),
+        )
         return True
-
-
-def _values(published: Mapping[str, Sequence[Reading]]) -> Iterator[tuple[str, Scalar]]:
-    for device, readings in published.items():
-        flow = device.removeprefix(SITE_PREFIX)
-        for reading in readings:
-            if not isinstance(reading.value, Mapping):
-                yield f"{flow}/{reading.name}", reading.value
 
 
 class _HomePublisher:
@@ -110,7 +112,7 @@ class _HomePublisher:
         self._home, self._names, self._publish = home, options.names, options.publish
         self._announcement = options.announcement
         self.title = home
-        self._tree = Tree(options.names, f"home/{home}", [HOME_SOURCE], options.payload)
+        self._tree = Tree(options.names, f"home/{home}", [HOME_SOURCE], options.payload, paced=options.paced)
         self._tree.rows.restore(file.rows)
         self._topics = DiscoveryTopics(options.announcement, options.publish)
         self._topics.restore(file)
@@ -150,9 +152,7 @@ class _HomePublisher:
             about = AnnouncedHome(Facts(""), "", self.title, home=self._home)
             rows, gone = map(_as_site, self._tree.rows), map(_as_site, self._tree.rows.gone.values())
             messages += discovery.announce(self._announcement, about, rows, gone)
-            if self._topics.have_other_form:
-                others = map(_as_site, self._tree.rows)
-                self._topics.announced |= discovery.other_topics(self._announcement, about, others)
+            self._topics.complete(about, map(_as_site, self._tree.rows))
         self._topics.replace(messages)
         return True
 
@@ -243,7 +243,8 @@ class HomeOutput:
         member = self._members.get(host)
         if member is None or not member.look(self._time()):
             return
-        members = [each.flows for each in self._members.values() if each is not None and each.is_polled]
+        polled = [each for each in self._members.values() if each is not None and each.is_polled]
+        members = [each.flows if each is member else replace(each.flows, told=frozenset()) for each in polled]
         if len(members) < len(self._members) or not all(flows.serial for flows in members):
             return  # without a serial number, nobody knows whether another bridge polls the gateway
         self.publisher.publish_availability(is_online=all(flows.is_online for flows in members))

@@ -264,11 +264,16 @@ class GatewayOutput:
         publisher.publish_availability(self._time(), is_online=is_online, powered_by=powered_by)
         return publisher
 
-    def report_problem(self, problem: str | None, *, log: bool = True, event: str = "problem") -> None:
-        """Set the problem of the gateway. A new one is logged, unless the log has it already."""
+    def report_problem(
+        self, problem: str | None, *, event: str, log: bool = True, is_refused: bool = False
+    ) -> None:
+        """Set the problem of the gateway. A new one is logged with this `event`, unless the log has it already.
+
+        `is_refused` is whether the problem is that the gateway or the cloud refuses the bridge.
+        """
         if problem and log and problem != self.problem:
             self._log.warning("%s", problem, extra={"event": event})
-        self.problem, self.is_refused = problem, event == "refused"
+        self.problem, self.is_refused = problem, is_refused
 
     @property
     def asks_batteries(self) -> bool:

@@ -89,6 +89,39 @@ class _PeerTable:
         return len(self._peers) < before
 
 
+class Takeovers:
+    """Collects which gateways of ours other bridges say to poll, since our own message has come back last."""
+
+    def __init__(self, ours: Callable[[], frozenset[str]], patience: float) -> None:
+        """`patience` is how many seconds the echo may take."""
+        self._ours, self._patience = ours, patience
+        self._claimed: frozenset[str] = frozenset()
+        self._awaited: asyncio.Event | None = None
+        self._comes_back = False
+
+    def add(self, gateways: frozenset[str]) -> None:
+        self._claimed |= gateways & self._ours()
+
+    def on_echo(self) -> None:
+        self._comes_back = True
+        if self._awaited is not None:
+            self._awaited.set()
+        else:
+            self._claimed = frozenset()
+
+    async def until_echo(self) -> frozenset[str]:
+        """Wait until our message, which was just sent over a new connection, has come back. Returns the claims.
+
+        What the broker has of the others precedes it. There is no wait if the broker has sent none back so far.
+        """
+        self._awaited = asyncio.Event()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience if self._comes_back else 0.0):
+                await self._awaited.wait()
+        found, self._claimed, self._awaited = self._claimed, frozenset(), None
+        return found
+
+
 def peer_topics(names: Names) -> Sequence[str]:
     """The topic filters of what bridges publish of themselves."""
     return [f"{place}/{name}" for place in (names.bridges, f"{names.bridges}/+") for name in ("state", "info")]
@@ -121,8 +154,7 @@ class Peers:
         `repeat` publishes the newest messages of these topics again; the info every `heartbeat` seconds, or more
         often. `wait_until_known` takes at most `introduction` seconds.
         """
-        self._names, self._started, self._repeat = names, started, repeat
-        self._introduction = introduction
+        self._names, self._started, self._repeat, self._introduction = names, started, repeat, introduction
         self.every = min(heartbeat, PRESENCE_MAX_S)
         """Longest time between two of our messages, in seconds."""
         self._time = asyncio.get_running_loop().time
@@ -131,6 +163,7 @@ class Peers:
         self._table = _PeerTable(ours)
         self._changed = asyncio.Event()
         self._own_message_seen = asyncio.Event()
+        self.takeovers = Takeovers(ours, introduction)
 
     async def run(self) -> None:
         """Let other bridges hear this one until cancelled."""
@@ -148,6 +181,8 @@ class Peers:
         if peer is not None:
             is_online = peer.online or (kind == "info" and not retained)
             peer = replace(peer, online=is_online, heard=self._time())
+            if kind == "info" and peer.started != self._started:
+                self.takeovers.add(peer.gateways)
         if name == self._names.bridge:
             self._on_same_name(peer, kind, retained=retained)
         elif peer is not None and not (retained and self._is_introduced):
@@ -173,6 +208,7 @@ class Peers:
 
     def _on_echo(self, now: float) -> None:
         """Our own message has come back from the broker: what others sent meanwhile has come, too."""
+        self.takeovers.on_echo()
         was_away, self._echoed_at = now - self._echoed_at > AWAY_PERIODS * self.every, now
         if was_away:
             self._table.wait_anew(now)

@@ -48,17 +48,18 @@ class Profile:
     """What a value of `BRIDGE_POLL__PROFILE` stands for, beside the periods in the table of endpoints.
 
     `site_period` is the time between two polls of the source of the site's powers, in seconds. `budget` is the
-    share of a gateway's time that polls may take.
+    share of a gateway's time that polls may take. `paced` value topics have the pace of their quantity.
     """
 
     site_period: float
     budget: float
+    paced: bool = True
 
 
 PROFILES = {
     "gentle": Profile(site_period=15.0, budget=0.1),
     "normal": Profile(site_period=5.0, budget=0.25),
-    "live": Profile(site_period=1.0, budget=0.6),
+    "live": Profile(site_period=1.0, budget=0.6, paced=False),
 }
 
 
@@ -144,11 +145,13 @@ class Poller:
 
     async def poll(self, source: Source) -> None:
         """Ask one source, and publish what follows from its answer or its failure."""
+        is_news = source.endpoint.wanted(self.identity.facts) or source.state is SourceState.WAITING
         await self._ask(source)
         if source in self._unconfirmed:
             self._unconfirmed.remove(source)
             source.due = min(source.due, self._time() + CONFIRM_PAUSE_S)
-        self._refresh()
+        if is_news:
+            self._refresh()
 
     async def _step(self) -> None:
         now = self._time()
@@ -204,7 +207,7 @@ class Poller:
     def _report_absence(self, error: BridgeError) -> None:
         """Set the problem of a gateway that does not answer. The log has the error of the first source already."""
         if isinstance(error, CloudUnavailable):
-            self.output.report_problem(str(error), log=False)
+            self.output.report_problem(str(error), log=False, event="offline")
         else:
             is_new = self.identity.known and self.output.problem is None
             self.output.report_problem(f"the gateway can't be read: {error}", log=is_new, event="offline")
@@ -284,8 +287,7 @@ class Poller:
 
     def _speed_up(self) -> None:
         """Ask the source of the site's powers more often, and the batteries where only they report their power."""
-        wanted = self._site_period
-        if wanted is None:
+        if (wanted := self._site_period) is None:
             return
         if (source := self.output.powering) and source.endpoint.site_powers:
             source.period = min(source.period, wanted)
@@ -329,7 +331,7 @@ class Poller:
         self.sources.failures += 1
         self.sources.hold(self._time() + min(REFUSED_PAUSE_MAX_S, REFUSED_PAUSE_MIN_S * 2**self._refusals))
         self._refusals = min(self._refusals + 1, MAX_DOUBLINGS)
-        self.output.report_problem(str(error), event="refused")
+        self.output.report_problem(str(error), event="refused", is_refused=True)
 
 
 async def _parse(endpoint: Endpoint, answer: Answer, facts: Facts, now: float) -> Parsed:

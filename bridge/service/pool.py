@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
 
-from bridge.model import BadSetting
+from bridge.model import NEVER, BadSetting
 from bridge.service.peers import Peers
 from bridge.service.poller import Poller
 from bridge.settings import GatewaySettings
@@ -16,8 +16,12 @@ from bridge.settings import GatewaySettings
 LOG = logging.getLogger(__name__)
 FAULT_PAUSE_MIN_S, FAULT_PAUSE_MAX_S = 10, 900
 """Pause until a poller that met a fault in this program starts again; it doubles each time."""
-TAKEOVER_GRACE_S = 5.0
-"""Time that a bridge may be away before another one takes over its gateways. A restart takes less."""
+TAKEOVER_GRACE_S, TAKEOVER_GRACE_MAX_S = 5.0, 120.0
+"""Time that a bridge may be away before another one takes over its gateways. A restart takes less. It doubles each
+time that the bridge comes back within `FLAP_S`: each change asks the gateway for everything."""
+FLAP_S = 900.0
+YIELD_S = 1.0
+"""Time in which another bridge that hears this one stops to publish."""
 
 GATEWAYS_FILE_CHECK_S = 10.0
 """Time between two looks at the file of gateways."""
@@ -29,12 +33,17 @@ Withdraw = Callable[[Poller, bool], None]
 
 @dataclass(slots=True)
 class _Entry:
-    """One gateway. `owner` is who polls it at present in place of this entry, `task` serves it."""
+    """One gateway. `owner` is who polls it at present in place of this entry, `task` serves it.
+
+    `taken_at` is when it was taken over last (the loop's time), `grace` how long `owner` may be away.
+    """
 
     settings: GatewaySettings
     poller: Poller
     owner: str | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+    taken_at: float = NEVER
+    grace: float = TAKEOVER_GRACE_S
 
 
 class _Owners:
@@ -46,6 +55,19 @@ class _Owners:
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
         self._first: dict[str, _Entry] = {}
+        self.outdated: set[str] = set()
+        """Gateways that another bridge has polled while this one was away: what this one knows is out of date."""
+
+    async def poll(self, entry: _Entry) -> None:
+        """Poll until somebody else polls this gateway, or what this bridge knows of it is out of date."""
+        if entry.poller.serial in self.outdated:
+            self.outdated.remove(entry.poller.serial)
+            await asyncio.sleep(YIELD_S)
+        async with asyncio.TaskGroup() as tasks:
+            polling = tasks.create_task(_supervised(entry.poller))
+            while self.of(entry) is None and entry.poller.serial not in self.outdated:
+                await self._peers.wait_for_change()
+            polling.cancel()
 
     def of(self, entry: _Entry) -> str | None:
         """Who polls the gateway in place of this entry; `None` if nobody does."""
@@ -71,17 +93,21 @@ class _Owners:
     def set(self, entry: _Entry, owner: str | None) -> None:
         """Note who polls the gateway in place of this entry, and log it where that begins or ends."""
         serial, before, entry.owner = entry.poller.serial, entry.owner, owner
+        now = asyncio.get_running_loop().time()
         if owner is None:
+            entry.taken_at = now
             text = "gateway %s is not polled by %s any more: polling it"
             LOG.info(text, serial, before, extra={"event": "taking_over"})
-        elif before is not None:
             return
-        elif twin := self.twin_of(entry):
+        if before is not None:
+            return
+        is_flapping = now - entry.taken_at < FLAP_S
+        entry.grace = min(TAKEOVER_GRACE_MAX_S, 2 * entry.grace) if is_flapping else TAKEOVER_GRACE_S
+        text, args = "gateway %s is polled by another bridge already (%s): standing by", [serial, owner]
+        if twin := self.twin_of(entry):
             text = "%s is gateway %s, which is polled at %s already: remove one of the two from the settings"
-            LOG.warning(text, entry.poller.host, serial, twin, extra={"event": "standing_by"})
-        else:
-            text = "gateway %s is polled by another bridge already (%s): standing by"
-            LOG.warning(text, serial, owner, extra={"event": "standing_by"})
+            args = [entry.poller.host, serial, twin]
+        LOG.warning(text, *args, extra={"event": "standing_by"})
 
 
 class GatewayPool:
@@ -144,6 +170,13 @@ class GatewayPool:
                 self._on_change()
                 await self._changed.wait()
 
+    def renew(self, serials: Collection[str]) -> None:
+        """Begin anew with gateways that another bridge has polled meanwhile, from what it has published."""
+        text = "other bridges have polled %d gateways meanwhile: continuing from what they have published"
+        LOG.info(text, len(serials), extra={"event": "returned"})
+        self._owners.outdated.update(serials)
+        self._peers.notify()
+
     def stop(self) -> None:
         """Publish that no gateway is polled any more. Call it when `run` has ended."""
         for poller in self.pollers:
@@ -169,7 +202,7 @@ class GatewayPool:
     async def _serve(self, entry: _Entry) -> None:
         while True:
             await self._stand_by(entry)
-            await self._poll(entry)
+            await self._owners.poll(entry)
             if self._owners.twin_of(entry) is None:  # otherwise the topics are those of the other entry
                 self._withdraw(entry.poller, False)
             await self._replace_poller(entry)
@@ -181,18 +214,10 @@ class GatewayPool:
             self._on_change()
             await self._peers.wait_for_change()
             if self._owners.of(entry) is None:
-                await asyncio.sleep(TAKEOVER_GRACE_S)
+                await asyncio.sleep(entry.grace)
         if entry.owner is not None:
             self._owners.set(entry, None)
             self._on_change()
-
-    async def _poll(self, entry: _Entry) -> None:
-        """Poll until somebody else polls this gateway: a bridge that started earlier, or another entry."""
-        async with asyncio.TaskGroup() as tasks:
-            polling = tasks.create_task(_supervised(entry.poller))
-            while self._owners.of(entry) is None:
-                await self._peers.wait_for_change()
-            polling.cancel()
 
     async def _replace_poller(self, entry: _Entry) -> None:
         """Make a new poller for the next time, since the counters of the old one are out of date by then."""

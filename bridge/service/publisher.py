@@ -144,7 +144,7 @@ class PublishOptions:
 
     `announcement` is `None` if there is no discovery. `url` is the address of the gateway's own page, `site` the
     name of the site for people. `suffix` tells the devices of several gateways apart. `in_home` tells that the
-    gateway is a part of a home of several gateways.
+    gateway is a part of a home of several gateways. `paced` value topics have the pace of their quantity.
     """
 
     names: Names
@@ -154,6 +154,7 @@ class PublishOptions:
     site: str = "Enphase"
     suffix: str = ""
     in_home: bool = False
+    paced: bool = True
 
 
 class GatewayPublisher:
@@ -164,7 +165,7 @@ class GatewayPublisher:
     ) -> None:
         self._serial, self._options, self._sources, self._publish = serial, options, sources, publish
         order = [*(endpoint.source for endpoint in ENDPOINTS), SITE_SOURCE, DIAGNOSTICS_SOURCE]
-        self._tree = Tree(options.names, serial, order, options.payload)
+        self._tree = Tree(options.names, serial, order, options.payload, paced=options.paced)
         self._announced: tuple[int, Facts] | None = None
         self._discovery_topics = DiscoveryTopics(options.announcement, publish)
         self._cleared: set[str] = set()
@@ -182,10 +183,13 @@ class GatewayPublisher:
         return self._announced is not None and self._announced[0] == self._tree.rows.version
 
     def publish_documents(self, source: str, flows: Sequence[Reading], when: float) -> Sequence[Event]:
-        """Publish an answer's documents, and `flows`, the site's new readings, after its values. Returns events."""
+        """Publish an answer's documents, and `flows`, the site's readings, after its values. Returns events.
+
+        The site's documents contain powers, so they are not published again with other values that are repeated.
+        """
         self._send(source, self._tree.documents(source, datetime.fromtimestamp(when, UTC)), more=True)
         if flows:
-            self._update(SITE_SOURCE, flows, when)
+            self._update(SITE_SOURCE, flows, when, whole=_have_news(flows, self.flows))
         return self._tree.take_events()
 
     def publish_availability(self, now: float, *, is_online: bool, powered_by: str | None = None) -> None:
@@ -257,25 +261,28 @@ class GatewayPublisher:
         if options.announcement is not None:
             about = AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
             messages += discovery.announce(options.announcement, about, rows, rows.gone.values())
-            if self._discovery_topics.have_other_form:  # all of it: a broker may not have told of everything
-                self._discovery_topics.announced |= discovery.other_topics(options.announcement, about, rows)
+            self._discovery_topics.complete(about, rows)
         self._discovery_topics.replace(messages)
         return True
 
     def sent(self, message: Message) -> bool:
-        """Note that the broker has a message, and continue the removal of its discovery topic.
-
-        Returns whether the last topic has been removed.
-        """
+        """Continue the removal of a topic when the broker has a message. Returns whether that was the last one."""
         return self._discovery_topics.sent(message)
 
-    def _update(self, source: str, readings: Sequence[Reading], when: float) -> None:
-        self._send(source, self._tree.update(source, readings, datetime.fromtimestamp(when, UTC)))
+    def _update(self, source: str, readings: Sequence[Reading], when: float, *, whole: bool = True) -> None:
+        messages = self._tree.update if whole else self._tree.values
+        self._send(source, messages(source, readings, datetime.fromtimestamp(when, UTC)))
 
     def _send(self, source: str, messages: Iterable[Message], *, more: bool = False) -> None:
         """Publish messages of a source, the first or `more` of an answer, and note how long they wait."""
         known = self._waited.get(source, 0.0) if more else 0.0
         self._waited[source] = max([known, *(self._publish(message) or 0.0 for message in messages)])
+
+
+def _have_news(flows: Sequence[Reading], before: Mapping[str, Sequence[Reading]]) -> bool:
+    """Whether a site's readings differ from those before, or an answer has told its powers once more."""
+    known = [reading for readings in before.values() for reading in readings]
+    return known != list(flows) or any(reading.repeat and reading.name == "power" for reading in flows)
 
 
 class DiscoveryTopics:
@@ -298,11 +305,11 @@ class DiscoveryTopics:
         """The part of a state file."""
         return {"discovered": self.announced, "leaving": self.leaving, "revision": discovery.REVISION}
 
-    @property
-    def have_other_form(self) -> bool:
-        """Whether topics of the form that is not published any more were announced."""
+    def complete(self, about: AnnouncedGateway, rows: Iterable[Row]) -> None:
+        """If the other form was announced, take it that all rows were: a broker may not have told of everything."""
         settings = self._settings
-        return settings is not None and any(discovery.of_other_form(settings, topic) for topic in self.announced)
+        if settings and any(discovery.of_other_form(settings, topic) for topic in self.announced):
+            self.announced |= discovery.other_topics(settings, about, rows)
 
     def replace(self, messages: Sequence[Message]) -> None:
         """Publish these messages, after beginning to remove the topics that are not among them."""

@@ -6,13 +6,13 @@ import logging
 import math
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from itertools import islice
 from typing import NamedTuple
 
-from bridge.model import BridgeError, Message, Priority
+from bridge.model import MAX_COUNTER_WH, BridgeError, Message, Priority
 from bridge.mqtt import Broker, MessageRefused, area
 from bridge.outbox import Outbox
 from bridge.service.status import Watchdog
@@ -48,8 +48,6 @@ MAX_SLASHES = 2
 MAX_NUMBERS, MAX_KEY_LETTERS = 20_000, 160
 """Numbers that are read of one gateway at most, and their longest topics: anybody may write there. A gateway with
 1,000 inverters has 6,000."""
-MAX_OWN_WH = 1e10
-"""No counter of a gateway has reached this."""
 
 
 class CounterTopics(NamedTuple):
@@ -99,9 +97,8 @@ class Sender:
         self._time = asyncio.get_running_loop().time
         self.watchdog = Watchdog("the sender", self._time)
         self._wake = asyncio.Event()
-        self._beat = 0.0
         self._rate_limit, self._late, self._connected_at = _RateLimit(rate), _LateLog(rate), math.inf
-        self._born = -math.inf
+        self._beat, self._born = 0.0, -math.inf
         self._refusals = _RefusalLog()
         self.sent = self.connections = 0
         """Messages sent and connections made since the start."""
@@ -122,11 +119,11 @@ class Sender:
             self._born = max(now + delay, self._born + BIRTH_PAUSE_S)
             asyncio.get_running_loop().call_at(self._born, self._again)
 
-    async def run(self) -> None:
-        """Send until cancelled, over one connection after the other."""
+    async def run(self, connect: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Send until cancelled, over one connection after the other, each of which is made with `connect`."""
         while True:
             self.watchdog.disarm()
-            await self._broker.reconnect()
+            await (connect or self._broker.reconnect)()
             self.connections, self._connected_at = self.connections + 1, self._time()
             self._again()
             self._beat = self._connected_at + self._reminder
@@ -141,6 +138,7 @@ class Sender:
 
     async def finish(self, seconds: float) -> None:
         """Send what is left, for so many seconds at most."""
+        self._outbox.hurry()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while await self._flush():
@@ -366,7 +364,7 @@ async def _happens(event: asyncio.Event, seconds: float) -> bool:
 
 def _may_be_ours(key: str, value: float) -> bool:
     """Whether a bridge can have published this. Only reactive energies may be negative."""
-    return -MAX_OWN_WH <= value <= MAX_OWN_WH and (value >= 0 or "reactive" in key)
+    return -MAX_COUNTER_WH <= value <= MAX_COUNTER_WH and (value >= 0 or "reactive" in key)
 
 
 def _numbers(topic: str, payload: bytes) -> Sequence[tuple[str, float]]:
@@ -384,7 +382,7 @@ def _numbers_in(topic: str, value: object) -> Iterator[tuple[str, float]]:
     elif isinstance(value, int | float) and not isinstance(value, bool) and len(topic) <= MAX_KEY_LETTERS:
         name = topic.rpartition("/")[2]
         if "energy" in name or name == TIMESTAMP:
-            yield topic, float(max(-10 * MAX_OWN_WH, min(value, 10 * MAX_OWN_WH)))
+            yield topic, float(max(-10 * MAX_COUNTER_WH, min(value, 10 * MAX_COUNTER_WH)))
 
 
 def _unix_time(text: object) -> float | None:

@@ -239,8 +239,11 @@ class Site:
         told = moment.values.get((ENERGY_PCU, "power")) if moment.selected.solar == ENERGY_PCU else None
         if told is not None and moment.selected.answer == SourceName.READINGS:
             self._powers.use_sum(told)
+        elif moment.selected.solar in SOLAR_SUMS and (moment.selected.solar, "power") not in moment.values:
+            self._powers.told -= {SOLAR}
         if self._batteries_alone(moment.selected, now):
-            self._powers.use_batteries(self._batteries.given(now))
+            is_told = self._batteries.given(now, longest=0.0) is not None
+            self._powers.use_batteries(self._batteries.given(now), told=is_told)
 
     def _balanced(self, moment: Moment) -> Powers | None:
         """The powers by this answer; `None` if it has none that count."""
@@ -287,7 +290,9 @@ class Site:
                 **dict(self._energies.readings(flow, moment)),
                 **dict(self._details(flow, now)),
             }
-            yield from (Reading(f"site/{flow}", None, ROWS[flow][name], value) for name, value in found.items())
+            told = {"power": flow in self._powers.told, "soc": self._batteries.tell_charge(moment.values, now)}
+            for name, value in found.items():
+                yield Reading(f"site/{flow}", None, ROWS[flow][name], value, repeat=told.get(name, False))
 
     def _details(self, flow: str, now: float) -> Iterator[tuple[str, Scalar]]:
         """What a flow has beside power and energy, as far as it is known."""

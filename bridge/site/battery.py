@@ -16,6 +16,8 @@ CURRENT_S = {LIVE_STORAGE: 30.0, STORAGE_TOTALS: 900.0}
 """Devices that tell the charge, best first, and for how many seconds their values are current."""
 GIVEN_CURRENT_S = 180.0
 """Seconds for which the powers that batteries report themselves are current."""
+CHARGES = ("encharge_soc", "acb_soc", "soc")
+"""The charges that these devices tell."""
 AC_BATTERY_WH = 1_200.0
 """What an AC Battery holds, by its data sheet; used until a charge above 0 tells how much the ones here hold."""
 AC_CHARGE_MIN = 10.0
@@ -81,6 +83,13 @@ class BatteryState:
             return self._of(device, "soc") if stored is None or not capacity else round(stored / capacity * 100, 1)
         told = (charge, self._of(device, "soc"))
         return next((soc for soc in told if soc is not None), self._mean_charge())
+
+    def tell_charge(self, values: Values, now: float) -> bool:
+        """Whether the charge comes from the answer with these values."""
+        best = self._best(now)
+        if any(self._of(best, name) is not None for name in CHARGES):
+            return any((best, name) in values for name in CHARGES)
+        return any(_is_battery(device) and name == "soc" for device, name in values)
 
     def stored(self, now: float) -> float | None:
         """Wh in all batteries."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 
 from bridge.endpoints.production import ENERGY_PCU
-from bridge.model import DAY_S, Event, Facts, Scalar, SourceName
+from bridge.model import Event, Facts, Scalar, SourceName
 from bridge.site.clamp import Totals
 from bridge.site.days import Days, DaysState, GatewayDays
 from bridge.site.energies import (
@@ -31,6 +31,7 @@ from bridge.site.selection import (
     SourceSelection,
     Values,
 )
+from bridge.site.totals import NegativeBalance
 
 TOPIC_OF_COUNTER = {
     "imported": "site/grid/energy_imported",
@@ -44,8 +45,6 @@ TOPIC_OF_COUNTER = {
 ENERGY_EIM = "energy/production-eim"
 """The gateway's sum of its own meter of the sun."""
 HOME_NEGATIVE = "home_negative"
-SAID_S = DAY_S
-"""Seconds for which the log stays silent on a negative balance of the home that goes on."""
 NET_COUNTERS = tuple((METERS[NET], name) for name in (DELIVERED, RECEIVED))
 PCU_PAIR = (ENERGY_PCU, "energy_lifetime")
 SUM_STILL_S = 1_800.0
@@ -145,7 +144,7 @@ class SiteEnergies:
         self._gateway_days = GatewayDays()
         self._solar_read: tuple[float, float] | None = None
         self._sum = _Sum()
-        self._dropped_at = -math.inf
+        self._negative = NegativeBalance()
         self.events: list[Event] = []
         """Lines for the log since they were taken from here."""
 
@@ -218,7 +217,7 @@ class SiteEnergies:
             own.counters.leave_out(imported=step.delivered, exported=step.received)
         elif self._nets(answer.facts):
             own.count_grid(step.imported if step else 0.0, step.exported if step else 0.0, answer.now)
-            self._tell_estimate(step.estimated if step else 0.0)
+            self._report_estimate(step.estimated if step else 0.0)
 
     def _nets(self, facts: Facts) -> bool:
         """Whether the bridge nets the phases of the grid's meter. One phase is counted as the utility counts."""
@@ -244,11 +243,13 @@ class SiteEnergies:
         if selected.grid_parts:
             parts = complete(selected.grid_parts, values, answer.held)
             is_one_answer = not selected.integrates and not by_sum
-            self._tell_estimate(own.count_balance(parts, answer.now, period, is_one_answer=is_one_answer))
+            self._report_estimate(own.count_balance(parts, answer.now, period, is_one_answer=is_one_answer))
         if selected.home_parts:
             parts = complete(selected.home_parts, values, answer.held)
             self._home_read_at = self._home_read_at if parts is None else answer.now
-            self._tell_dropped(own.count_home(parts, answer.now), answer.now)
+            dropped = own.count_home(parts, answer.now)
+            if text := self._negative.warning("the home's", dropped, answer.now):
+                self.events.append(Event(HOME_NEGATIVE, text, warning=True))
         self._battery_read = False
 
     def totals(self, moment: Moment) -> Totals | None:
@@ -285,20 +286,11 @@ class SiteEnergies:
         own.count("home", pcu - began.pcu + others - began.others - (home.total - began.home), moment.now)
         self._energies.begin(HOME_MARK, complete(moment.selected.home_parts, moment.latest, ()), moment.now)
 
-    def _tell_estimate(self, energy: float) -> None:
+    def _report_estimate(self, energy: float) -> None:
         if energy > 0:
             how = f"{energy:.0f} Wh of both are taken to have cancelled out between the phases"
             text = f"import and export went on without readings: {how}, as usual at these hours"
             self.events.append(Event("grid_estimated", text, warning=False))
-
-    def _tell_dropped(self, energy: float, now: float) -> None:
-        if energy > 0 and now - self._dropped_at >= SAID_S:
-            self._dropped_at = now
-            text = (
-                f"the home's energy would be negative by {energy:.0f} Wh: not counted; a clamp may be reversed, or "
-                "another producer stands behind the grid meter's clamp"
-            )
-            self.events.append(Event(HOME_NEGATIVE, text, warning=True))
 
     # What is published
 
@@ -362,7 +354,7 @@ class SiteEnergies:
         That count leaves out other makers' panels.
         """
         solar, own = moment.selected.solar, self._energies.counters
-        if any(METERS[THIRD_PARTY] in owner for owner in own.latest_owners(SOLAR)):
+        if METERS[THIRD_PARTY] in own.latest_devices(SOLAR):
             return None
         device, date = solar if solar in SOLAR_SUMS else ENERGY_EIM, self._days.date
         return self._gateway_days.counted(device, lifetime - own.offsets.get(SOLAR, 0.0), moment.day_time, date)

@@ -97,36 +97,35 @@ class Netting:
 
     cancelled: HourProfile
     _pending: tuple[float, float] = (0.0, 0.0)
-    """Import and export since the mark, from readings in which a counter was held."""
+    """Import and export (Wh) since the mark, from readings in which a counter was held or stood still."""
     _raw: tuple[float, float] | None = None
-    _raw_at: float = 0.0
+    """The counters (Wh) of the last such reading; `None` if it had none that tell anything."""
+    _read_at: float | None = None
+    """The unix time of the last such reading; `None` if there was none since the mark."""
 
     def observe_held(self, raw: tuple[float, float], now: float) -> None:
-        """Note a reading in which one of the two counters is held: `raw` are the values that the gateway gives."""
-        if self._raw is not None:
+        """Note a reading in which a counter is held: `raw` are the values (Wh) that the gateway gives."""
+        if self._raw is not None and self._read_at is not None:
             taken, given = raw[0] - self._raw[0], raw[1] - self._raw[1]
-            longest = MAX_COUNTED_W * (now - self._raw_at) / HOUR_S
+            longest = MAX_COUNTED_W * (now - self._read_at) / HOUR_S
             if 0 <= taken <= longest and 0 <= given <= longest:
-                net = taken - given
-                self._pending = self._pending[0] + max(0.0, net), self._pending[1] + max(0.0, -net)
-        self._raw, self._raw_at = raw, now
+                self._add(taken - given)
+        self._raw, self._read_at = raw, now
 
     def observe_power(self, power: float, now: float) -> None:
         """Note a reading in which a counter stands still: its power (W) tells what flows meanwhile."""
-        if self._raw is not None:
-            energy = power * min(max(0.0, now - self._raw_at), LONGEST_STEP_S) / HOUR_S
-            self._pending = self._pending[0] + max(0.0, energy), self._pending[1] + max(0.0, -energy)
-        self._raw, self._raw_at = (0.0, 0.0), now
+        if self._read_at is not None:
+            self._add(power * min(max(0.0, now - self._read_at), LONGEST_STEP_S) / HOUR_S)
+        self._raw, self._read_at = None, now
+
+    def _add(self, net: float) -> None:
+        """Count the Wh of the net of all phases, + importing."""
+        self._pending = self._pending[0] + max(0.0, net), self._pending[1] + max(0.0, -net)
 
     def step(self, delivered: float, received: float, start: float, now: float, *, is_gap: bool) -> GridStep:
         """Net what the meter's counters have counted from the unix time `start` until now."""
-        net, (imported, exported), self._pending, was_held = (
-            delivered - received,
-            self._pending,
-            (0.0, 0.0),
-            self._raw,
-        )
-        self._raw = None
+        net, (imported, exported) = delivered - received, self._pending
+        was_held, self._pending, self._raw, self._read_at = self._read_at is not None, (0.0, 0.0), None, None
         if was_held:
             net -= imported - exported
             return GridStep(delivered, received, imported + max(0.0, net), exported + max(0.0, -net))

@@ -28,13 +28,13 @@ def _enabled(name: str, quantity: Quantity, **options: Any) -> Measurement:
 
 def _common() -> dict[str, Measurement]:
     return {
-        "power": _enabled("power", POWER),
+        "power": _enabled("power", POWER, interval=0.0),
         "source": measurement("source", TEXT, diagnostic=True),
         "estimated": measurement("estimated", FLAG, diagnostic=True),
     }
 
 
-SINCE = measurement("energy_since", TIME, diagnostic=True)
+SINCE = _enabled("energy_since", TIME, label="Energy counted since")
 TODAY = _enabled("energy_today", ENERGY)
 
 ROWS: Mapping[str, Mapping[str, Measurement]] = {
@@ -266,6 +266,8 @@ class SitePowers:
         self.now = Powers()
         self.powered_by: str | None = None
         """The source of the newest powers."""
+        self.told: frozenset[str] = frozenset()
+        """The flows whose powers come from the newest answer, whether they have changed or not."""
         self._measured: tuple[Powers, str] | None = None
         """The last measured powers and their source, without corrections for a generator."""
         self._was_generating = False
@@ -275,6 +277,7 @@ class SitePowers:
 
     def take(self, found: Powers | None, source: str, now: float, site: PowerContext) -> None:
         """Adopt the powers of an answer. `found` is `None` if it has none, or none that are current."""
+        self.told = frozenset(FLOWS if found is not None else ())
         if found is not None:
             self._measured = found, source
         if self._measured and (found is not None or site.on_generator != self._was_generating):
@@ -284,11 +287,15 @@ class SitePowers:
 
     def use_sum(self, solar: float) -> None:
         """Take the power from the sun from the microinverters' sum: of another moment, so there is no home."""
-        self.now = replace(self.now, solar=max(0.0, solar), home=None)
+        self.now, self.told = replace(self.now, solar=max(0.0, solar), home=None), self.told | {SOLAR}
 
-    def use_batteries(self, power: float | None) -> None:
-        """Take the battery's power from the batteries' own reports. They are of another moment: home is unknown."""
+    def use_batteries(self, power: float | None, *, told: bool) -> None:
+        """Take the battery's power from the batteries' own reports, which the newest answer has `told` or not.
+
+        They are of another moment: home is unknown.
+        """
         self.now = replace(self.now, battery=power, home=None)
+        self.told = self.told | {BATTERY} if told else self.told - {BATTERY}
 
     def _settle(self, found: Powers, now: float, site: PowerContext) -> None:
         """Leave out what makes an impossible balance.

@@ -3,7 +3,6 @@
 Pure: the caller passes all times.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import tzinfo
@@ -11,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bridge.model import DAY_S, MINUTE_S
+from bridge.model import DAY_S, MAX_COUNTER_WH, MINUTE_S
 from bridge.site.days import Days, DaysState
 from bridge.site.totals import RESTART_SHARE, Accumulator
 from bridge.state import SOUND_ENTRIES, SavedWattHours, State, UnixTime
@@ -20,8 +19,6 @@ MARKS_S = 7 * DAY_S
 """Seconds after which the energy of a home no longer goes on from its marks."""
 STILL_S = 30 * MINUTE_S
 """Seconds without a change after which a sum that is made every quarter of an hour is up to date."""
-MOST_WH = 1e10
-"""No counter of a home is higher: a bridge has not written a retained value above it."""
 AWAY_WH = 100_000.0
 """Wh that a counter may have grown by while no bridge ran and its state was lost."""
 
@@ -35,8 +32,6 @@ SIGN_OF_COUNTER: Mapping[str, int] = {
 }
 """The counters of the parts of a home, and the sign with which each is part of the energy of the home."""
 HOME_COUNTER = "home/energy_lifetime"
-TOLD_S = DAY_S
-"""Seconds for which the log stays silent on a negative balance that goes on."""
 
 
 class SummedEnergy(State):
@@ -144,7 +139,6 @@ class HomeEnergies:
         """The energy of the home; `None` until it was counted for the first time."""
         self._retained: Mapping[str, float] = {}
         self._slow: dict[str, SlowSum] = {}
-        self._told_at = -math.inf
 
     @property
     def state(self) -> HomeEnergiesState:
@@ -161,8 +155,11 @@ class HomeEnergies:
         return self.home is not None and self.home.members == tuple(sorted(members))
 
     def seed(self, retained: Mapping[str, float]) -> None:
-        """Take note of what subscribers have of an earlier run, by name: no counter falls below it."""
-        self._retained = {name: value for name, value in retained.items() if 0 <= value <= MOST_WH}
+        """Take note of what subscribers have of an earlier run, by name: no counter falls below it.
+
+        A value that no counter can have is left out: anybody may write at a broker.
+        """
+        self._retained = {name: value for name, value in retained.items() if 0 <= value <= MAX_COUNTER_WH}
         lifetime, today, at = map(self._retained.get, (HOME_COUNTER, "home/energy_today", "home/timestamp"))
         if lifetime is not None and today is not None and at is not None:
             self._days.seed(HOME_COUNTER, lifetime, today, at)
@@ -196,7 +193,7 @@ class HomeEnergies:
 
         Where solar energy is a sum of a quarter of an hour, only those moments count at which it has just changed,
         or has not changed for long. `values` are the counters of the parts, `day_time` is the unix time by which
-        days begin. Returns the Wh of a negative balance that is dropped, if the log does not know of it yet.
+        days begin. Returns the Wh of a negative balance that are not counted.
         """
         serials, slow = tuple(sorted(members)), list(self._slow.values())
         home = self.home or BalancedEnergy(since=now, total=self._retained.get(HOME_COUNTER, 0.0))
@@ -208,9 +205,6 @@ class HomeEnergies:
         counted, dropped = home.counted(values, now) if is_known else (home.begun_anew(serials, values, now), 0.0)
         self.home = counted.changed(total=max(counted.total, self._retained.get(HOME_COUNTER, 0.0)))
         self._days.today(HOME_COUNTER, self.home.total, day_time)
-        if not dropped or now - self._told_at < TOLD_S:
-            return 0.0
-        self._told_at = now
         return dropped
 
     def home_today(self, day_time: float) -> float | None:

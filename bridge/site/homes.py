@@ -26,6 +26,7 @@ from bridge.site.flows import (
 )
 from bridge.site.home_energies import HOME_COUNTER, SIGN_OF_COUNTER, HomeEnergies, HomeEnergiesState
 from bridge.site.selection import BALANCE
+from bridge.site.totals import NegativeBalance
 from bridge.state import SOUND_ENTRIES, State, UnixTime
 
 APART_S, APART_PERIODS = 10.0, 2.0
@@ -49,7 +50,8 @@ class MemberFlows:
     are the seconds between two of these. `is_online`: the powers are up to date. `is_settled`: all sources were
     asked once, and it is known if there is a battery, and so which flows the gateway has. `has_grid_meter`: it has
     a net consumption meter. `has_solar_meter`: it has a production meter. `is_chosen`: the settings say that its
-    grid meter is the one of the home.
+    grid meter is the one of the home. `told` are the values of the newest answer that are published even if they
+    have not changed.
     """
 
     serial: str
@@ -61,6 +63,7 @@ class MemberFlows:
     has_grid_meter: bool = False
     has_solar_meter: bool = False
     is_chosen: bool = False
+    told: frozenset[str] = frozenset()
 
     @property
     def has_slow_solar(self) -> bool:
@@ -143,6 +146,12 @@ class GivenValues:
             members = [] if grid is None else [grid]
         return [member for member in members if name in self.of(member)]
 
+    def told(self, members: Sequence[MemberFlows], grid: MemberFlows | None) -> Collection[str]:
+        """The values that are published even if they have not changed, since a gateway has just told its part."""
+        names = {name for member in members for name in member.told}
+        told = {name for name in names if any(name in m.told for m in self.having(name, members, grid))}
+        return told | ({f"{HOME}/power"} if any(name.endswith("/power") for name in told) else set())
+
     def counters(
         self, members: Sequence[MemberFlows], grid: MemberFlows | None, begun: Collection[str]
     ) -> Mapping[str, Mapping[str, float]]:
@@ -173,6 +182,7 @@ class SharedHome:
         self._given = GivenValues(state.given)
         self._energies = HomeEnergies(state.energies, zone)
         self._day_clock = DayClock(state.day_time)
+        self._negative = NegativeBalance()
         self._negative_since: float | None = None
         self._known_since: float | None = None
 
@@ -209,7 +219,8 @@ class SharedHome:
             values |= dict(
                 _home(power, self._energies, day_time, is_estimated=values.get("battery/estimated") is True)
             )
-        return HomeUpdate(list(_readings(values)), problem or self._negative_problem(now), warning)
+        told = self._given.told(members, grid)
+        return HomeUpdate(list(_readings(values, told)), problem or self._negative_problem(now), warning)
 
     # Values of this instant
 
@@ -272,12 +283,7 @@ class SharedHome:
         if not has_grid or needed != whole.keys() or not _are_together(members):
             return None
         dropped = self._energies.count_home([member.serial for member in members], whole, now, day_time)
-        if not dropped:
-            return None
-        return (
-            f"home {self._name}: its energy would be negative by {dropped:.0f} Wh: not counted; a clamp may be "
-            "reversed, or another producer stands behind the grid meter"
-        )
+        return self._negative.warning(f"home {self._name}: its", dropped, now)
 
 
 def choose_grid(home: str, members: Sequence[MemberFlows]) -> tuple[MemberFlows | None, str | None]:
@@ -356,8 +362,8 @@ def _charge(having: Sequence[MemberFlows]) -> float | None:
     return round(energy / sum(capacities), 1) if energy is not None and all(capacities) else None
 
 
-def _readings(values: Mapping[str, Scalar]) -> Iterator[Reading]:
+def _readings(values: Mapping[str, Scalar], told: Collection[str]) -> Iterator[Reading]:
     for flow in FLOWS:
         for name, row in ROWS[flow].items():
             if (key := f"{flow}/{name}") in values:
-                yield Reading(flow, None, row, values[key])
+                yield Reading(flow, None, row, values[key], repeat=key in told)

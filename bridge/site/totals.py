@@ -1,13 +1,15 @@
 """The lifetime counters of `site/*`: the gateway's, which a site passes on, and those that the bridge makes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from bridge.model import HOUR_S
+from bridge.model import DAY_S, HOUR_S, NEVER
 from bridge.site.selection import DELIVERED, METERS, RECEIVED, Values
 
 OURS = "ours"
 """The owner of counters that the bridge makes."""
+OWNER_SEPARATOR = ", "
+"""Stands between the devices of an owner, if a counter is the sum of several."""
 RESTART_SHARE = 0.9
 """A guarded counter that falls below this share of itself has restarted at 0."""
 DEAD_BAND_WH = 10.0
@@ -21,6 +23,8 @@ FROZEN_MAX_S = 6 * HOUR_S
 """A counter that has stood still for longer does not count at all; waiting for it would stop the balances."""
 MAX_CARRY_WH, MAX_CARRY_S = 500.0, 900.0
 """A negative change is subtracted from later ones up to this energy, and within this time."""
+NEGATIVE_LOG_PAUSE_S = DAY_S
+"""Seconds between two log lines about a negative balance that goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,32 @@ class Accumulator:
         return replace(self, total=self.total + change, carry=0.0, carry_at=None)
 
     def dropped(self, now: float) -> float:
-        """Wh of the carry that are too many or too old, and so no matter of different moments; 0 if none are."""
+        """The Wh of a carry that is too large, or too old, to come from different reading times; 0 if it is not."""
         is_old = self.carry_at is not None and now - self.carry_at > MAX_CARRY_S
         return -self.carry if is_old or self.carry < -MAX_CARRY_WH else 0.0
+
+
+@dataclass(slots=True)
+class NegativeBalance:
+    """Makes the warning that an energy by balance would be negative, once in `NEGATIVE_LOG_PAUSE_S`."""
+
+    _warned_at: float = NEVER
+
+    def warning(self, whose: str, dropped: float, now: float) -> str | None:
+        """The warning for the log; `None` if nothing was dropped, or the log has a recent one.
+
+        Args:
+            whose: the first words of the warning, such as "the home's".
+            dropped: Wh that were not counted.
+            now: unix time.
+        """
+        if dropped <= 0 or now - self._warned_at < NEGATIVE_LOG_PAUSE_S:
+            return None
+        self._warned_at = now
+        return (
+            f"{whose} energy would be negative by {dropped:.0f} Wh: not counted; a clamp may be reversed, or "
+            "another producer may be connected behind the grid meter"
+        )
 
 
 @dataclass(slots=True)
@@ -122,9 +149,10 @@ class SiteCounters:
         """Whether a counter of this owner was not read in this run. It may show the value at which it is held."""
         return name not in self.read and self.owners.get(name) == owner
 
-    def latest_owners(self, name: str) -> Sequence[str]:
-        """The owner of a counter, and the one before, as far as there are any."""
-        return [owner for owner in (self.owners.get(name), self.left.get(name, (None,))[0]) if owner is not None]
+    def latest_devices(self, name: str) -> frozenset[str]:
+        """The devices that a counter comes from, and those that it came from before."""
+        owners = (self.owners.get(name, ""), self.left.get(name, ("",))[0])
+        return frozenset(device for owner in owners for device in owner.split(OWNER_SEPARATOR))
 
     def _earlier_offset(self, value: float, ours: str, theirs: str) -> float:
         """The offset by both retained topics. Without that of the owner, it only keeps the value from falling."""

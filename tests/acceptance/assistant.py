@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
@@ -209,6 +210,14 @@ class HomeAssistant:
         asked = {"start_time": "2000-01-01T00:00:00Z", "entity_ids": [entity_id], "minimal_response": True}
         found: dict[str, list[dict[str, Any]]] = await self.ask("history/history_during_period", **asked)
         return found.get(entity_id, [])
+
+    async def recorded(self) -> Counter[str]:
+        """How many rows the recorder has of each of MQTT's entities."""
+        await self.act("compile_statistics", "now")  # everything is written down then
+        mine = {entity["entity_id"] for entity in (await self.entities()).values()}
+        query = "select m.entity_id, count(*) from states join states_meta m using (metadata_id) group by 1"
+        with closing(sqlite3.connect(self._folder / "home-assistant_v2.db")) as database:
+            return Counter({entity: count for entity, count in database.execute(query) if entity in mine})
 
     async def enable_all(self) -> None:
         """Every entity that was disabled when it came."""

@@ -32,7 +32,7 @@ BY_UNIT: dict[str, tuple[set[str | None], set[str], set[int]]] = {
 """Device classes, state classes and decimals of each unit but kWh."""
 WINDOWS = ("_energy_7d", "_energy_yesterday", "_last_report_energy")
 """Energies of a time that moves: no counters. Nor is what the gateway itself calls today."""
-PHASED = ("power", "voltage", "current")
+PHASED = ("power", "voltage")
 SITE = {
     "three-phase": {
         "Solar power",
@@ -41,10 +41,12 @@ SITE = {
         "Grid power",
         "Grid energy imported",
         "Grid energy exported",
+        "Grid energy counted since",
         "Grid connected",
         "Home power",
         "Home energy consumed",
         "Home energy today",
+        "Home energy counted since",
         "Battery power",
         "Battery energy charged",
         "Battery energy discharged",

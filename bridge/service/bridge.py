@@ -193,8 +193,8 @@ class Bridge:
         self._started = datetime.fromtimestamp(round(now(), 3), UTC)
         self._will = online(f"{self._names.bridge}/state", is_online=False)
         client_id = settings.mqtt.client_id or f"iqgateway2mqtt-{self._store.client_suffix()}"
-        ha = settings.homeassistant
-        self._birth_topic = None if ha.discovery == "off" else f"{ha.prefix}/status"
+        announcement = _announcement(settings, self._names)
+        self._birth_topic = f"{announcement.prefix}/status" if announcement else None
         self._broker = Broker(
             settings.mqtt,
             client_id=client_id,
@@ -221,8 +221,7 @@ class Bridge:
             introduction=introduction,
             ours=lambda: frozenset(self._pool.by_serial),
         )
-        reader = RetainedReader(mqtt, client_id)
-        self._memory = memory = BrokerMemory(self._store, reader, _announcement(settings, self._names))
+        self._memory = memory = BrokerMemory(self._store, RetainedReader(mqtt, client_id), announcement)
         self._homes = make_homes(
             settings, self._store, self._sender.put, memory.of_home, self._outbox.drop, now=now
         )

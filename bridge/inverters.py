@@ -114,8 +114,8 @@ class Inverters:
         """What the next run must know of the units."""
         return dict(self._units)
 
-    def solar(self, device: str) -> float:
-        """The highest power (W) of an inverter, or of all of them for another device. 0 where it is not known."""
+    def highest_power(self, device: str) -> float:
+        """The highest power (W) of an inverter so far; of all of them together for another device. 0: unknown."""
         if device.startswith(INVERTER):
             return self._units[device].highest if device in self._units else 0.0
         return sum(unit.highest for unit in self._units.values())
@@ -135,7 +135,7 @@ class Inverters:
         Args:
             source: of the answer; only those that list inverters are corrected.
             readings: of the answer.
-            solar: the site's power from the sun now, in W; `None` if unknown.
+            solar: the site's solar power now, in W; `None` if unknown.
             now: unix time.
             clock: the gateway's clock, as unix time.
         """
@@ -143,7 +143,7 @@ class Inverters:
             return readings
         missing = self._learn(source, readings, now)
         left_out = [reading for device in missing for reading in self._units[device].readings(device)]
-        is_dark = solar is not None and solar <= DARK_SHARE * self.solar("")
+        is_dark = solar is not None and solar <= DARK_SHARE * self.highest_power("")
         return [self._corrected(reading, clock, dark=is_dark) for reading in (*readings, *left_out)]
 
     def _learn(self, source: str, readings: Sequence[Reading], now: float) -> Sequence[str]:
@@ -196,7 +196,7 @@ class Inverters:
                 yield reading
                 continue
             told, lifetime = _number(reading) or 0.0, lifetimes.get(reading.device)
-            already = told if 0 <= told <= HOURS_OF_A_DAY * self.solar(reading.device) else None
+            already = told if 0 <= told <= HOURS_OF_A_DAY * self.highest_power(reading.device) else None
             today = lifetime and self._days.today(reading.device, lifetime, day_time, already=already)
             yield replace(reading, value=today)
 

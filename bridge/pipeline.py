@@ -149,7 +149,7 @@ class Pipeline:
         guarded = self._ledger.guard(source, readings, self._cap(facts), now=now, steady=steady)
         self._pcu = next((r.value for r in readings if (r.device, r.name) == PCU_COUNTER), self._pcu)
         is_believed = self._pcu == 0 and self._inverters.have_made_nothing
-        _refuse_zeros(source, guarded, zeros_are_believed=is_believed or source != _source_of_sun(facts))
+        _refuse_zeros(source, guarded, zeros_are_believed=is_believed or source != _source_of_solar(facts))
         shown = list(self._inverters.with_today(_with_unknown(readings, guarded.readings), day_time))
         answer = GuardedAnswer(
             source,
@@ -173,11 +173,13 @@ class Pipeline:
 
     def _cap(self, facts: Facts) -> Callable[[Reading], float]:
         phases = max((meter.phase_count for meter in facts.meters or () if meter.enabled), default=1)
-        return lambda reading: usual_cap(reading, phases=phases, solar=self._inverters.solar(reading.device))
+        return lambda reading: usual_cap(
+            reading, phases=phases, solar=self._inverters.highest_power(reading.device)
+        )
 
 
-def _source_of_sun(facts: Facts) -> SourceName | None:
-    """The source that the site's sun comes from. The others may count nothing for ever."""
+def _source_of_solar(facts: Facts) -> SourceName | None:
+    """The source that the site's solar energy comes from. All others may count nothing for ever."""
     if facts.meters is None:
         return None
     if any(meter.enabled for meter in facts.meters):

@@ -34,11 +34,13 @@ UINT32 = 2**32
 HALF_OF_UINT32 = 2**31
 JOULES_PER_WH = 3600
 SMALL_NEGATIVE_WH = 100_000
-"""A field of energy without a sign shows a negative number only in this part below its end: a large site's counter
-passes the middle of its range.
+"""Only this many of the highest values of an unsigned field of energy stand for negative numbers: the counter of a
+large site passes the middle of the range.
 """
 MOST_NUMBER, MOST_MEASURED = 1e15, 1e10
-"""Numbers beyond the first are none. Beyond the second no power (W), energy (Wh) or other measured value is one."""
+"""A number beyond the first is not taken for a number; one beyond the second is not taken for a power (W), an
+energy (Wh) or another measured value.
+"""
 MAX_TEXT_LETTERS = 255
 """Longest text that Home Assistant accepts as a state."""
 LATEST_UNIX_TIME = 253_402_300_799  # the last second of the year 9999, and of datetime

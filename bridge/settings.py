@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import stat
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -117,6 +118,22 @@ def _shard(value: str) -> str:
     return str(sharding.Shard.of(value, socket.gethostname()))
 
 
+def ordinary(path: Path) -> Path:
+    """Check that a path leads to an ordinary file, or to none: a named pipe or a device can be waited for for ever.
+
+    Raises:
+        ValueError: it leads to something else.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # whoever reads it says why that fails
+        return path
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is no ordinary file: copy what it gives into one")
+    return path
+
+
+File = Annotated[Path, AfterValidator(ordinary)]
 Topic = Annotated[str, AfterValidator(topic_name)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Period = Annotated[float, AfterValidator(_period)]
@@ -135,7 +152,7 @@ class GatewaySettings(Section):
     """`envoy.local`, an address, `host:port`, or a URL (`http://…` for firmware before 7)"""
     token: SecretStr | None = None
     """a token, pasted from Enphase's token page"""
-    token_file: Path | None = None
+    token_file: File | None = None
     """a file that contains such a token"""
     username: str | None = None
     """user name of an Enphase account, with which the bridge gets and renews tokens"""
@@ -223,7 +240,7 @@ class CloudSettings(Section):
     """address that gives tokens"""
     entrez_url: Url = "https://enlighten.enphaseenergy.com/entrez-auth-token"
     """address that is asked for a token if BRIDGE_CLOUD__TOKEN_URL gives none"""
-    ca_file: Path | None = None
+    ca_file: File | None = None
     """certificates to trust instead of the system's"""
 
     @field_validator("login_url", "token_url", "entrez_url")
@@ -281,11 +298,11 @@ class MqttSettings(Section):
     """user name at the broker"""
     password: SecretStr | None = None
     """password at the broker"""
-    ca_file: Path | None = None
+    ca_file: File | None = None
     """certificates to trust instead of the system's"""
-    cert_file: Path | None = None
+    cert_file: File | None = None
     """client certificate"""
-    key_file: Path | None = None
+    key_file: File | None = None
     """key of the client certificate"""
     base_topic: Annotated[Topic, AfterValidator(_base)] = "enphase"
     """first levels of all topics; `{site}` stands for the site of each gateway, as in `enphase/{site}`"""
@@ -482,7 +499,7 @@ class Settings(BaseSettings):
         if {"gateway", "gateways"} & data.keys():
             raise ValueError("BRIDGE_GATEWAYS_FILE: set either the file, or BRIDGE_GATEWAY(S), not both")
         try:
-            return {**data, "gateways": sharding.listed(Path(data["gateways_file"]))}
+            return {**data, "gateways": sharding.listed(ordinary(Path(data["gateways_file"])))}
         except ValueError as error:
             problem = f"BRIDGE_GATEWAYS_FILE: {error}"
         raise ValueError(problem)

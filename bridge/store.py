@@ -169,7 +169,7 @@ class _Files:
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
-        """Remove what writers have left that were killed: they hold a whole state, which may be a token."""
+        """Remove temporary files of processes that were killed: each holds a whole state, also tokens."""
         for name in self.names():
             if (found := TEMPORARY.fullmatch(name)) and not _may_be_writing(self.folder / name, int(found[1])):
                 with suppress(OSError):  # a read-only folder

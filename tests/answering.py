@@ -61,6 +61,8 @@ class Answering:
         self.clock_error = 0.0
         """Seconds by which the wall clock of the bridge's machine is ahead."""
         self.eids = EIDS | {"total-consumption": 704643585}
+        self.repeated: set[str] = set()
+        """The values of the site that the last answer publishes even if they have not changed."""
         self.now = 0.0
         if retained:
             self.pipeline.seed(retained)
@@ -86,6 +88,7 @@ class Answering:
         except BadAnswer:
             return False
         flows = self.pipeline.flows(processed.answer)
+        self.repeated = {f"{each.device.removeprefix('site/')}/{each.name}" for each in flows if each.repeat}
         for reading in (*processed.readings, *flows):
             self._show(reading, wall)
         self.log += [*processed.events, *self.pipeline.site.take_events()]

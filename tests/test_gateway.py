@@ -36,7 +36,7 @@ from bridge.gateway.errors import (
     TokenRejected,
     WrongPassword,
 )
-from bridge.gateway.wire import hardware_address
+from bridge.gateway.http1 import hardware_address
 from bridge.http_server import Receive, Scope, Send
 from bridge.model import BadAnswer, BridgeError, Rejected, Request, Unavailable, Unsupported
 from bridge.settings import CloudSettings, GatewaySettings

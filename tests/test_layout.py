@@ -25,7 +25,7 @@ site: `battery`, `clamp`, `counting`, `days` and `totals`, each a rule of docs/n
 former settings have left at the broker: `service/leftovers`, which the service and `clean` need, `commands/clean`,
 which reads and removes, and `commands/ownership`, which decides without a broker what is ours;
 `discovery/devices`: what people read of a device, apart from the messages that announce it;
-`gateway/wire`: HTTP over one connection, since httpx's transport takes bytes that nobody asked for as the next
+`gateway/http1`: HTTP over one connection, since httpx's transport takes bytes that nobody asked for as the next
 answer."""
 MOST_LINES = 400
 LONGER_FILES = frozenset({"settings.py", "endpoints/__init__.py"})

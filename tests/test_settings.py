@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from programs import BRIDGE_COMMAND, started
 from pydantic import BaseModel, SecretStr
 
 from bridge import settings as settings_module
@@ -804,3 +805,28 @@ def test_nothing_listens_unless_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_port_in_toml_may_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     toml(monkeypatch, "[http]\nlisten = 8080")
     assert load().http.address == ("127.0.0.1", 8080)
+
+
+FILES = (
+    "GATEWAY__TOKEN_FILE",
+    "MQTT__CA_FILE",
+    "MQTT__CERT_FILE",
+    "MQTT__KEY_FILE",
+    "CLOUD__CA_FILE",
+    "GATEWAYS_FILE",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+async def test_what_is_no_file_stops_the_program_with_one_line(name: str, kind: str, tmp_path: Path) -> None:
+    """A named pipe that nobody writes into held up the start for ever, whatever signal came."""
+    odd = tmp_path / kind
+    make = os.mkfifo if kind == "pipe" else os.mkdir
+    make(odd)
+    given = {f"BRIDGE_{name}": str(odd), "BRIDGE_STATE_DIR": str(tmp_path / "state")}
+    given |= {"BRIDGE_MQTT__CERT_FILE": str(odd)} if name == "MQTT__KEY_FILE" else {}
+    async with started(*BRIDGE_COMMAND, "run", env=given) as program:
+        assert await program.ended() == 78
+    assert len(program.err) == 1
+    assert f"BRIDGE_{name}: {odd} is no ordinary file" in program.err[0]

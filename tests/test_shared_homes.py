@@ -95,6 +95,25 @@ def test_the_home_is_what_both_gateways_give_and_the_grid() -> None:
     assert found["home/energy_since"] == datetime.fromtimestamp(MORNING, UTC)
 
 
+@pytest.mark.parametrize(
+    ("old_told", "new_told", "told"),
+    [
+        ((), (), set()),
+        (["solar/power"], (), {"solar/power", "home/power"}),
+        ((), ["solar/power", "grid/power", "home/power"], {"solar/power", "grid/power", "home/power"}),
+        (["grid/power"], (), set()),  # the meter at the grid connection is the other one's
+        (["battery/soc"], (), {"battery/soc"}),
+    ],
+)
+def test_what_a_gateway_repeats_its_home_repeats(
+    old_told: Sequence[str], new_told: Sequence[str], told: set[str]
+) -> None:
+    home, values = SharedHome("villa"), roof() | battery(soc=50, capacity=5000) | {"grid/power": 5.0}
+    members = [member("11", values, told=frozenset(old_told)), new(told=frozenset(new_told))]
+    found = news(home, members, MORNING)
+    assert {f"{reading.device}/{reading.name}" for reading in found.readings if reading.repeat} == told
+
+
 def test_a_counter_that_is_not_confirmed_yet_is_waited_for() -> None:
     """A gateway publishes a counter with its second reading. What it counted earlier is in the first sum."""
     home, without = SharedHome("villa"), {**roof(1000.0), **grid()}

@@ -99,6 +99,22 @@ async def test_the_other_form_of_discovery_goes_though_the_state_folder_was_lost
         assert payloads[-2:] == [MIGRATE_PAYLOAD, ""]
 
 
+async def test_powers_that_stand_still_are_told_with_each_answer(mosquitto_here: Mosquitto, tmp_path: Path) -> None:
+    """The grid's power of a home is that of one gateway; the answers of the other one do not repeat it."""
+    async with two_gateways(mosquitto_here, tmp_path) as two, running(two.settings("Villa", "Villa")):
+        await until(two.is_known)
+        begun = len(two.watcher.seen)
+
+        def count(topic: str) -> int:
+            return [message.topic for message in two.watcher.seen[begun:]].count(f"enphase/{topic}")
+
+        await until(lambda: count(f"{two.roof.serial}/site/grid/power") >= 8)
+        roof, barn = (count(f"{house.serial}/site/solar/power") for house in (two.roof, two.barn))
+        assert barn >= 6
+        assert count("home/villa/grid/power") == pytest.approx(roof, abs=1)
+        assert count("home/villa/solar/power") == pytest.approx(roof + barn, abs=2)
+
+
 @pytest.mark.expects_log("the gateway can't be read")
 @pytest.mark.may_log("connection")
 async def test_a_gateway_that_is_away_makes_its_home_unknown(mosquitto_here: Mosquitto, tmp_path: Path) -> None:

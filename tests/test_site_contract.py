@@ -131,6 +131,35 @@ def test_no_home_is_left_over_when_live_data_stop(first: str) -> None:
     assert house.powers() == {"solar": 3200, "battery": -2000, "grid": 2, "home": 1202}
 
 
+def test_powers_and_charge_are_repeated_with_the_answers_that_they_come_from() -> None:
+    """Silence means death to a charger: an old value must not look alive because of an answer that lacks it."""
+    house, powers = live_home(), {f"{flow}/power" for flow in ("solar", "grid", "battery", "home")}
+    meters: dict[str, MeterValues] = {"production": (3000, 5e6, 0), "net": (0, 1e6, 1e6)}
+    for t in (7, 12):
+        house.live(t, pv=3000, storage=-2000, grid=1)
+        assert house.repeated == powers | {"battery/soc"}
+    house.readings(13, **meters)
+    assert house.repeated == set()
+    house.batteries(14, -2000)
+    assert house.repeated == set()
+    house.readings(50, **meters)  # live data have stopped
+    assert house.repeated == powers - {"battery/power"}
+    house.batteries(51, 1500)
+    assert house.repeated == {"battery/power"}
+    house.live(52, pv=9, storage=9, grid=9, stream="disabled")
+    assert not house.repeated & powers
+
+
+def test_the_sum_of_the_inverters_is_repeated_with_its_own_answers() -> None:
+    house = began("net", net=(-5000, 1e6, 2e6))
+    for t in (7, 67):
+        house.pcu(t, 5180, 17_617_974)
+        assert house.repeated == {"solar/power"}
+        house.readings(t + 1, net=(-5000, 1e6, 2e6))
+        assert "solar/power" not in house.repeated
+        assert "grid/power" in house.repeated
+
+
 def test_a_stream_that_is_off_gives_no_powers() -> None:
     house = live_home()
     house.live(7, pv=100, storage=100, grid=100, stream="disabled")

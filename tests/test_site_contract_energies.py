@@ -195,6 +195,23 @@ def test_a_set_that_was_not_whole_for_a_week_begins_anew() -> None:
     assert home.home() == pytest.approx(before + 1000, abs=30)
 
 
+def test_a_battery_that_was_removed_does_not_stop_the_home() -> None:
+    """It gave 500 W of the home's 1000 W. After a week without a sign of it, 1000 W are the meters' alone."""
+    house = Answering("production", "net")
+    house.inventory(0)
+    first_reading(house, production=(0, 5e6, 0), net=(500, 1e6, 2e6))
+    for t in times(30, HOUR, 30):
+        house.batteries(t, 500)
+        house.readings(t + 1, production=(0, 5e6, 0), net=(500, 1e6 + 500 * t / HOUR, 2e6))
+    assert house["home/energy_lifetime"] == pytest.approx(1000, abs=10)
+    house.inventory(HOUR + 2, soc=None)
+    house.say("power", HOUR + 3, {"devices:": []})
+    for t in times(300, 8 * DAY, 300):
+        house.readings(HOUR + t, production=(0, 5e6, 0), net=(1000, 1e6 + 500 + 1000 * t / HOUR, 2e6))
+    assert house["home/power"] == 1000
+    assert house["home/energy_lifetime"] == pytest.approx(1000 + 8 * 24 * 1000, abs=100)
+
+
 def test_a_part_on_another_level_counts_as_published() -> None:
     """The production meter is replaced: the new one has another id, and stands at 7 MWh."""
     home = Sunny()
@@ -268,6 +285,41 @@ def test_a_small_negative_balance_is_carried_over() -> None:
         seen.append(house["home/energy_lifetime"])
     assert seen == [0, 50, 50, 150]
     assert not house.log
+
+
+THIRD_WH = 700_000.0
+
+
+@pytest.mark.parametrize("fault", ["clamp", "disabled"])
+def test_other_makers_panels_count_beside_the_inverters_sum(fault: str) -> None:
+    """The roof makes 4 kW by the microinverters, and other makers' panels 1 kW by a meter of their own."""
+    house = Answering("production", "net", "pv3p", third_party=True)
+
+    def read(t: float, *, seen: float) -> None:
+        hours = t / HOUR
+        meters: dict[str, MeterValues] = {
+            "production": (4000 * (seen == hours), 5e6 + 4000 * seen, 0),
+            "net": (-4000, 1e6, 2e6 + 4000 * hours),
+            "pv3p": (1000, THIRD_WH + 1000 * hours, 0),
+        }
+        if fault == "disabled" and seen < hours:
+            del meters["production"]
+        house.readings(t, **meters)
+        if t % 300 == 0:
+            house.pcu(t + 1, 4000, 4.9e6 + 4000 * hours)
+            house.inverters(t + 2, 200)
+
+    house.inventory(0, soc=None)
+    house.meters(0)
+    every(0, 2 * HOUR, 60, lambda t: read(t, seen=t / HOUR))
+    assert house["solar/energy_lifetime"] == pytest.approx(5e6 + THIRD_WH + 10_000, abs=10)
+    if fault == "disabled":
+        house.meters(2 * HOUR + 10, off=["production"])
+    every(2 * HOUR + 60, 4 * HOUR, 60, lambda t: read(t, seen=2))
+    assert (house["solar/power"], house["solar/source"]) == (5000, "energy/production-pcu, meter/pv3p")
+    assert house["solar/energy_lifetime"] == pytest.approx(5e6 + THIRD_WH + 20_000, abs=100)
+    if fault == "clamp":
+        assert house["home/energy_lifetime"] == pytest.approx(4000, abs=100)
 
 
 # E4: netting
@@ -495,6 +547,14 @@ def test_a_gap_over_midnight_is_shared_by_the_sun() -> None:
     days.house.meters(74 * HOUR)
     days.read(74 * HOUR)
     assert days.today() == (pytest.approx(2000, abs=60), pytest.approx(5000, abs=60))
+
+
+def test_a_gap_over_midnight_while_the_bridge_runs_says_nothing_of_single_hours() -> None:
+    """The gateway is silent from 13:00 to 23:30 of the next day: 5 of 15 kWh of the sun are yesterday's."""
+    days = Days(MORNING)
+    days.live(0, 53 * HOUR)
+    days.read(87.5 * HOUR)
+    assert days.today()[0] == pytest.approx(10_000, abs=60)
 
 
 def test_three_days_away() -> None:

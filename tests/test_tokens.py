@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -512,6 +513,17 @@ async def test_a_useless_token_gives_way_to_the_account(
     assert source.problem is None
 
 
+async def test_a_token_file_that_has_become_a_pipe_is_not_waited_for(runs: Runs, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(jwt())
+    tokens = runs.source(account=False, token_file=file)
+    file.unlink()
+    os.mkfifo(file)
+    assert secret(await tokens.current()) == jwt()
+    with pytest.raises(Rejected, match=r"TOKEN_FILE: .* is no ordinary file"):
+        await tokens.replace(Token.parse(jwt()))  # the gateway has refused it, so the file is read again
+
+
 async def test_a_token_file_is_read_again_when_its_token_is_of_no_use(runs: Runs, tmp_path: Path) -> None:
     file = tmp_path / "token"
     tokens = runs.source(account=False, token_file=file)
@@ -751,7 +763,7 @@ async def test_a_cloud_that_hangs_does_not_pass_for_a_gateway_that_does(httpx_mo
         raise AssertionError
 
     httpx_mock.add_callback(never)
-    source = runs.source(limits=CloudLimits(retry_wait=0, patience=0.01))
+    source = runs.source(limits=CloudLimits(retry_wait=0, request_wait=0.01))
     with pytest.raises(CloudUnavailable, match="not answered yet") as error:
         await source.current()
     advice(error.value)

@@ -151,7 +151,7 @@ class GatewayCheck:
             self._report.note("gateway", f"not the same one as at the last run ({known}): it gets its own topics")
         if abs(facts.clock_offset) > CLOCK_TOLERANCE_S:
             way = "fast" if facts.clock_offset > 0 else "slow"
-            much = _spelt(abs(facts.clock_offset))
+            much = _duration(abs(facts.clock_offset))
             self._report.note("clock", f"the gateway's clock is {much} {way}, or this computer's clock is wrong")
 
     # Access
@@ -286,7 +286,7 @@ class EndpointSweep:
             self._report.ok(endpoint.source, text)
 
 
-def _spelt(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """A duration in days, or in minutes if it is shorter than two days."""
     days, minutes = seconds / DAY_S, seconds / MINUTE_S
     return f"{days:.0f} days" if days >= 2 else f"{minutes:.0f} min"  # noqa: PLR2004 - one day is 1440 minutes

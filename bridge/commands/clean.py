@@ -20,21 +20,21 @@ from bridge.store import Store
 MAX_MESSAGES, MAX_KEPT = 1_000_000, 500_000
 """Retained messages that are read, and those that are kept: other programs may have filled the broker."""
 MAX_SHOWN = 3
-"""Gateways of others that are named."""
+"""Most gateways of unknown origin that the report names."""
 MAX_EXACT = 20_000
-"""Discovery topics that are subscribed to one by one."""
+"""Most discovery topics that are subscribed to one by one."""
 MANY_MESSAGES = 1_000
 """Messages that mosquitto keeps for a client that does not read them at once. It drops what comes beyond that."""
 MAX_ROUNDS = 100
-"""Times of reading and removing, since a broker may not deliver all at once."""
+"""Most rounds of removing and reading again: a broker may not deliver all messages in one round."""
 READ_S = 120.0
 """Longest time for reading retained messages."""
 ECHO_S, SILENCE_S = 5.0, 0.5
-"""Longest waits for the next retained message: until our own messages have come back, and after that."""
+"""How long to wait for the next retained message: before our own markers have come back, and after that."""
 
 
 class RetainedMessages:
-    """Reads retained messages over one connection, and then hears what is published meanwhile.
+    """Reads retained messages over one connection, and then listens to what is published.
 
     `take` gets the topic of each message, its payload and whether it was retained, and returns whether it has kept
     it. `markers` are topics to which an empty message is sent: its return shows that this user may write and read
@@ -56,7 +56,7 @@ class RetainedMessages:
         self.is_complete = True
         """Whether all retained messages were read, and not only as many as the limits allow."""
         self.has_gaps = False
-        """Whether the broker has dropped messages: a marker among them came only when it was sent again."""
+        """Whether the broker has dropped messages. It has if a marker came back only when it was sent again."""
         self.echoed: set[str] = set()
         """The markers that have come back."""
         self.refused: set[str] = set()
@@ -80,7 +80,7 @@ class RetainedMessages:
             await self._broker.connect()
             await self._send_markers()
             await self._wait_until_quiet()
-            if before := self._silent:  # mosquitto drops what goes beyond its queue, ours among it
+            if before := self._silent:  # mosquitto drops messages beyond its queue, also markers
                 await self._send_markers()
                 await self._wait_until_quiet()
                 self.has_gaps = before != self._silent
@@ -93,8 +93,8 @@ class RetainedMessages:
         await self._broker.close()
         self._broker.abort()
 
-    async def hear(self, is_enough: Callable[[], bool], seconds: float) -> None:
-        """Hear what is published until it is enough, for so many seconds at most."""
+    async def listen(self, is_enough: Callable[[], bool], seconds: float) -> None:
+        """Listen to what is published until `is_enough`, but no longer than this many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not is_enough():
@@ -125,7 +125,7 @@ class RetainedMessages:
                 break
             self.is_complete &= self._time() < until
         if not self._broker.connected:
-            doubt = "some brokers end it if this user may not write or read"
+            doubt = "some brokers end it if this user may not write to these topics or read them"
             raise Unavailable(f"the connection ended: {await self._broker.lost()}; {doubt}")
 
     def _received(self, topic: str, payload: bytes, retained: bool) -> None:
@@ -177,7 +177,7 @@ async def send_all(settings: MqttSettings, client_id: str, will: str, messages: 
 
 
 class Cleaner:
-    """Looks at the broker, reports what is left over, and removes it if told to."""
+    """Reports which topics at the broker are left over, and removes them on request."""
 
     def __init__(self, settings: Settings, options: CleanOptions, report: Report, timing: CommandTiming) -> None:
         self._settings, self._options, self._report, self._timing = settings, options, report, timing
@@ -214,7 +214,7 @@ class Cleaner:
             _forget(Store(self._settings.state_dir), found)
 
     async def _read(self, *, is_first: bool) -> Found:
-        """Read what the broker has. The first time also report what can't be read, and hear which bridges run."""
+        """Read what the broker has. The first time, report what can't be read, and find the running bridges."""
         own, options, found = self._own, self._options, Found(self._own, self._options)
         self._is_complete, unreadable, report = True, set[str](), self._report if is_first else None
         if prefixes := own.prefixes(options):
@@ -230,7 +230,8 @@ class Cleaner:
                 self._is_complete = reading.is_complete and not reading.has_gaps and not (unreadable and needed)
             strangers = reading.read - len(found.announced)
             if report is not None and (strangers >= MANY_MESSAGES or reading.has_gaps):
-                text = f"{strangers} messages of others below {', '.join(prefixes)}: the broker may not deliver all"
+                where = ", ".join(prefixes)
+                text = f"{strangers} messages of others below {where}: the broker may not deliver all messages"
                 report.note("limits", text)
             for topics in own.announced.values():  # the state knows them, even if this user may not read them
                 known = (topic for topic in topics if topic.rsplit("/", 3)[0] in unreadable)
@@ -256,23 +257,23 @@ class Cleaner:
         return RetainedMessages(self._settings.mqtt, self._client_id, filters, tuple(markers), take)
 
     async def _listen(self, found: Found, reading: RetainedMessages) -> None:
-        """Hear which of the bridges run that are said to be online and protect something."""
+        """Find out which bridges run, of those that are `online` by a retained message and protect topics."""
         online = {name for name, bridge in found.bridges.items() if bridge.is_online}
         doubted = [found.bridges[name] for name in judge(found, online).bridges]
         is_shared = bool(online and found.trees)
         if not doubted and not is_shared:
             return
         seconds = max([self._timing.listen, *(bridge.listen_s for bridge in doubted if not bridge.is_heard)])
-        self._report.fact("", f"listening for at most {seconds:.0f} s to what is running")
-        await reading.hear(lambda: False, self._timing.listen if is_shared else 0)
-        await reading.hear(lambda: all(bridge.is_heard for bridge in doubted), seconds - self._timing.listen)
+        self._report.fact("", f"listening for at most {seconds:.0f} s to find out which bridges are running")
+        await reading.listen(lambda: False, self._timing.listen if is_shared else 0)
+        await reading.listen(lambda: all(bridge.is_heard for bridge in doubted), seconds - self._timing.listen)
 
     async def _remove(self, judgement: Judgement) -> Found:
-        """Remove what is left over until nothing comes any more, and report it. Returns what was read at last."""
+        """Remove what is left over and read again, until nothing is left. Returns what was read last."""
         groups: dict[tuple[str, str], tuple[int, list[str]]] = {}
         found, left, refused, known = Found(self._own, self._options), judgement.left, set[str](), set[str]()
         for _ in range(MAX_ROUNDS):
-            messages = [message for each in left for message in each.handover]
+            messages = [message for each in left for message in each.migration]
             messages += [discovery.removal(topic) for each in left for topic in each.topics]
             refused |= await send_all(self._settings.mqtt, self._client_id, self._marker, messages)
             known |= {topic for each in left for topic in each.topics}
@@ -298,10 +299,13 @@ class Cleaner:
 def _silent_places(
     reading: RetainedMessages, markers: Mapping[str, str], report: Report | None, *, needed: bool
 ) -> set[str]:
-    """The places, by their markers, that this user may not read. They are reported, as a problem if `needed`."""
+    """Returns the topics whose marker has not come back, so that this user may not read below them.
+
+    They are reported: as a problem if they are `needed`, or if the broker has refused the marker.
+    """
     if report is not None and not (reading.is_complete and not (needed and reading.has_gaps)):
         where = ", ".join(sorted({*markers.values()}))
-        text = f"below {where} there are more retained messages than the broker delivers, or we read, at once"
+        text = f"there are more retained messages below {where} than the broker delivers or this program reads"
         report.problem("limits", text, EXIT_UNAVAILABLE)
     silent = {place: marker in reading.refused for marker, place in markers.items() if marker not in reading.echoed}
     for place, is_refused in sorted(silent.items()):
@@ -309,7 +313,7 @@ def _silent_places(
             break
         advice = f"allow this user to write and read {place}/#"
         if is_refused or needed:
-            text = f"the broker does not let us write and read there: {advice}"
+            text = f"the broker does not let this user write and read there: {advice}"
             report.problem("access", text, EXIT_REFUSED)
         else:
             text = f"this user may not read {place}: only what the state folder knows is listed; {advice}"
@@ -320,7 +324,10 @@ def _silent_places(
 def _report_unknown(report: Report, found: Found, judgement: Judgement) -> None:
     """Report what may be left over, but is not known to be ours."""
     if not found.own.are_known:
-        text = "which gateway answers is not known yet, so nobody knows which are gone: run the bridge once"
+        text = (
+            "the serial number of a gateway is not known yet, so it is not known which gateways have left the "
+            "settings: run the bridge once"
+        )
         report.note("gateway", text)
     strangers = {
         key: bridge

@@ -1,6 +1,7 @@
 """Which topics at the broker belong to this installation, and which of them former settings have left over.
 
-Proof is the state folder, the `origin` of a discovery message, or a serial number of ours in a topic.
+A topic is ours if the state folder knows it, if the `origin` of its discovery message names this program, or if it
+contains the serial number of one of our gateways.
 """
 
 import json
@@ -20,14 +21,14 @@ from bridge.topics import ONLINE
 MAX_KEPT_BYTES = 32_000_000
 """Bytes of discovery messages that are kept to be sent again."""
 DEFAULT_HEARTBEAT_S, LISTEN_MAX_S = 300.0, 600.0
-"""When a bridge that does not tell it will be heard again, and the longest time for which we listen to one."""
+"""The heartbeat of a bridge that does not publish it, and the longest time to listen for one bridge."""
 HEARTBEATS = 1.5
-"""A bridge that is not heard for so many of its heartbeats does not run, whatever its retained state says."""
+"""A bridge that publishes nothing for so many of its heartbeats does not run, whatever its retained state says."""
 MAX_BRIDGES = 400
-"""Bridges that are known at most. These have fewer messages than mosquitto keeps for a slow reader."""
+"""Most bridges that are looked at. Their messages are fewer than mosquitto keeps for a slow reader."""
 GATEWAY_LEVELS = frozenset({"state", "availability", *DEVICE_KINDS})
 HOME_LEVELS = frozenset({"availability", *FLOWS})
-"""First levels of the topics below a gateway and below a home: another program may publish beside them."""
+"""First levels of our topics below a gateway and below a home. Topics with another one are not ours."""
 
 
 # What the broker has
@@ -36,7 +37,7 @@ HOME_LEVELS = frozenset({"availability", *FLOWS})
 OBJECT_ID = re.compile("iqgateway_[A-Za-z0-9_-]+")
 """The level of a discovery topic that names one of our devices or entities."""
 TOPIC_KINDS = ("device", *(platform.value for platform in Platform))
-"""The levels after the prefix below which our discovery topics are."""
+"""The level that follows the prefix in our discovery topics."""
 
 
 def bridge_of(payload: bytes) -> str | None:
@@ -52,7 +53,7 @@ def bridge_of(payload: bytes) -> str | None:
 
 @dataclass(slots=True)
 class BridgeSeen:
-    """What a bridge has published of itself. `is_heard`: it has published something just now."""
+    """What a bridge has published about itself. `is_heard`: it has published something just now."""
 
     is_online: bool = False
     is_heard: bool = False
@@ -92,7 +93,7 @@ class TreeSeen:
 
 @dataclass
 class Found:
-    """What the broker has that may be ours. Foreign topics are dropped when they come."""
+    """The topics at the broker that may be ours. All others are dropped on arrival."""
 
     own: Ownership
     options: CleanOptions
@@ -103,7 +104,7 @@ class Found:
     bridges: dict[str, BridgeSeen] = field(default_factory=dict)
     trees: dict[tuple[str, str], TreeSeen] = field(default_factory=dict)
     is_complete: bool = True
-    """Whether all bridges are known: else nothing is judged that one of them may protect."""
+    """Whether all bridges are known. If not, topics that an unknown bridge may use are left alone."""
     _room: int = MAX_KEPT_BYTES
 
     @cached_property
@@ -146,7 +147,7 @@ class Found:
     def tree_filters(self) -> Iterator[str]:
         """Filters for the states of all bridges above the trees and in discovery messages, and for the trees.
 
-        A broker that does not deliver all of it at once delivers the bridges, which protect topics.
+        The filters for bridges come first, since bridges protect topics and a broker may not deliver everything.
         """
         places = list(self.own.trees(self.options))
         roots = {root_of(bridge) for bridge in (self.own.bridge, *self.own.bridges, *self.announced.values())}
@@ -203,17 +204,20 @@ def _fits(levels: Sequence[str], pattern: Sequence[str]) -> bool:
 
 @dataclass(slots=True)
 class Leftover:
-    """Topics that are left over for one reason, and what they belong to. `handover` precedes their removal."""
+    """Topics that are left over for one reason, and what they belong to.
+
+    `migration` are the messages to send before the topics are removed.
+    """
 
     step: str
     text: str
     topics: Sequence[str]
     place: tuple[str, str] = ("", "")
     """The base topic and the key of a tree."""
-    handover: Sequence[Message] = ()
+    migration: Sequence[Message] = ()
 
     def without(self, topics: Collection[str]) -> "Leftover":
-        """The same without these topics."""
+        """A copy without these topics."""
         return replace(self, topics=[topic for topic in self.topics if topic not in topics])
 
 
@@ -265,12 +269,12 @@ def _judge_discovery(found: Found, running: Collection[str], result: Judgement) 
             groups.setdefault((reason, prefix, key), []).append(topic)
     for (reason, prefix, key), topics in groups.items():
         text = f"{prefix}: discovery of {called(key)}"
-        handover = tuple(_handover(found, key, topics)) if reason == "form" and own.form != "off" else ()
-        result.left.append(Leftover(reason, text, topics, handover=handover))
+        migration = tuple(_migration(found, key, topics)) if reason == "form" and own.form != "off" else ()
+        result.left.append(Leftover(reason, text, topics, migration=migration))
 
 
-def _handover(found: Found, key: str, topics: Iterable[str]) -> Iterator[Message]:
-    """Let Home Assistant move the entities to the present form, so that they keep their names and history."""
+def _migration(found: Found, key: str, topics: Iterable[str]) -> Iterator[Message]:
+    """The messages that make Home Assistant move the entities to the present form: they keep names and history."""
     yield from map(discovery.migration, topics)
     for topic, payload in found.payloads.items():
         if topic.startswith(f"{found.own.prefix}/") and found.own.key_of(topic.rsplit("/", 2)[1]) == key:
@@ -296,7 +300,10 @@ def _judge_tree(
 
 
 def _judge_bridges(found: Found, running: Collection[str], result: Judgement) -> None:
-    """Former topics of the bridge's own state: the state folder knows them, or they list only gateways of ours."""
+    """Judge the topics with bridges' own states.
+
+    A bridge was this one under a former name if the state folder knows it, or if it lists only gateways of ours.
+    """
     own = found.own
     for name, bridge in sorted(found.bridges.items()):
         listed = found.options.base is not None and root_of(name) == joined(found.options.base.split("/"))

@@ -108,7 +108,7 @@ class _EventFilter:
     """Selects the outcomes that are worth a line in the log.
 
     These are changes of state, but not every one of a fault that comes and goes. `told` is when the log last said
-    that a counter is held. `open` are the counters of which the log says so still.
+    that a counter is held. `open` are the counters that are still held by the newest line of the log.
     """
 
     told: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The rules that apply to a reading of a lifetime counter. Each speaks or is silent; the first that speaks decides.
+"""The rules that apply to a reading of a lifetime counter. Each gives a ruling or `None`; the first ruling counts.
 
 Where docs/numbers.md leaves room, these are the rules:
 
@@ -42,9 +42,9 @@ UINT32_MARGIN_WH = 200_000.0
 WRAP_UNDONE_WH = 5_000.0
 """Wh by which a rise may differ from steps of 2^32 J that it undoes."""
 DOUBTFUL_S = 31 * DAY_S
-"""How long a counter may not have been read where nobody knows."""
+"""Where nobody knows for how long a counter was not read, it is assumed to be no longer than this."""
 DAYLIGHT_S = 16 * HOUR_S
-"""Longest time of a day in which the sun shines."""
+"""Longest time in a day for which inverters produce."""
 GOOD_DAY = 1.5
 """Factor by which a day can be better than the best of the last month."""
 UNDO_SHARE = 0.05
@@ -142,7 +142,7 @@ def _unwrapped(raw: float, last: float) -> float:
 
 
 def _zero(reading: Observation) -> Ruling | None:
-    """A counter does not fall to 0: the gateway is starting. Another level that is held already goes on."""
+    """Hold a zero: the gateway is starting, since counters do not fall to 0. A level that is held stays so."""
     if reading.raw > 0 or reading.last < NOISE_WH:
         return None
     held = reading.state.held
@@ -189,7 +189,7 @@ def _counts_of_steps(reading: Observation) -> list[int]:
 
 
 def _made(reading: Observation) -> float:
-    """Wh that the sun can have made since the counter changed: while it was not read, no more than good days do."""
+    """Wh that inverters can have made since the counter changed: as on good days for the time without readings."""
     days, rest = divmod(reading.state.unread, DAY_S)
     unread = reading.limits.energy(days * DAYLIGHT_S + min(rest, DAYLIGHT_S))
     best = reading.state.days.best
@@ -231,7 +231,7 @@ def _fall(reading: Observation) -> Ruling | None:
 
 
 def _passed(reading: Observation) -> Ruling | None:
-    """The counter is above the last good reading again: by counting, if no jump has brought it back."""
+    """Rebase a counter that has counted on from a lower level past the last good reading, without a jump."""
     held = reading.state.held
     if held is None or held.cause not in FALLS or reading.last - held.first < REWIND_WH:
         return None
@@ -289,18 +289,18 @@ def _larger_rise(reading: Observation) -> Ruling:
 
 
 RULES = (_zero, _steps_of_joules, _undone, _fall, _rise, _larger_rise)
-"""In the order in which they are asked. The last one always speaks."""
+"""In the order in which they are applied. The last one always gives a ruling."""
 
 
 def _hold(reading: Observation, held: Held, doubt: str = "") -> Ruling:
     """Keep the last good value. The log says so when it begins, and when a small fall turns into another fault."""
     before = reading.state.held
     is_news = before is None or (before.cause is Cause.SMALL and held.cause is not Cause.SMALL)
-    text = _complaint(reading, held) + doubt if is_news else ""
+    text = _description(reading, held) + doubt if is_news else ""
     return replace(reading.state, held=held), Outcome(Kind.HELD, reading.state.published, text)
 
 
-def _complaint(reading: Observation, held: Held) -> str:
+def _description(reading: Observation, held: Held) -> str:
     if held.cause is Cause.SMALL:
         return f"went back from {reading.last:.0f} to {reading.raw:.0f}: held until it is passed again"
     moved = "rose" if reading.step > 0 else "fell"

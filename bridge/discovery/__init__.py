@@ -56,9 +56,9 @@ class DiscoveryOptions:
 def announce(
     options: DiscoveryOptions, gateway: AnnouncedGateway, rows: Iterable[Row], gone: Iterable[Row] = ()
 ) -> Iterator[Message]:
-    """Discovery of one gateway, its own device first, since all others refer to it.
+    """The discovery messages of one gateway: that of its own device first, since all others refer to it.
 
-    Of a device that goes on without some of its rows those in `gone` are taken back.
+    Rows in `gone` are removed from devices that keep other rows.
     """
     by_device: dict[str, list[Row]] = {} if isinstance(gateway, AnnouncedHome) else {"gateway": []}
     disabled = {f"meter/{meter.role}" for meter in gateway.facts.meters or () if not meter.enabled}
@@ -156,10 +156,11 @@ def _shared(options: DiscoveryOptions, gateway: AnnouncedGateway, device: Announ
 
 
 def _availability(names: Names, gateway: AnnouncedGateway, device: AnnouncedDevice) -> Iterator[str]:
-    """The bridge's state, and that of the device's main source; of the gateway where it has several.
+    """The topics that tell whether a device is available: that of the bridge, and that of the device's main source.
 
-    A meter that is not read, since the gateway lacks `readings` or they are turned off, has its configuration only.
-    What an inverter shows unasked is its power; its details may be older, and say so by `last_report`.
+    A device with several sources, but not its main one, has the gateway's topic instead. A meter has no main source
+    where `readings` are missing or turned off; then it shows its configuration only. The power of an inverter comes
+    from its main source; its details may be older, as `last_report` shows.
     """
     serial = gateway.facts.serial
     yield f"{names.bridge}/state"

@@ -55,7 +55,8 @@ from bridge.records import (
 )
 
 MAX_METERS = 32
-# For a device with several phases these mean nothing: an unsigned sum, a sum (1.94 on 8.3), and a sum of voltages.
+# Where a meter has several phases, the gateway adds up currents without their signs, power factors (to 1.94 on 8.3)
+# and voltages. None of these sums means anything.
 MEANINGLESS_SUMS = frozenset({"current", "power_factor", "voltage"})
 CHANNEL_ONLY = frozenset({"eid"})
 # An unconnected wire shows a few volts; the line-to-line voltage of a split phase is twice that of a channel.

@@ -11,6 +11,7 @@ from http import HTTPStatus
 import httpx
 
 from bridge.gateway.errors import ConnectionFault, EndpointRefused, Starting, raise_for_status
+from bridge.gateway.http1 import Http1Transport, hardware_address
 from bridge.gateway.token import Token
 from bridge.gateway.tokens import TokenSource
 from bridge.gateway.transport import (
@@ -23,7 +24,6 @@ from bridge.gateway.transport import (
     tls_context,
     translated,
 )
-from bridge.gateway.wire import Wire, hardware_address
 from bridge.model import Answer, BadSetting, Request, Unavailable
 from bridge.settings import MAX_PORT, GatewaySettings
 
@@ -349,7 +349,7 @@ class Gateway(AbstractAsyncContextManager["Gateway"]):
 def _client(url: str, pin: KeyPin, limits: HttpLimits) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=url,
-        transport=Wire(tls_context(), pin.check, limits.keep),
+        transport=Http1Transport(tls_context(), pin.check, limits.keep),
         trust_env=False,
         follow_redirects=False,
         headers=HEADERS,

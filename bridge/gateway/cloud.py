@@ -35,13 +35,13 @@ REFUSING_STATUSES = frozenset({400, 401, 403, 404, 422})
 class CloudLimits:
     """Seconds and bytes. `deadline` is for a whole attempt.
 
-    `patience` is how long a request to the gateway waits for one: less than that request may take.
+    `request_wait` is how long a request to the gateway waits for an attempt: less than that request may take.
     """
 
     connect: float = 10.0
     read: float = 30.0
     deadline: float = 60.0
-    patience: float = 10.0
+    request_wait: float = 10.0
     body: int = 256 * 1024
     attempts: int = 2
     retry_wait: float = 2.0
@@ -69,9 +69,9 @@ class Cloud:
             _trust(settings)  # a wrong file is told at the start, not at the first renewal
 
     @property
-    def patience_s(self) -> float:
+    def request_wait_s(self) -> float:
         """Seconds for which a request to the gateway waits for an attempt."""
-        return self._limits.patience
+        return self._limits.request_wait
 
     @cached_property
     def account_mark(self) -> str:

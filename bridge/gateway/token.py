@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from bridge.gateway.errors import PASTE, TokenRejected
 from bridge.model import MINUTE_S, NEVER
-from bridge.settings import GatewaySettings
+from bridge.settings import GatewaySettings, ordinary
 
 MAX_TOKEN_LETTERS = 8192
 MAX_SERIALS = 8
@@ -159,7 +159,7 @@ class TokenCache:
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether there is no token but such as were refused before, which are only tried again."""
+        """Whether no token serves, or only one that the gateway has refused before and that is tried again."""
         best = self.best()
         return best is None or best in self._refused_until
 
@@ -194,12 +194,13 @@ class TokenCache:
         if self._path is None:
             return
         try:
-            with self._path.open(errors="replace") as file:
+            with ordinary(self._path).open(errors="replace") as file:
                 text = SecretStr(file.read(MAX_TOKEN_LETTERS * 2))
         except OSError as error:
-            self._unreadable[TOKEN_FILE_SETTING] = (
-                f"{TOKEN_FILE_SETTING}: {self._path}: {error.strerror or 'unreadable'}"
-            )
+            problem = f"{self._path}: {error.strerror or 'unreadable'}"
+            self._unreadable[TOKEN_FILE_SETTING] = f"{TOKEN_FILE_SETTING}: {problem}"
+        except ValueError as problem:
+            self._unreadable[TOKEN_FILE_SETTING] = f"{TOKEN_FILE_SETTING}: {problem}"
         else:
             self._from_file = self._parse(text, TOKEN_FILE_SETTING) or self._from_file
 

@@ -35,7 +35,7 @@ SECOND_TOKEN_AFTER_S = 15 * MINUTE_S
 EARLY_RENEWAL_AFTER_S = HOUR_S
 """A cloud whose tokens are always due must not be asked at each poll."""
 PAUSE_AFTER_RESTART_MAX_S = 15 * MINUTE_S
-"""A cloud that failed before a restart is left alone no longer: whoever restarts wants to see something happen."""
+"""Longest pause after a restart, whatever failed before it: whoever restarts wants to see something happen."""
 
 
 class TokenStore(Protocol):
@@ -48,11 +48,11 @@ class TokenStore(Protocol):
         """Keep a new token, once it has passed its check."""
 
     def save_pause(self, serial: str, pause: CloudPause | None) -> None:
-        """Keep what an attempt at the cloud has come to; `None` when a token of it is accepted."""
+        """Keep the pause after an attempt at the cloud; `None` once a token of it is accepted."""
 
 
 class Backoff:
-    """The rhythm of the attempts at the cloud. An attempt counts as failed until its token is accepted."""
+    """The pauses between attempts at the cloud. An attempt counts as failed until its token is accepted."""
 
     def __init__(self, monotonic: Clock, jitter: Clock = random.random) -> None:
         self._monotonic = monotonic
@@ -75,7 +75,7 @@ class Backoff:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until it is over."""
+        """Seconds until the pause is over."""
         return max(0.0, self._until - self._monotonic())
 
     def restore(self, attempts: int, seconds: float) -> None:
@@ -93,7 +93,7 @@ class Backoff:
         self._until = max(self._until, self._monotonic() + seconds * (1 + self._jitter() / 4))
 
     def succeed(self) -> None:
-        """The gateway has accepted the new token."""
+        """Note that the gateway has accepted the new token."""
         self.attempts, self._succeeded = 0, True
         self._until = self._began_before + SECOND_TOKEN_AFTER_S
 
@@ -101,8 +101,8 @@ class Backoff:
 class Renewal:
     """Adds tokens from the cloud to the cache, one attempt at a time. `trouble` is why the last attempt failed.
 
-    What an attempt has come to is kept in the store, lest a bridge that is restarted again and again get the
-    account locked.
+    The pause after an attempt is kept in the store: otherwise a bridge that is restarted again and again could get
+    the account locked.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Renewal:
 
     async def _wait(self, attempt: asyncio.Task[None]) -> None:
         """Wait for a while; a slow cloud must not pass for a slow gateway, and the login goes on."""
-        done, _ = await asyncio.wait([attempt], timeout=self._cloud.patience_s)
+        done, _ = await asyncio.wait([attempt], timeout=self._cloud.request_wait_s)
         for finished in done:
             finished.result()
         if not done and self._cache.best() is None:

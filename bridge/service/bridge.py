@@ -19,7 +19,7 @@ from bridge.mqtt import Broker, MessageRefused
 from bridge.outbox import Outbox
 from bridge.service.homes import HomeOptions, Homes
 from bridge.service.identity import Identity, Rediscovery
-from bridge.service.leftovers import BrokerMemory, Farewells, current_bases, names_of
+from bridge.service.leftovers import BrokerMemory, DepartedGateways, current_bases, names_of
 from bridge.service.output import GatewayLog, GatewayOutput, RetainedValues, SiteOptions, no_retained_values
 from bridge.service.peers import INTRODUCTION_S, Peers, peer_topics
 from bridge.service.poller import PROFILES, Poller, periods
@@ -226,12 +226,12 @@ class Bridge:
             settings, self._store, self._sender.put, memory.of_home, self._outbox.drop, now=now
         )
         self._pool = GatewayPool(self._make_poller, self._withdraw, self._on_change, self._peers)
-        self._farewells = Farewells(
+        self._departed = DepartedGateways(
             self._store,
             self._names,
             mqtt.payload,
             current=lambda: current_bases(self._settings, self._pool.by_serial),
-            publish=self._dismiss,
+            publish=self._publish_last,
             is_elsewhere=self._peers.is_polled_elsewhere,
             now=now,
         )
@@ -250,7 +250,7 @@ class Bridge:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._sender.run(self._connect), name="sender")
                 tasks.create_task(self._pool.run(), name="pool")
-                tasks.create_task(self._farewells.run(), name="farewells")
+                tasks.create_task(self._departed.run(), name="departed gateways")
                 if self._settings.gateways_file is not None:
                     tasks.create_task(self._watch(self._settings.gateways_file), name="watch")
 
@@ -321,7 +321,7 @@ class Bridge:
         if not send_pending:
             self._homes.withdraw(poller.settings)
 
-    def _dismiss(self, serial: str, messages: Iterable[Message]) -> None:
+    def _publish_last(self, serial: str, messages: Iterable[Message]) -> None:
         """Publish the last messages of a gateway that left the settings, and then forget its topics."""
         for message in messages:
             self._sender.put(message)
@@ -333,7 +333,7 @@ class Bridge:
 
     def _on_change(self) -> None:
         self._publish_info()
-        self._farewells.notify()
+        self._departed.notify()
 
     async def _watch(self, file: Path) -> None:
         """Follow changes of the file of gateways. A file that can't be used changes nothing."""

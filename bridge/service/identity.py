@@ -123,7 +123,7 @@ class Identity:
 
     @property
     def problem(self) -> str | None:
-        """That the owner should confirm a key which was pinned anew; `None` if there is no such key."""
+        """A request to the owner to confirm a key that was pinned anew; `None` if there is no such key."""
         serial = self.serial
         if serial is None or self._settings.tls == "off":
             return None
@@ -150,7 +150,7 @@ class Identity:
 
 
 async def _look(gateway: Gateway, known: Facts, now: float) -> tuple[Facts | None, str | None]:
-    """What `/info` says behind a key that is not trusted, and that key."""
+    """Read `/info` without trusting the TLS key. Returns its facts and the key; `None` if there is no answer."""
     info = BY_SOURCE[SourceName.INFO]
     try:
         answer, shown = await gateway.probe_untrusted(info.request)

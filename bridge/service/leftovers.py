@@ -1,4 +1,4 @@
-"""What former settings, and gateways that left the settings, have left at the broker, as far as the state tells."""
+"""What former settings and former gateways have left at the broker, as far as the state folder tells."""
 
 import asyncio
 import logging
@@ -21,11 +21,12 @@ LOG = logging.getLogger(__name__)
 NO_LONGER_POLLED = "no longer polled"
 """`gateway/problem` of a gateway that left the settings."""
 ADVICE = "`iqgateway2mqtt clean` lists it, and `clean --yes` removes it"
-PAUSE_S = 1.0
-"""Least time between two looks, since thousands of gateways may tell their serial numbers within seconds."""
+COMPARE_PAUSE_S = 1.0
+"""Least time between two comparisons of state folder and settings, since thousands of gateways may tell their
+serial numbers within seconds."""
 HOME_KEY = "home/"
 MAX_PARTS = 3
-"""Leftovers that one line of the log names."""
+"""Most leftovers that one log line names."""
 
 
 def names_of(settings: Settings, gateway: GatewaySettings | None = None) -> Names:
@@ -38,8 +39,8 @@ def names_of(settings: Settings, gateway: GatewaySettings | None = None) -> Name
 def current_bases(settings: Settings, known: Mapping[str, GatewaySettings]) -> Mapping[str, str] | None:
     """The base topic of each gateway of the settings by its serial number.
 
-    `known` has the gateways whose serial number is known. The result is `None` if one of this bridge is missing:
-    any serial number that the settings do not name may be that one's.
+    `known` has the gateways whose serial number is known. The result is `None` while a gateway of this bridge is
+    missing there: any serial number that the state folder knows may be its own.
     """
     if not set(settings.all_gateways) <= set(known.values()):
         return None
@@ -49,7 +50,7 @@ def current_bases(settings: Settings, known: Mapping[str, GatewaySettings]) -> M
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """What the state folder knows of that the settings do not name any more.
+    """What the state folder knows and the settings no longer name.
 
     `bases` are base topics below which gateways were published, by serial number. `bridges` are the topics of
     former names of the bridge. `gone` are the serial numbers of gateways that left the settings.
@@ -78,7 +79,7 @@ class Leftovers:
         )
 
     def __str__(self) -> str:
-        """In words for the log; empty if there is nothing."""
+        """A list in words, for the log; empty if nothing is left."""
         former = sorted({base for serial, its in self.bases.items() if serial not in self.gone for base in its})
         parts = [f"topics below the former base topic {base}" for base in former]
         parts += [f"topics of gateway {serial}, which left the settings" for serial in self.gone]
@@ -121,7 +122,7 @@ class Ownership:
 
     @classmethod
     def of(cls, settings: Settings, store: Store, options: CleanOptions) -> "Ownership":
-        """Look into the settings and the state folder. A gateway that `options` names is ours."""
+        """Read the settings and the state folder. A gateway that `options` names belongs to this installation."""
         found = {
             serial.lower(): gateway
             for gateway in settings.every_gateway
@@ -169,9 +170,10 @@ class Ownership:
         return (options.prefix,) if options.prefix is not None else sorted({self.prefix, *known})
 
     def discovery_topics(self, store: Store, options: CleanOptions) -> Iterator[str]:
-        """The discovery topics of both forms, of all gateways of which the state folder knows the values.
+        """The discovery topics, in both forms, of all gateways whose values the state folder knows.
 
-        A broker may not deliver all that filters with wildcards fit, as others may have announced any number.
+        They are subscribed to one by one: other programs may have announced so many devices that a broker does not
+        deliver all messages that match a wildcard.
         """
         for prefix in self.prefixes(options):
             for serial in sorted(self.keys(options)):
@@ -238,11 +240,11 @@ class BrokerMemory:
             self._store.save(key, state.changed(discovered=other, revision=discovery.REVISION))
 
 
-class Farewells:
-    """Tells subscribers, once in a run, of each gateway that left the settings, and the log of all that is left.
+class DepartedGateways:
+    """Publishes, once in a run, that each gateway which left the settings is offline, and logs all that is left.
 
     `current` gives the base topic of each gateway of the settings by its serial number, or `None` while not all
-    serial numbers are known: until then nobody knows which gateways have left. `publish` gets the serial number and
+    serial numbers are known, and with them the gateways that have left. `publish` gets the serial number and
     the messages of a gateway, publishes them and then forgets them, since another bridge may poll it later.
     `is_elsewhere` tells whether another bridge polls a gateway now, `now` is the wall clock.
     """
@@ -269,7 +271,7 @@ class Farewells:
         self._changed.set()
 
     async def run(self) -> None:
-        """Look at the gateways after each change until cancelled, at most once in `PAUSE_S`."""
+        """Look at the gateways after each change until cancelled, at most once in `COMPARE_PAUSE_S`."""
         seen: Mapping[str, str] | None = None
         while True:
             await self._changed.wait()
@@ -278,7 +280,7 @@ class Farewells:
             if current is not None and current != seen:
                 seen = current
                 self._look(current)
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(COMPARE_PAUSE_S)
 
     def _look(self, current: Mapping[str, str]) -> None:
         left = Leftovers.of(self._store, current, self._names.bridge)
@@ -286,14 +288,14 @@ class Farewells:
         for serial in left.gone:
             if serial not in self._gone:
                 for base in left.bases.get(serial, ()):
-                    self._publish(serial, self._farewell(serial, replace(self._names, base=base)))
+                    self._publish(serial, self._last_messages(serial, replace(self._names, base=base)))
         self._gone = frozenset(left.gone)
         if (text := str(left)) and text != self._told:
             LOG.info("left at the broker: %s; %s", text, ADVICE, extra={"event": "leftovers"})
         self._told = text
 
-    def _farewell(self, serial: str, names: Names) -> Iterator[Message]:
-        """The messages that tell that a gateway is offline, since it left the settings."""
+    def _last_messages(self, serial: str, names: Names) -> Iterator[Message]:
+        """The messages by which a gateway that left the settings becomes offline, and says why."""
         tree, now = self._store.load(serial, TreeState), datetime.fromtimestamp(self._now(), UTC)
         yield online(names.state(serial), is_online=False)
         for source in sorted({row.source for row in tree.rows} - {DIAGNOSTICS_SOURCE}):

@@ -108,7 +108,7 @@ class CountingFaults:
         return self._counts[place] == COUNTERS_RESET_AT
 
     def is_lasting(self, fault: BaseException) -> bool:
-        """Whether the fault has come as often as counters are given up for it."""
+        """Whether the fault has come so often that the counters have begun anew because of it."""
         place = _counting_place(fault)
         return place is not None and self._counts.get(place, 0) >= COUNTERS_RESET_AT
 
@@ -241,7 +241,7 @@ class GatewayOutput:
         except Exception as fault:
             if not self._faults.is_lasting(fault):
                 raise
-            return ()  # the fault is in the log, twice
+            return ()  # the log has the fault twice already
 
     def _make_publisher(self, serial: str) -> GatewayPublisher:
         return GatewayPublisher(serial, self._options_of(serial), self._sources.by_name, self._publish)
@@ -353,6 +353,6 @@ class _IdentifiedOutput:
         self._store.save(self._serial, self.pipeline.state)
 
     def save_tree(self) -> None:
-        """Save what is published, and since when something of it is absent."""
+        """Save what is published, and since when each absent value has been absent."""
         self._tree_saved_at = self._time()
         self._store.save(self._serial, self.publisher.state)

@@ -188,12 +188,11 @@ class Site:
 
     def _observe(self, answer: GuardedAnswer, values: Values) -> None:
         self._switch.observe(answer)
-        battery = answer.ac_battery or answer.facts.has("battery", "acb")
-        generator = answer.generating() is True
+        self._batteries.observe(answer, values)
+        battery, generator = self._batteries.are_listed, answer.generating() is True
         self._presence.observe(
             answer.source, values, self._latest.all, answer.now, battery=battery, generator=generator
         )
-        self._batteries.observe(answer, values)
         if answer.source == SourceName.LIVEDATA:
             self._live.observe(values, answer.now, fresh=answer.fresh, period=answer.period)
         self._began_at = answer.now if self._began_at is None else self._began_at
@@ -238,7 +237,7 @@ class Site:
         self._powers.take(self._balanced(moment), moment.answer.source, now, context)
         told = moment.values.get((ENERGY_PCU, "power")) if moment.selected.solar == ENERGY_PCU else None
         if told is not None and moment.selected.answer == SourceName.READINGS:
-            self._powers.use_sum(told)
+            self._powers.use_sum(_with_third_party(told, moment.selected, moment.lately))
         elif moment.selected.solar in SOLAR_SUMS and (moment.selected.solar, "power") not in moment.values:
             self._powers.told -= {SOLAR}
         if self._batteries_alone(moment.selected, now):
@@ -255,7 +254,7 @@ class Site:
             found = fallback(moment.values, selected)
         if found and found.solar is None and selected.solar in SOLAR_SUMS and answer.source == SourceName.READINGS:
             older = self._latest.all.get((selected.solar, "power"))
-            return replace(found, solar=None if older is None else max(0.0, older), home=None)
+            return replace(found, solar=_with_third_party(older, selected, moment.values), home=None)
         return found
 
     def _integrated_power(self, moment: Moment) -> float | None:
@@ -325,3 +324,9 @@ class Site:
         connected = self._switch.connected(now) if self._switch.has_relay else None
         if connected is not None:
             yield Reading(f"site/{GRID}", None, ROWS[GRID]["connected"], connected)
+
+
+def _with_third_party(told: float | None, selected: SourceSelection, values: Values) -> float | None:
+    """Power from the sun (W) by the microinverters' sum, and by the meter of other makers' panels if they count."""
+    others = 0.0 if selected.third_party is None else values.get((selected.third_party, "power"))
+    return None if told is None or others is None else max(0.0, told) + max(0.0, others)

@@ -21,7 +21,7 @@ CHARGES = ("encharge_soc", "acb_soc", "soc")
 AC_BATTERY_WH = 1_200.0
 """What an AC Battery holds, by its data sheet; used until a charge above 0 tells how much the ones here hold."""
 AC_CHARGE_MIN = 10.0
-"""Charges are whole percents: a lower one tells the capacity only roughly."""
+"""Charges are whole percents, so a charge (%) below this one tells the capacity only roughly."""
 
 
 class BatteryState:
@@ -38,6 +38,11 @@ class BatteryState:
         """What each source says of single batteries, the newest source last."""
         self._given: tuple[float, float] | None = None
         """The power of all batteries together (W), and its time."""
+        self._ac_listed: int | None = None
+        """How many AC Batteries the inverters' newest answer lists; `None` before the first one."""
+        self._iq_listed: bool | None = None
+        """Whether the newest inventory lists IQ Batteries; `None` before the first one."""
+        self._iq_known = False
         self._ac_count, self._ac_wh = 0, 0.0
 
     def observe(self, answer: GuardedAnswer, values: Values) -> None:
@@ -52,11 +57,23 @@ class BatteryState:
             self._units[answer.source] = units  # a battery that has left the answer leaves the sums
         if answer.source == SourceName.POWER and units:
             self._given = sum(value for (_, name), value in units.items() if name == "power"), answer.now
-        self._ac_count = sum(item.startswith("acb/") for item in answer.facts.gear)
+        if answer.source == SourceName.INVENTORY:
+            self._iq_listed = bool(units)
+        if answer.source == SourceName.INVERTERS and answer.readings:
+            self._ac_wh = self._ac_wh if answer.ac_batteries or not self._ac_listed else 0.0
+            self._ac_listed = answer.ac_batteries
+        known = sum(item.startswith("acb/") for item in answer.facts.gear)  # also those that were removed
+        self._ac_count = known if self._ac_listed is None else self._ac_listed
+        self._iq_known = answer.facts.has("battery") if self._iq_listed is None else self._iq_listed
         for device in {device for device, _ in totals}:
             charge, energy = self._of(device, "acb_soc"), self._of(device, "acb_energy")
             if charge and energy and (charge >= AC_CHARGE_MIN or not self._ac_wh):
                 self._ac_wh = energy / charge * 100
+
+    @property
+    def are_listed(self) -> bool:
+        """Whether the gateway lists any battery. Before its first answer, those of earlier runs count."""
+        return self._iq_known or self._ac_count > 0
 
     @property
     def _ac_capacity(self) -> float:
@@ -64,9 +81,9 @@ class BatteryState:
         return self._ac_wh or self._ac_count * AC_BATTERY_WH
 
     def given(self, now: float, longest: float = GIVEN_CURRENT_S) -> float | None:
-        """W that all batteries give together, by their own reports within so many seconds; `None` if unknown.
+        """The power (W) of all batteries, + discharging, by their own reports of the last `longest` seconds.
 
-        AC Batteries do not report their power.
+        `None` if unknown, as where there are AC Batteries, which do not report their power.
         """
         if self._given is None or self._ac_capacity or now - self._given[1] > longest:
             return None
@@ -92,7 +109,7 @@ class BatteryState:
         return any(_is_battery(device) and name == "soc" for device, name in values)
 
     def stored(self, now: float) -> float | None:
-        """Wh in all batteries."""
+        """The energy (Wh) in all batteries."""
         device = self._best(now)
         iq, ac = self._of(device, "encharge_energy"), self._of(device, "acb_energy")
         if self._ac_capacity:

@@ -13,7 +13,8 @@ from typing import Literal
 from bridge.endpoints.production import ENERGY_PCU, ENERGY_PRODUCTION
 from bridge.model import HOUR_S, Facts, Reading, SourceName
 from bridge.site.selection import DELIVERED, METERS, NET, PRODUCTION, RECEIVED, GuardedAnswer, Values
-from bridge.state import SavedWattHours, State, UnixTime
+from bridge.site.totals import Totals
+from bridge.state import State
 
 ROUND_MIN_S, ROUND_MAX_S = 900.0, 7_200.0
 """Shortest and longest time over which the meter is compared with the microinverters."""
@@ -36,21 +37,6 @@ SILENT_MIN_WH = 10.0
 """Energy that the microinverters must have made meanwhile."""
 
 Verdict = Literal["agrees", "differs", "blind", "reversed", "battery"]
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Counters (Wh) at the unix time `at`: the microinverters' sum, and those of the site.
-
-    `others` is the sum of the counters that the home is made of beside the sun. `None` for a counter that the site
-    does not have.
-    """
-
-    at: UnixTime
-    pcu: SavedWattHours
-    solar: SavedWattHours | None = None
-    home: SavedWattHours | None = None
-    others: SavedWattHours | None = None
 
 
 class TrustState(State):

@@ -1,13 +1,11 @@
 """What a site counts: the energies of its flows, from its meters and from its batteries, and those of today."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 
 from bridge.endpoints.production import ENERGY_PCU
 from bridge.model import Event, Facts, Scalar, SourceName
-from bridge.site.clamp import Totals
 from bridge.site.days import Days, DaysState, GatewayDays
 from bridge.site.energies import (
     HOME_MARK,
@@ -31,7 +29,7 @@ from bridge.site.selection import (
     SourceSelection,
     Values,
 )
-from bridge.site.totals import NegativeBalance
+from bridge.site.totals import InverterSum, NegativeBalance, Totals
 
 TOPIC_OF_COUNTER = {
     "imported": "site/grid/energy_imported",
@@ -47,10 +45,6 @@ ENERGY_EIM = "energy/production-eim"
 HOME_NEGATIVE = "home_negative"
 NET_COUNTERS = tuple((METERS[NET], name) for name in (DELIVERED, RECEIVED))
 PCU_PAIR = (ENERGY_PCU, "energy_lifetime")
-SUM_STILL_S = 1_800.0
-"""Seconds without a change after which the microinverters' sum is up to date."""
-PAIRED_S = 1_800.0
-"""Seconds after a change of that sum for which the site's counters then serve to go on with it."""
 GIVEN_PAIR = ("battery", "given")
 SOLAR_PARTS = (f"+{METERS[PRODUCTION]}/", f"+{ENERGY_PCU}/")
 """Beginnings of the home's parts that come from the sun."""
@@ -90,38 +84,16 @@ class Moment:
         """Whether the answer has a good reading of this counter, by device and name."""
         return pair in self.values and pair not in self.answer.held
 
-
-@dataclass(slots=True)
-class _Sum:
-    """The microinverters' sum, which changes a few times an hour.
-
-    `is_new` is whether its newest answer had another value. `paired` are the site's counters at the last change
-    at which the site's sun was read from a meter.
-    """
-
-    value: float | None = None
-    changed_at: float = 0.0
-    is_new: bool = False
-    paired: Totals | None = None
-
     @property
-    def paired_at(self) -> float:
-        return self.paired.at if self.paired else -math.inf
+    def third_party(self) -> float | None:
+        """The counter of other makers' panels that are added to solar, in Wh; `None` if there is none."""
+        device = self.selected.third_party
+        return None if device is None else self.latest.get((device, DELIVERED))
 
-    def offset(self, read_at: float, otherwise: float) -> float:
-        """What to add to the sum (Wh) to go on from a meter that was read last at the unix time `read_at`."""
-        if self.paired is None or self.paired.solar is None or read_at - self.paired.at > PAIRED_S:
-            return otherwise
-        return self.paired.solar - self.paired.pcu
 
-    def observe(self, value: float, now: float) -> None:
-        self.is_new = value != self.value
-        if self.is_new:
-            self.value, self.changed_at = value, now
-
-    def is_moment(self, now: float) -> bool:
-        """Whether the sum is up to date: it has just changed, or stands still as at night."""
-        return self.is_new or now - self.changed_at >= SUM_STILL_S
+def _owner(selected: SourceSelection) -> str:
+    """The devices that solar energy is counted by."""
+    return ", ".join(device for device, _ in selected.solar_counters)
 
 
 def _others(moment: Moment) -> float | None:
@@ -143,7 +115,7 @@ class SiteEnergies:
         self._home_read_at: float | None = None
         self._gateway_days = GatewayDays()
         self._solar_read: tuple[float, float] | None = None
-        self._sum = _Sum()
+        self._sum = InverterSum()
         self._negative = NegativeBalance()
         self.events: list[Event] = []
         """Lines for the log since they were taken from here."""
@@ -193,7 +165,8 @@ class SiteEnergies:
 
     def _observe_sum(self, moment: Moment) -> None:
         """Note the microinverters' sum, and the site's counters if its meter was read since the sum changed."""
-        pcu, is_metered = moment.values[PCU_PAIR], self._energies.counters.owners.get(SOLAR) != ENERGY_PCU
+        pcu = moment.values[PCU_PAIR]
+        is_metered = not self._energies.counters.owners.get(SOLAR, "").startswith(ENERGY_PCU)
         self._sum.observe(pcu, moment.now)
         is_fresh = self._solar_read is not None and self._solar_read[1] > self._sum.paired_at
         if self._sum.is_new and is_metered and is_fresh:
@@ -262,7 +235,8 @@ class SiteEnergies:
 
     def _totals(self, moment: Moment, pcu: float) -> Totals:
         home, solar = self._energies.counters.tallies.get("home"), self._energies.counters.published.get(SOLAR)
-        return Totals(moment.now, pcu, solar, home.total if home else None, _others(moment))
+        others = _others(moment), moment.third_party
+        return Totals(moment.now, pcu, solar, home.total if home else None, *others)
 
     def charged(self, moment: Moment) -> float | None:
         """Wh that the battery has taken, less what it has given, by its meter or by our own counters."""
@@ -275,8 +249,9 @@ class SiteEnergies:
     def take_over(self, began: Totals, moment: Moment) -> None:
         """Count what the meter of the sun has missed since `began`, by the microinverters' sum."""
         own, pcu, others = self._energies.counters, moment.latest[PCU_PAIR], _others(moment)
-        if began.solar is not None:
-            own.take_over(SOLAR, ENERGY_PCU, pcu, began.solar - began.pcu)
+        offset = began.offset(moment.third_party)
+        if offset is not None:
+            own.take_over(SOLAR, _owner(moment.selected), pcu + (moment.third_party or 0.0), offset)
             own.left.pop(SOLAR, None)  # what the meter counts meanwhile is not believed
         home = own.tallies.get("home")
         is_of_sun = any(key.startswith(SOLAR_PARTS) for key in moment.selected.home_parts)
@@ -324,28 +299,30 @@ class SiteEnergies:
             yield "energy_today", self._days.today(HOME, made.total, moment.day_time, is_read=is_read)
 
     def _solar(self, moment: Moment) -> Iterator[tuple[str, Scalar]]:
-        own, pairs = self._energies.counters, moment.selected.solar_counters
-        is_read, owner = all(map(moment.is_read, pairs)), ", ".join(device for device, _ in pairs)
-        if is_read or (own.is_unread(SOLAR, owner) and all(pair in moment.values for pair in pairs)):
-            topic = "/".join(pairs[0]) if len(pairs) == 1 else ""
-            value = sum(moment.values[pair] for pair in pairs)
-            if owner == ENERGY_PCU and own.owners.get(SOLAR, owner) != owner and (before := self._solar_read):
-                own.take_over(SOLAR, owner, value, self._sum.offset(before[1], own.published[SOLAR] - value))
+        own, owner = self._energies.counters, _owner(moment.selected)
+        pair, *others = moment.selected.solar_counters
+        is_read = moment.is_read(pair) and all(other in moment.lately for other in others)
+        is_given = pair in moment.values and all(other in moment.latest for other in others)
+        if is_read or (own.is_unread(SOLAR, owner) and is_given):
+            topic = "" if others else "/".join(pair)
+            value = moment.values[pair] + sum(moment.latest[other] for other in others)
+            is_from_meter = not own.owners.get(SOLAR, owner).startswith(ENERGY_PCU)
+            if owner.startswith(ENERGY_PCU) and is_from_meter and (before := self._solar_read):
+                offset = self._sum.offset(before[1], moment.third_party, own.published[SOLAR] - value)
+                own.take_over(SOLAR, owner, value, offset)
             lifetime = own.passed_on(SOLAR, owner, value, ("site/solar/energy_lifetime", topic))
             self._learn_sun(lifetime, moment.now)
         if SOLAR not in own.read:
             return
-        lifetime = own.published[SOLAR]
+        lifetime, at = own.published[SOLAR], moment.day_time
         yield "energy_lifetime", lifetime
-        already = self._already_today(moment, lifetime)
-        share = self._energies.solar.share
-        today = self._days.today(SOLAR, lifetime, moment.day_time, already=already, share=share, is_read=is_read)
+        already, share = self._already_today(moment, lifetime), self._energies.solar.share
+        today = self._days.today(SOLAR, lifetime, at, already=already, share=share, is_read=is_read)
         yield "energy_today", today
 
     def _learn_sun(self, lifetime: float, now: float) -> None:
-        if self._solar_read is not None:
-            before, at = self._solar_read
-            self._energies.solar.add(max(0.0, lifetime - before), max(0.0, now - at), now)
+        if known := self._solar_read:
+            self._energies.solar.add(max(0.0, lifetime - known[0]), max(0.0, now - known[1]), now)
         self._solar_read = lifetime, now
 
     def _already_today(self, moment: Moment, lifetime: float) -> float | None:

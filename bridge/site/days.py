@@ -22,14 +22,14 @@ CLOCK_CONFIRM_S = 900.0
 """Seconds that a clock which was set must go on before a new day begins by it."""
 FIRST_DAY = "2020-01-01"
 """Earlier dates come from a clock that was never set, and never begin a new day."""
-FORGET = 6 / 7
-"""Each new hour counts for a seventh of what is usual at that hour of the day: the mean of about a week."""
+OLD_HOURS_SHARE = 6 / 7
+"""Weight of the hours before when a new one begins: what is usual is a mean of about a week."""
 ENOUGH_HOURS = 12
 """Hours that must have been seen before anything is called usual."""
 MAX_DAY_WH = 200_000.0
-"""More than any home makes of the sun in a day."""
-MORNING, EVENING = 7, 19
-"""The hours of the sun where no usual sun is known."""
+"""More solar energy than any home produces in a day."""
+MORNING_HOUR, EVENING_HOUR = 7, 19
+"""Hours of the local day between which energy is shared while it is unknown what is usual at each hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,16 @@ class HourProfile:
         return tuple((round(energy, 3), round(seconds)) for energy, seconds in self._hours)
 
     def add(self, energy: float, seconds: float, now: float) -> None:
-        """Count energy (Wh) of the last seconds before the unix time `now`."""
-        hour = datetime.fromtimestamp(now, self.zone).hour
+        """Count energy (Wh) of the last seconds before the unix time `now`.
+
+        Of a time that is longer than an hour nobody knows which hours its energy belongs to.
+        """
+        if seconds > HOUR_S:
+            return
+        hour = datetime.fromtimestamp(now - seconds / 2, self.zone).hour
         known, known_s = self._hours[hour]
         if hour != self._hour:
-            self._hour, known, known_s = hour, known * FORGET, known_s * FORGET
+            self._hour, known, known_s = hour, known * OLD_HOURS_SHARE, known_s * OLD_HOURS_SHARE
         self._hours[hour] = known + energy, known_s + seconds
 
     @property
@@ -129,7 +134,7 @@ class HourProfile:
     def share(self, start: float, middle: float, end: float) -> float:
         """The part of what was counted from `start` to `end` that belongs before `middle`, from 0 to 1.
 
-        Where no usual sun is known, all hours of the day count alike and those of the night do not.
+        While it is unknown what is usual, the hours from 7 to 19 count alike, and those of the night do not.
         """
         for weight in (self._mean if self.is_known else _is_day, _is_day):
             if (total := self._weighted(start, end, weight)) > 0:
@@ -153,7 +158,7 @@ class HourProfile:
 
 
 def _is_day(hour: int) -> float:
-    return 1.0 if MORNING <= hour < EVENING else 0.0
+    return 1.0 if MORNING_HOUR <= hour < EVENING_HOUR else 0.0
 
 
 def time_share(start: float, middle: float, end: float) -> float:

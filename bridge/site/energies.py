@@ -160,7 +160,7 @@ class Energies:
         hours = {name: HourProfile.load(state.hours.get(name, ()), zone) for name in HOUR_PROFILES}
         self._imported, self._exported = hours["imported"], hours["exported"]
         self.solar = hours["solar"]
-        """The usual energy from the sun at each hour of the day."""
+        """The usual solar energy at each hour of the day."""
         self._netting = Netting(hours["cancelled"])
         self._hours = hours
 
@@ -204,7 +204,7 @@ class Energies:
                 self._marks[name] = self._advanced(self._marks[name], retained)
 
     def _advanced(self, mark: Mark, retained: Mapping[str, float]) -> Mark:
-        """A mark no older than the retained values, which count its energy already."""
+        """The mark, raised to retained values that are higher: the retained totals contain that energy already."""
         values = {key: max(value, retained.get(key[1:], value)) for key, value in mark.values.items()}
         values |= {key: self._given_total() for key in values if key[1:] == GIVEN}
         return replace(mark, values=values)
@@ -322,6 +322,7 @@ class Energies:
             self._lack(name, now)
             return None
         mark = self._marks.get(name) or self._earlier_mark(parts)
+        mark = mark and _without_removed_battery(mark, parts)
         if mark is not None and mark.values.keys() != parts.keys():
             self._lack(name, now)
             mark = self._others.get(name)
@@ -363,6 +364,12 @@ def complete(keys: Iterable[str], values: Values, held: Container[tuple[str, str
             return None
         found[key] = values[device, name]
     return found
+
+
+def _without_removed_battery(mark: Mark, parts: Parts) -> Mark:
+    """The mark for the same parts without the battery that the site had. A battery that is gone gives nothing."""
+    rest = {key: value for key, value in mark.values.items() if key[1:] != GIVEN}
+    return replace(mark, values=rest) if rest.keys() == parts.keys() else mark
 
 
 def _is_gap(start: float, now: float, period: float) -> bool:

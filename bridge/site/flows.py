@@ -285,9 +285,9 @@ class SitePowers:
             self._settle(_completed(measured, site), now, site)
         self._was_generating = site.on_generator
 
-    def use_sum(self, solar: float) -> None:
+    def use_sum(self, solar: float | None) -> None:
         """Take the power from the sun from the microinverters' sum: of another moment, so there is no home."""
-        self.now, self.told = replace(self.now, solar=max(0.0, solar), home=None), self.told | {SOLAR}
+        self.now, self.told = replace(self.now, solar=solar, home=None), self.told | {SOLAR}
 
     def use_batteries(self, power: float | None, *, told: bool) -> None:
         """Take the battery's power from the batteries' own reports, which the newest answer has `told` or not.

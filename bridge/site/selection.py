@@ -57,11 +57,11 @@ class GuardedAnswer:
     storage_pending: bool = False
 
     @property
-    def ac_battery(self) -> bool:
-        """Whether the answer lists an AC Battery. Older homes have them, and they report as inverters do."""
-        return self.source == SourceName.INVERTERS and any(
-            reading.name == "type" and reading.value == AC_BATTERY_TYPE for reading in self.readings
-        )
+    def ac_batteries(self) -> int:
+        """How many AC Batteries the answer lists. Older homes have them, and they report as inverters do."""
+        if self.source != SourceName.INVERTERS:
+            return 0
+        return sum(reading.name == "type" and reading.value == AC_BATTERY_TYPE for reading in self.readings)
 
     def connected(self) -> bool | None:
         """Whether the grid is connected; `None` if the answer does not tell. All relays must be closed."""
@@ -255,7 +255,7 @@ def _metered(meters: frozenset[str], has: SiteFeatures) -> SourceSelection:
     unknown whether they include other makers' panels, so these are not added to live data.
     """
     solar = ENERGY_PCU if has.meter_distrusted or PRODUCTION not in meters else METERS[PRODUCTION]
-    others = METERS[THIRD_PARTY] if has.third_party and {THIRD_PARTY, PRODUCTION} <= meters else None
+    others = METERS[THIRD_PARTY] if has.third_party and THIRD_PARTY in meters else None
     storage = METERS[STORAGE] if STORAGE in meters else None
     found = SourceSelection(
         SourceName.READINGS,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from bridge.model import DAY_S, HOUR_S, NEVER
 from bridge.site.selection import DELIVERED, METERS, RECEIVED, Values
+from bridge.state import SavedWattHours, UnixTime
 
 OURS = "ours"
 """The owner of counters that the bridge makes."""
@@ -21,6 +22,10 @@ seconds count, so that an outage says nothing.
 FROZEN_READINGS = 2
 FROZEN_MAX_S = 6 * HOUR_S
 """A counter that has stood still for longer does not count at all; waiting for it would stop the balances."""
+SUM_STILL_S = 1_800.0
+"""Seconds without a change after which the microinverters' sum is up to date."""
+PAIRED_S = 1_800.0
+"""Seconds after a change of that sum for which the site's counters then serve to go on with it."""
 MAX_CARRY_WH, MAX_CARRY_S = 500.0, 900.0
 """A negative change is subtracted from later ones up to this energy, and within this time."""
 NEGATIVE_LOG_PAUSE_S = DAY_S
@@ -214,3 +219,62 @@ class FrozenCounters:
             return
         energy = flowing * min(max(0.0, now - seen.at), FROZEN_STEP_S) / HOUR_S
         self._seen[pair] = replace(seen, at=now, energy=seen.energy + energy, readings=seen.readings + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counters (Wh) at the unix time `at`: the microinverters' sum, and those of the site.
+
+    `others` is the sum of the counters that the home is made of beside the sun. `third_party` is the meter of other
+    makers' panels, which is a part of `solar` and of `others`. `None` for a counter that the site does not have.
+    """
+
+    at: UnixTime
+    pcu: SavedWattHours
+    solar: SavedWattHours | None = None
+    home: SavedWattHours | None = None
+    others: SavedWattHours | None = None
+    third_party: SavedWattHours | None = None
+
+    def offset(self, third_party: float | None) -> float | None:
+        """What to add to the microinverters' sum, and to the meter of other makers' panels, to go on from `solar`.
+
+        `None` where that is unknown: then that meter counted as solar, and now it does not, or the opposite.
+        """
+        if self.solar is None or (self.third_party is None) != (third_party is None):
+            return None
+        return self.solar - self.pcu - (self.third_party or 0.0)
+
+
+@dataclass(slots=True)
+class InverterSum:
+    """The microinverters' sum, which changes a few times an hour.
+
+    `is_new` is whether its newest answer had another value. `paired` are the site's counters at the last change
+    at which the site's sun was read from a meter.
+    """
+
+    value: float | None = None
+    changed_at: float = 0.0
+    is_new: bool = False
+    paired: Totals | None = None
+
+    @property
+    def paired_at(self) -> float:
+        return self.paired.at if self.paired else NEVER
+
+    def offset(self, read_at: float, third_party: float | None, otherwise: float) -> float:
+        """What to add to the sum (Wh) to go on from a meter that was read last at the unix time `read_at`."""
+        if self.paired is None or read_at - self.paired.at > PAIRED_S:
+            return otherwise
+        offset = self.paired.offset(third_party)
+        return otherwise if offset is None else offset
+
+    def observe(self, value: float, now: float) -> None:
+        self.is_new = value != self.value
+        if self.is_new:
+            self.value, self.changed_at = value, now
+
+    def is_moment(self, now: float) -> bool:
+        """Whether the sum is up to date: it has just changed, or stands still as at night."""
+        return self.is_new or now - self.changed_at >= SUM_STILL_S

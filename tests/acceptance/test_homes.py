@@ -55,7 +55,7 @@ SITE = {
         "Battery capacity",
     },
 }
-SITE["split-phase"] = SITE["three-phase"]
+SITE["split-phase"] = SITE["three-phase"] | {"Battery energy counted since"}
 SITE["no-cts"] = {"Solar power", "Solar energy produced", "Solar energy today"}
 METERS = {
     "three-phase": {
@@ -89,7 +89,7 @@ GEAR = {
 PHASES = {"three-phase": ("L1", "L2", "L3"), "split-phase": ("L1", "L2"), "no-cts": ()}
 INVERTERS = {"three-phase": 21, "split-phase": 16, "no-cts": 12}
 BATTERIES = {"three-phase": 2, "split-phase": 2, "no-cts": 0}
-ENABLED = {"three-phase": 94, "split-phase": 78, "no-cts": 20}
+ENABLED = {"three-phase": 87, "split-phase": 77, "no-cts": 20}
 
 
 def _param(home: str, release: Release) -> Any:

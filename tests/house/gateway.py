@@ -224,12 +224,14 @@ class Gateway:
 
     @property
     def solar_wh(self) -> float:
-        """What the counter behind the site's solar energy shows: the production meter's, or the inverters' sum."""
-        offsets = self.tweaks.offsets
+        """What the counters behind the site's solar energy show: the production meter's or the inverters' sum, and
+        that of other makers' panels.
+        """
+        offsets, others = self.tweaks.offsets, sum(clamp.look().delivered for clamp in self.clamps.get("pv3p", ()))
         if not self.reads_well("production"):
-            return self.house.pcu_wh + offsets.get("pcu", 0.0)
-        clamps = [*self.clamps["production"], *self.clamps.get("pv3p", ())]
-        return sum(clamp.look().delivered for clamp in clamps) + offsets.get("production/delivered", 0.0)
+            return self.house.pcu_wh + others + offsets.get("pcu", 0.0)
+        own = sum(clamp.look().delivered for clamp in self.clamps["production"])
+        return own + others + offsets.get("production/delivered", 0.0)
 
     def _meters(self) -> Body:
         kind = self.house.kind

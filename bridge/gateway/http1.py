@@ -28,7 +28,7 @@ MAC_COLUMN = 3
 MAC, UNKNOWN_MAC = re.compile("(?:[0-9a-f]{2}:){5}[0-9a-f]{2}"), "00:00:00:00:00:00"
 
 
-class Wire(httpx.AsyncBaseTransport):
+class Http1Transport(httpx.AsyncBaseTransport):
     """One connection. An idle one is used again for `keep` seconds.
 
     `check` gets the certificate (DER) that the server shows, before anything is sent to it, and raises where it is
@@ -41,12 +41,12 @@ class Wire(httpx.AsyncBaseTransport):
         self._writer: asyncio.StreamWriter | None = None
         self._http = h11.Connection(h11.CLIENT)
         self._usable_until = 0.0
-        self._patience: float | None = None
+        self._read_timeout_s: float | None = None
         """Seconds to wait for more bytes."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeouts = request.extensions.get("timeout", {})
-        self._patience = timeouts.get("read")
+        self._read_timeout_s = timeouts.get("read")
         if not await self._is_usable():
             self._drop()
             await self._open(request.url, timeouts.get("connect"))
@@ -93,10 +93,10 @@ class Wire(httpx.AsyncBaseTransport):
             return False
         return False
 
-    async def _open(self, url: httpx.URL, patience: float | None) -> None:
+    async def _open(self, url: httpx.URL, timeout_s: float | None) -> None:
         tls = self._context if url.scheme == "https" else None
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout_s):
                 self._reader, self._writer = await asyncio.open_connection(
                     url.host,
                     url.port or DEFAULT_PORTS[url.scheme],
@@ -124,7 +124,7 @@ class Wire(httpx.AsyncBaseTransport):
         while (event := self._http.next_event()) is h11.NEED_DATA:
             if self._reader is None:
                 raise httpx.ReadError("no connection")
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._read_timeout_s):
                 given = await self._reader.read(READ_BYTES)
             if not given and self._http.their_state is h11.SEND_RESPONSE:
                 raise httpx.RemoteProtocolError("the connection was closed without an answer")
@@ -180,7 +180,7 @@ def _is_address(host: str) -> bool:
 
 
 async def _final(next_event: Callable[[], Awaitable[object]]) -> object:
-    """The event after the interim answers; the last of these where there are too many."""
+    """The first event that is no interim answer; after too many of these, the next event whatever it is."""
     event = await next_event()
     for _ in range(MAX_INTERIM_ANSWERS):
         if not isinstance(event, h11.InformationalResponse):
@@ -205,11 +205,11 @@ def _translated(error: BaseException) -> BaseException:
 
 
 class _Body(httpx.AsyncByteStream):
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, transport: Http1Transport) -> None:
+        self._transport = transport
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._wire.body()
+        return self._transport.body()
 
     async def aclose(self) -> None:
-        self._wire.end()
+        self._transport.end()

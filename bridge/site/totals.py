@@ -1,6 +1,9 @@
-"""The lifetime counters of `site/*`: the gateway's, which a site passes on, and those that the bridge makes."""
+"""The lifetime counters of `site/*`: the gateway's, which a site passes on, and those that the bridge makes.
 
-from collections.abc import Mapping
+Two observers tell when the gateway's counters can be used for that: `FrozenCounters` and `InverterSum`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bridge.model import DAY_S, HOUR_S, NEVER
@@ -25,11 +28,21 @@ FROZEN_MAX_S = 6 * HOUR_S
 SUM_STILL_S = 1_800.0
 """Seconds without a change after which the microinverters' sum is up to date."""
 PAIRED_S = 1_800.0
-"""Seconds after a change of that sum for which the site's counters then serve to go on with it."""
+"""Seconds for which the site's counters at a change of that sum may be used to continue from the sum."""
 MAX_CARRY_WH, MAX_CARRY_S = 500.0, 900.0
 """A negative change is subtracted from later ones up to this energy, and within this time."""
 NEGATIVE_LOG_PAUSE_S = DAY_S
 """Seconds between two log lines about a negative balance that goes on."""
+
+
+def owner_of(devices: Iterable[str]) -> str:
+    """The owner of a counter that is the sum of these devices' counters."""
+    return OWNER_SEPARATOR.join(devices)
+
+
+def devices_of(owner: str) -> Sequence[str]:
+    """The devices whose counters make up the counter of this owner."""
+    return owner.split(OWNER_SEPARATOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +170,7 @@ class SiteCounters:
     def latest_devices(self, name: str) -> frozenset[str]:
         """The devices that a counter comes from, and those that it came from before."""
         owners = (self.owners.get(name, ""), self.left.get(name, ("",))[0])
-        return frozenset(device for owner in owners for device in owner.split(OWNER_SEPARATOR))
+        return frozenset(device for owner in owners for device in devices_of(owner))
 
     def _earlier_offset(self, value: float, ours: str, theirs: str) -> float:
         """The offset by both retained topics. Without that of the owner, it only keeps the value from falling."""
@@ -225,7 +238,7 @@ class FrozenCounters:
 class Totals:
     """Counters (Wh) at the unix time `at`: the microinverters' sum, and those of the site.
 
-    `others` is the sum of the counters that the home is made of beside the sun. `third_party` is the meter of other
+    `others` is the sum of the counters that the home is made of beside solar. `third_party` is the meter of other
     makers' panels, which is a part of `solar` and of `others`. `None` for a counter that the site does not have.
     """
 
@@ -251,7 +264,7 @@ class InverterSum:
     """The microinverters' sum, which changes a few times an hour.
 
     `is_new` is whether its newest answer had another value. `paired` are the site's counters at the last change
-    at which the site's sun was read from a meter.
+    at which the site's solar energy was read from a meter.
     """
 
     value: float | None = None

@@ -29,7 +29,7 @@ from bridge.site.selection import (
     SourceSelection,
     Values,
 )
-from bridge.site.totals import InverterSum, NegativeBalance, Totals, devices_of, owner_of
+from bridge.site.totals import OURS, InverterSum, NegativeBalance, Totals, devices_of, owner_of
 
 TOPIC_OF_COUNTER = {
     "imported": "site/grid/energy_imported",
@@ -188,7 +188,7 @@ class SiteEnergies:
         if step is not None and moment.on_generator:
             own.counters.count("generator", max(0.0, step.delivered - step.received), answer.now)
             own.counters.leave_out(imported=step.delivered, exported=step.received)
-        elif self._nets(answer.facts):
+        elif self._nets(answer.facts) or own.counters.owners.get("imported") == OURS:
             own.count_grid(step.imported if step else 0.0, step.exported if step else 0.0, answer.now)
             self._report_estimate(step.estimated if step else 0.0)
 

@@ -383,8 +383,14 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def with_periods(section: type[SectionT]) -> type[SectionT]:
-    """Class decorator: adds the period of each source in seconds; `None` stands for the profile's period."""
+    """Class decorator: adds the period of each source in seconds; `None` stands for the profile's period.
+
+    Raises:
+        TypeError: a source has the name of another setting of this section.
+    """
     fields: dict[str, Any] = {source.value: (Period | None, None) for source in SourceName}
+    if taken := fields.keys() & section.model_fields:
+        raise TypeError(f"a setting and a source have the same name: {', '.join(taken)}")
     never_off = Field(None, description="it tells which gateway this is, so it can't be turned off")
     fields[SourceName.INFO] = (Annotated[Period, Field(ge=1)] | None, never_off)
     return create_model(

@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from values import Offer, ValueRow, discrepancies, in_order, kinds, meanings, offers, rows, sources
 
-from bridge.discovery.devices import METER_NAMES, entity_name
+from bridge.discovery.devices import DEVICE_KINDS, METER_NAMES, entity_name
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
-from bridge.model import Platform, Quantity
+from bridge.model import Measurement, Phase, Platform, Quantity
 from bridge.settings import CONFIG_VARIABLE, VARIABLE_PREFIX, PollSettings, Settings
 from bridge.topics import Names, Row
 from bridge.web.metrics import METRIC_PREFIX, METRICS, NAME_ENDINGS
@@ -158,8 +158,8 @@ def _pace(quantity: Quantity) -> str:
 
 
 def entity_tables() -> str:
-    """Home Assistant's own integration, entity by entity, and our topic for each."""
-    head = ("theirs", "called", "shown", "our topic", "called", "unit", "shown", "remark")
+    """Home Assistant's own integration, entity by entity: what people read there and here, and our topic."""
+    head = ("theirs", "reads", "shown", "ours reads", "unit", "shown", "topic", "remark")
     parts = []
     for platform, group in _once((offer.platform, offer.group) for offer in offers()):
         lines = [_offer_line(offer) for offer in offers() if (offer.platform, offer.group) == (platform, group)]
@@ -168,15 +168,44 @@ def entity_tables() -> str:
 
 
 def _offer_line(offer: Offer) -> Sequence[str]:
-    theirs = [f"`{offer.key}`", offer.name, "yes" if offer.enabled else ""]
+    theirs = [f"`{offer.key}`", _theirs(offer), "yes" if offer.enabled else ""]
     reading = offer.ours
     if offer.topic is None or reading is None:
-        return [*theirs, f"`{offer.topic}`" if offer.topic else "none", "", "", "", offer.why or "not yet"]
+        return [*theirs, "none", "", "", f"`{offer.topic}`" if offer.topic else "", offer.why or "not yet"]
     measurement = reading.measurement
     is_phase = "<phase>" in offer.topic
-    name = entity_name(Row(offer.topic.rpartition("/")[0].replace("/<phase>", ""), None, measurement, ""))
     shown = measurement.enabled_phases if is_phase else measurement.enabled or measurement.enabled_phases
-    return [*theirs, f"`{offer.topic}`", name, _unit(measurement.quantity), "yes" if shown else "", offer.note]
+    ours = [_ours(offer, measurement), _unit(measurement.quantity), "yes" if shown else ""]
+    return [*theirs, *ours, f"`{offer.topic}`", offer.note]
+
+
+def _theirs(offer: Offer) -> str:
+    """Their text as people read it: the device's name and the entity's."""
+    return _escaped(offer.device if offer.name == "the device's" else f"{offer.device} {offer.name}")
+
+
+def _ours(offer: Offer, measurement: Measurement) -> str:
+    """Our text as people read it."""
+    kind, name, *levels = (offer.topic or "").split("/")
+    known = DEVICE_KINDS[kind]
+    title = known.title if known.is_group else known.names.get(name) or known.title.format(name=name)
+    row = Row(f"{kind}/{name}", Phase.L1 if "<phase>" in levels else None, measurement, "")
+    return _escaped(f"{title} {entity_name(row)}")
+
+
+def _escaped(text: str) -> str:
+    """A text that Markdown shall not take for a tag."""
+    return text.replace("<", r"\<")
+
+
+def worse_texts() -> str:
+    """Where their text is the better one, and why ours is not the same."""
+    lines = [
+        [_theirs(offer), _ours(offer, offer.ours.measurement), offer.worse]
+        for offer in offers()
+        if offer.ours and offer.worse
+    ]
+    return table(("theirs", "ours", "why"), lines)
 
 
 def roles() -> str:
@@ -319,6 +348,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "quantities": quantity_table,
     "roles": roles,
     "entities": entity_tables,
+    "worse-texts": worse_texts,
     "metrics": metric_table,
     "layers": layer_table,
     "parts": part_table,

@@ -99,11 +99,15 @@ class ValueRow:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An entity of Home Assistant's own integration: our `topic` for it, or `why` there is none."""
+    """An entity of Home Assistant's own integration: our `topic` for it, or `why` there is none.
+
+    `device` and `name` are what people read of it. `worse` says why our text is worse than theirs.
+    """
 
     platform: str
     group: str
     key: str
+    device: str
     name: str
     enabled: bool
     unit: str | None = None
@@ -112,6 +116,7 @@ class Offer:
     topic: str | None = None
     note: str = ""
     why: str = ""
+    worse: str = ""
 
     @property
     def ours(self) -> Reading | None:
@@ -129,7 +134,10 @@ class Offer:
 def offers() -> Sequence[Offer]:
     """The entities of Home Assistant's own integration."""
     found = tomllib.loads((FOLDER / "entities.toml").read_text())
-    return [Offer(group["platform"], group["name"], **row) for group in found["group"] for row in group["rows"]]
+    groups = [
+        ({"platform": g["platform"], "group": g["name"], "device": g["device"]}, g["rows"]) for g in found["group"]
+    ]
+    return [Offer(**group, **row) for group, rows in groups for row in rows]
 
 
 @cache

@@ -1,11 +1,12 @@
 """Discovery changes its form, and Home Assistant keeps entities, names and history."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from brokers import watching
-from houses import House, house
+from houses import House, house, publish
 from running import running, until
 
 from bridge.discovery import MIGRATE_PAYLOAD
@@ -102,3 +103,24 @@ async def test_without_discovery_everything_is_taken_back(tmp_path: Path) -> Non
         async with running(home.settings(homeassistant={"discovery": "off"})):
             await until(lambda: not announced(home))
         assert {*said(home, since)} == {(topic, "clear") for topic in old}
+
+
+@pytest.mark.parametrize(("before", "after"), [FORMS, FORMS[::-1]])
+async def test_the_old_form_goes_though_the_state_folder_was_lost(before: str, after: str, tmp_path: Path) -> None:
+    """What the broker has of it is handed over, as if nothing had been lost; what is another's stays."""
+    places = ("device/iqgateway_1_gateway", "sensor/iqgateway_1_site_solar_power", "sensor/freezer")
+    others = {f"homeassistant/{place}/config": json.dumps({"unique_id": place}) for place in places}
+    async with house(tmp_path) as home:
+        await run_once(home, before)
+        old = announced(home)
+        for topic, text in others.items():
+            await publish(home.broker, topic, text, "-r")
+        shutil.rmtree(tmp_path / "state")
+        since = len(home.watcher.seen)
+        await run_once(home, after)
+        await until(lambda: not {*old.values()} & home.seen.keys())
+        story = [(topic, what) for topic, what in said(home, since) if topic not in others]
+        assert {topic for topic, what in story if what == "handover"} == {*old.values()}
+        assert {topic for topic, what in story if what == "clear"} == {*old.values()}
+        assert [what for _, what in story[: len({*old.values()})]] == ["handover"] * len({*old.values()})
+        assert {topic: home.seen[topic] for topic in others} == others

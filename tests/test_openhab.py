@@ -81,6 +81,15 @@ def unshown(texts: list[str], tree: Mapping[str, str]) -> list[str]:
     return [*sorted(topics - tree.keys() - state), *odd]
 
 
+@pytest.mark.parametrize("form", ["component", "device", "off"])
+def test_a_home_has_as_many_retained_messages_as_the_page_on_brokers_says(shell: Shell, form: str) -> None:
+    """Some brokers keep a certain number only. A bridge that runs has two more: its state and its info."""
+    page = (HERE.parent / "docs" / "brokers.md").read_text().partition("| retained messages |")[2]
+    told = re.search(rf"\| `{form}` \| (\d+) \|", page)
+    assert told is not None
+    assert int(told[1]) == pytest.approx(len(simulated(shell, DEMO_HOME, form)) + 2, abs=10)
+
+
 # Discovery and the generator, for every home there is
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from houses import MAIN_ROOF, SHARED_POLL, two_gateways
 from running import running, settings, until
 
 from bridge.commands.run import poll_once
+from bridge.discovery import MIGRATE_PAYLOAD
 from bridge.model import Unsupported
 from bridge.simulator.presets import METER_EIDS, NET_CONSUMPTION, PRODUCTION
 from bridge.simulator.replay import Replay
@@ -80,6 +82,21 @@ async def test_two_gateways_are_one_home(mosquitto_here: Mosquitto, tmp_path: Pa
             assert own["solar_power"]
         await until(lambda: two.of("villa")["availability"] == "offline")
         assert roof.topic("gateway/problem") == "none"
+
+
+async def test_the_other_form_of_discovery_goes_though_the_state_folder_was_lost(
+    mosquitto_here: Mosquitto, tmp_path: Path
+) -> None:
+    async with two_gateways(mosquitto_here, tmp_path) as two:
+        topic = "homeassistant/device/iqgateway_home_villa/config"
+        async with running(two.settings("Villa", "Villa")):
+            await until(lambda: topic in two.seen)
+        shutil.rmtree(tmp_path / "state")
+        async with running(two.settings("Villa", "Villa", homeassistant={"discovery": "component"})):
+            await until(lambda: "homeassistant/sensor/iqgateway_home_villa_solar_power/config" in two.seen)
+            await until(lambda: not [seen for seen in two.seen if seen.startswith("homeassistant/device/")])
+        payloads = [message.payload for message in two.watcher.seen if message.topic == topic]
+        assert payloads[-2:] == [MIGRATE_PAYLOAD, ""]
 
 
 async def test_powers_that_stand_still_are_told_with_each_answer(mosquitto_here: Mosquitto, tmp_path: Path) -> None:

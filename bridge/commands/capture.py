@@ -31,6 +31,17 @@ EXTRA_PATHS = (
     "/ivp/ss/gen_schedule",
     "/ivp/ss/pel_settings",
     "/ivp/sc/pvlimit",
+    # what the storage and the limits really do, from firmware 8.2 on, and the gateway's own health
+    "/ivp/sc/sched",
+    "/ivp/sc/status",
+    "/ivp/ss/dpel",
+    "/ivp/ss/pcs_settings",
+    "/ivp/ss/gen_mode",
+    "/ivp/ss/der_settings",
+    "/admin/lib/acb_config",
+    "/ivp/ensemble/errors",
+    "/ivp/firmware_manager/state",
+    "/installer/agf/details.json",
 )
 """Paths outside the endpoint table that a gateway answers quickly. Paths that can make it crash are left out."""
 CAPTURED_PATHS = (*(endpoint.path for endpoint in ENDPOINTS), *EXTRA_PATHS)

@@ -7,8 +7,8 @@ entity returns after it was deleted, that would undo an id that its owner has ch
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge import __version__
@@ -91,6 +91,23 @@ def of_other_form(options: DiscoveryOptions, topic: str) -> bool:
     by_device = topic.startswith(f"{options.prefix}/device/")
     is_outdated = not by_device and _object_id(topic) != topic
     return topic.startswith(f"{options.prefix}/") and (by_device != (options.form == "device") or is_outdated)
+
+
+def other_topics(options: DiscoveryOptions, gateway: AnnouncedGateway, rows: Iterable[Row]) -> set[str]:
+    """The discovery topics of the form that is not published now."""
+    other = replace(options, form="component" if options.form == "device" else "device")
+    return {message.topic for message in announce(other, gateway, rows)}
+
+
+def other_filters(options: DiscoveryOptions, device: str) -> Sequence[str]:
+    """Filters for the messages that `of_other_form` is true of. Some brokers keep nothing back for wildcards.
+
+    `device` is the id of a device that is always announced, for these.
+    """
+    entities = [f"{options.prefix}/{platform.value}/+/config" for platform in Platform]
+    if options.form == "device":
+        return [*entities, f"{options.prefix}/{Platform.BINARY_SENSOR.value}/{device}_state/config"]
+    return [*entities, f"{options.prefix}/device/+/config", f"{options.prefix}/device/{device}/config"]
 
 
 def _message(topic: str, body: Mapping[str, Any]) -> Message:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -20,13 +19,13 @@ from bridge.mqtt import Broker, MessageRefused
 from bridge.outbox import Outbox
 from bridge.service.homes import HomeOptions, Homes
 from bridge.service.identity import Identity, Rediscovery
-from bridge.service.leftovers import DepartedGateways, current_bases, names_of
+from bridge.service.leftovers import BrokerMemory, DepartedGateways, current_bases, names_of
 from bridge.service.output import GatewayLog, GatewayOutput, RetainedValues, SiteOptions, no_retained_values
 from bridge.service.peers import INTRODUCTION_S, Peers, peer_topics
 from bridge.service.poller import PROFILES, Poller, periods
 from bridge.service.pool import GatewayPool, changes
 from bridge.service.publisher import Publish, PublishOptions
-from bridge.service.retained import OF_HOME, RetainedReader, Sender
+from bridge.service.retained import RetainedReader, Sender
 from bridge.service.sources import Source, Sources
 from bridge.service.status import BrokerStatus, GatewayStatus, Status, Watchdog
 from bridge.settings import GatewaySettings, Settings, reread
@@ -194,8 +193,8 @@ class Bridge:
         self._started = datetime.fromtimestamp(round(now(), 3), UTC)
         self._will = online(f"{self._names.bridge}/state", is_online=False)
         client_id = settings.mqtt.client_id or f"iqgateway2mqtt-{self._store.client_suffix()}"
-        ha = settings.homeassistant
-        self._birth_topic = None if ha.discovery == "off" else f"{ha.prefix}/status"
+        announcement = _announcement(settings, self._names)
+        self._birth_topic = f"{announcement.prefix}/status" if announcement else None
         self._broker = Broker(
             settings.mqtt,
             client_id=client_id,
@@ -222,9 +221,10 @@ class Bridge:
             introduction=introduction,
             ours=lambda: frozenset(self._pool.by_serial),
         )
-        self._retained = RetainedReader(mqtt, client_id)
-        read_home = partial(self._retained.read, topics=OF_HOME)
-        self._homes = make_homes(settings, self._store, self._sender.put, read_home, self._outbox.drop, now=now)
+        self._memory = memory = BrokerMemory(self._store, RetainedReader(mqtt, client_id), announcement)
+        self._homes = make_homes(
+            settings, self._store, self._sender.put, memory.of_home, self._outbox.drop, now=now
+        )
         self._pool = GatewayPool(self._make_poller, self._withdraw, self._on_change, self._peers)
         self._departed = DepartedGateways(
             self._store,
@@ -264,7 +264,7 @@ class Bridge:
             await self._homes.open(gateway)
             base = names_of(self._settings, gateway).base
             self._store.note_base(serial, base)
-            return await self._retained.read(f"{base}/{serial}")
+            return await self._memory.of_gateway(serial, f"{base}/{serial}")
 
         poller = make_poller(
             self._settings,

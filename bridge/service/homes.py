@@ -121,6 +121,10 @@ class _HomePublisher:
         self._removing: set[str] = set()
         self.is_online: bool | None = None
 
+    def restore(self, file: HomeFile) -> None:
+        """Take over the discovery topics that have been found at the broker."""
+        self._topics.restore(file)
+
     def publish_availability(self, *, is_online: bool) -> None:
         if is_online != self.is_online:
             self.is_online = is_online
@@ -148,6 +152,7 @@ class _HomePublisher:
             about = AnnouncedHome(Facts(""), "", self.title, home=self._home)
             rows, gone = map(_as_site, self._tree.rows), map(_as_site, self._tree.rows.gone.values())
             messages += discovery.announce(self._announcement, about, rows, gone)
+            self._topics.complete(about, map(_as_site, self._tree.rows))
         self._topics.replace(messages)
         return True
 
@@ -230,6 +235,7 @@ class HomeOutput:
         async with self._opening:
             if not self._is_open:
                 self._home.seed(await self._options.read_retained(self._options.names.home(self._name)))
+                self.publisher.restore(self._store.load(self._name, HomeFile))
                 self._is_open = True
 
     def refresh(self, host: str) -> None:

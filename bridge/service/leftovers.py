@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from bridge import discovery
-from bridge.discovery.devices import AnnouncedGateway
+from bridge.discovery.devices import SITE_KIND, AnnouncedGateway, AnnouncedHome
 from bridge.model import Facts, Message
 from bridge.service.homes import HomeFile
 from bridge.service.publisher import DIAGNOSTICS_SOURCE, Diagnostics, TreeState
+from bridge.service.retained import OF_HOME, RetainedReader
 from bridge.settings import SITE_PLACEHOLDER, GatewaySettings, Settings, homes
 from bridge.state import IdentityState
 from bridge.store import Store
-from bridge.topics import Names, Tree, online
+from bridge.topics import GATEWAY_DEVICE, Names, Tree, online
 
 LOG = logging.getLogger(__name__)
 NO_LONGER_POLLED = "no longer polled"
@@ -201,6 +202,42 @@ def root_of(bridge: str) -> str:
     """The base topic of a bridge's own topic: `enphase` of `enphase/bridge` and `enphase/bridge/attic`."""
     root, _, name = bridge.rpartition("/")
     return root if name == "bridge" else root.removesuffix("/bridge")
+
+
+class BrokerMemory:
+    """What earlier runs have left at the broker for the present one: counters, and discovery of the other form.
+
+    `options` says which form is published; with `None` there is no discovery.
+    """
+
+    def __init__(self, store: Store, reader: RetainedReader, options: discovery.DiscoveryOptions | None) -> None:
+        self._store, self._reader, self._options = store, reader, options
+
+    async def of_gateway(self, serial: str, place: str) -> Mapping[str, float]:
+        """Read the numbers of a gateway, which is published below `place`."""
+        about = AnnouncedGateway(Facts(serial), "")
+        await self._find_other_form(TreeState, serial, place, about.id_of(""), about.id_of(GATEWAY_DEVICE))
+        return await self._reader.read(place)
+
+    async def of_home(self, place: str) -> Mapping[str, float]:
+        """Read the numbers of a home, which is published below `place`."""
+        home = place.rpartition("/")[2]
+        device = AnnouncedHome(Facts(""), "", home=home).id_of(SITE_KIND)
+        await self._find_other_form(HomeFile, home, place, device, device)
+        return await self._reader.read(place, OF_HOME)
+
+    async def _find_other_form(self, kind: type[TreeState], key: str, place: str, own: str, device: str) -> None:
+        """Remember the other form of discovery if the broker alone knows of it: the state folder was lost.
+
+        `own` is the beginning of our ids, `device` one that is always announced.
+        """
+        state = self._store.load(key, kind)
+        if self._options is None or state.discovered:
+            return
+        filters = discovery.other_filters(self._options, device)
+        found = await self._reader.announced(own.rstrip("_"), place, filters)
+        if other := frozenset(topic for topic in found if discovery.of_other_form(self._options, topic)):
+            self._store.save(key, state.changed(discovered=other, revision=discovery.REVISION))
 
 
 class DepartedGateways:

@@ -165,9 +165,9 @@ class GatewayOutput:
 
         Its counters come from the state file and from the broker; nothing of it is published before both are read.
         """
-        publisher = self._make_publisher(serial)
-        self._identified = identified = _IdentifiedOutput(serial, publisher, self._store, self._site)
-        identified.pipeline.seed(await self._retained_values(serial))
+        values = await self._retained_values(serial)  # what is found may change what the store knows
+        self._identified = _IdentifiedOutput(serial, self._make_publisher(serial), self._store, self._site)
+        self._identified.pipeline.seed(values)
 
     def note_fault(self, fault: BaseException) -> None:
         """Note a fault of this program that has ended the polling, which will go on.

@@ -17,12 +17,13 @@ MAX_BRIDGE_TOPIC_LETTERS, MAX_SERIAL_LETTERS, MAX_START_LETTERS = 256, 32, 40
 PRESENCE_MAX_S = 60.0
 """Longest time until a bridge repeats its message, so that others know that it still runs."""
 PRESENCE_BOUNDS_S = (10.0, 300.0)
-"""Bounds of the time after which another bridge may say that it will be heard again."""
+"""Bounds of the heartbeat, in seconds, that another bridge may announce."""
 SILENT_PERIODS, SILENT_MIN_S = 2.5, 75.0
 """A bridge that is not heard for so many of these times counts as gone. The least time is longer than a bridge
 takes to connect again after a restart of the broker."""
 AWAY_PERIODS = 1.5
-"""After a longer gap between our own messages we were not connected, and may not have heard others either."""
+"""Heartbeats between two of our own messages from the broker after which this bridge counts as having been away: it
+may have missed messages of others, too."""
 INTRODUCTION_S = 2.0
 """Longest time that the first poll waits for the retained messages of other bridges."""
 UNKNOWN_START = "9999"
@@ -64,7 +65,8 @@ class _PeerTable:
     def put(self, name: str, peer: _Peer) -> bool:
         """Keep what a bridge has published, if there is room. Returns whether it is news.
 
-        A known one is always heard. Beyond half of a limit only what concerns our gateways is kept.
+        There is always room for a known bridge with the same list. Beyond half of a limit only what concerns our
+        gateways is kept.
         """
         known = self._peers.get(name)
         listed = sum(len(other.gateways) for other in self._peers.values()) - len(known.gateways if known else ())
@@ -79,22 +81,24 @@ class _PeerTable:
         return known is None or replace(known, heard=peer.heard) != peer
 
     def wait_anew(self, now: float) -> None:
-        """Count the silence of all bridges from now on."""
+        """Measure the silence of all bridges from `now` on."""
         self._peers = {name: replace(peer, heard=now) for name, peer in self._peers.items()}
 
     def forget_silent(self, now: float) -> bool:
-        """Forget the bridges that should have been heard by now. Returns whether there are any."""
+        """Forget the bridges that should have been heard by now. Returns whether there were any."""
         before = len(self._peers)
         self._peers = {name: peer for name, peer in self._peers.items() if not peer.is_silent(now)}
         return len(self._peers) < before
 
 
 class Takeovers:
-    """Collects which gateways of ours other bridges say to poll, since our own message has come back last."""
+    """Collects which of our gateways other bridges claim to poll, from the last echo of our own message on.
 
-    def __init__(self, ours: Callable[[], frozenset[str]], patience: float) -> None:
-        """`patience` is how many seconds the echo may take."""
-        self._ours, self._patience = ours, patience
+    An echo is our own message as it comes back from the broker.
+    """
+
+    def __init__(self, ours: Callable[[], frozenset[str]], echo_timeout_s: float) -> None:
+        self._ours, self._echo_timeout_s = ours, echo_timeout_s
         self._claimed: frozenset[str] = frozenset()
         self._awaited: asyncio.Event | None = None
         self._comes_back = False
@@ -110,13 +114,14 @@ class Takeovers:
             self._claimed = frozenset()
 
     async def until_echo(self) -> frozenset[str]:
-        """Wait until our message, which was just sent over a new connection, has come back. Returns the claims.
+        """Wait for the echo of the message that was just sent over a new connection. Returns the claimed gateways.
 
-        What the broker has of the others precedes it. There is no wait if the broker has sent none back so far.
+        The broker delivers what it has of other bridges before the echo. There is no wait if this broker has never
+        sent an echo.
         """
         self._awaited = asyncio.Event()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience if self._comes_back else 0.0):
+            async with asyncio.timeout(self._echo_timeout_s if self._comes_back else 0.0):
                 await self._awaited.wait()
         found, self._claimed, self._awaited = self._claimed, frozenset(), None
         return found
@@ -133,7 +138,7 @@ class Peers:
     A bridge counts only while it is heard: the broker may have lost its last will, and then keeps a state `online`
     for ever. So each bridge repeats its info, and retained messages are believed only when this bridge connects for
     the first time. How long another one has been silent is checked whenever our own info comes back from the
-    broker, which shows that we hear. Those that are silent are forgotten.
+    broker, which shows that messages arrive. Those that are silent are forgotten.
 
     Two bridges of one name share their topics. The one that started first publishes its own messages again whenever
     the later one has written there, or has gone offline in the name of both.

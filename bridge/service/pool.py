@@ -20,8 +20,9 @@ TAKEOVER_GRACE_S, TAKEOVER_GRACE_MAX_S = 5.0, 120.0
 """Time that a bridge may be away before another one takes over its gateways. A restart takes less. It doubles each
 time that the bridge comes back within `FLAP_S`: each change asks the gateway for everything."""
 FLAP_S = 900.0
+"""A bridge that comes back within this time counts as flapping."""
 YIELD_S = 1.0
-"""Time in which another bridge that hears this one stops to publish."""
+"""Time within which another bridge stops publishing once it has heard this one."""
 
 GATEWAYS_FILE_CHECK_S = 10.0
 """Time between two looks at the file of gateways."""
@@ -33,7 +34,9 @@ Withdraw = Callable[[Poller, bool], None]
 
 @dataclass(slots=True)
 class _Entry:
-    """One gateway. `owner` is who polls it at present in place of this entry, `task` serves it.
+    """One entry in the list of gateways. `task` runs its poller.
+
+    `owner` names who polls the gateway instead: another bridge, or another entry. `None`: this entry polls it.
 
     `taken_at` is when it was taken over last (the loop's time), `grace` how long `owner` may be away.
     """
@@ -225,7 +228,7 @@ class GatewayPool:
         old.output.save()
         try:
             entry.poller = self._make_poller(entry.settings)
-        except BadSetting as problem:  # its token file may have gone
+        except BadSetting as problem:  # its token file may be gone
             LOG.error("%s: %s", old.host, problem)  # noqa: TRY400 - one line
         else:
             await old.aclose()

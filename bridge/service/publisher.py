@@ -261,6 +261,7 @@ class GatewayPublisher:
         if options.announcement is not None:
             about = AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
             messages += discovery.announce(options.announcement, about, rows, rows.gone.values())
+            self._discovery_topics.complete(about, rows)
         self._discovery_topics.replace(messages)
         return True
 
@@ -303,6 +304,12 @@ class DiscoveryTopics:
     def fields(self) -> dict[str, Any]:
         """The part of a state file."""
         return {"discovered": self.announced, "leaving": self.leaving, "revision": discovery.REVISION}
+
+    def complete(self, about: AnnouncedGateway, rows: Iterable[Row]) -> None:
+        """If the other form was announced, take it that all rows were: a broker may not have told of everything."""
+        settings = self._settings
+        if settings and any(discovery.of_other_form(settings, topic) for topic in self.announced):
+            self.announced |= discovery.other_topics(settings, about, rows)
 
     def replace(self, messages: Sequence[Message]) -> None:
         """Publish these messages, after beginning to remove the topics that are not among them."""

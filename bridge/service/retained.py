@@ -5,8 +5,9 @@ import json
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from itertools import islice
 from typing import NamedTuple
@@ -258,9 +259,29 @@ class RetainedReader:
 
     async def read(self, prefix: str, topics: CounterTopics = OF_GATEWAY) -> Mapping[str, float]:
         """Read the numbers below a topic prefix. The keys of the result are the topics without the prefix."""
+        async with self._client_id() as client_id:
+            return await read_retained(self._settings, client_id, prefix, topics)
+
+    async def announced(self, own: str, place: str, filters: Sequence[str]) -> frozenset[str]:
+        """Read the discovery topics that these filters fit, of the devices whose ids begin with `own`.
+
+        `place` is where the bridge may write.
+        """
+        found, of_own = set[str](), re.compile(f"/{own}[_/]")
+
+        def take(topic: str, _payload: bytes) -> None:
+            if of_own.search(topic) and len(found) < MAX_NUMBERS:
+                found.add(topic)
+
+        async with self._client_id() as client_id:
+            await _read(self._settings, client_id, place, filters, take)
+        return frozenset(found)
+
+    @asynccontextmanager
+    async def _client_id(self) -> AsyncIterator[str]:
         client_id = await self._free.get()
         try:
-            return await read_retained(self._settings, client_id, prefix, topics)
+            yield client_id
         finally:
             self._free.put_nowait(client_id)
 
@@ -270,27 +291,46 @@ async def read_retained(
 ) -> Mapping[str, float]:
     """Read the numbers below a topic prefix within `READ_TIMEOUT_S`.
 
-    The keys of the result are the topics without the prefix. If the broker can't be reached, the result is empty,
-    since the bridge must start without it.
+    The keys of the result are the topics without the prefix.
     """
     found: dict[str, float] = {}
     foreign: set[str] = set()
-    news = asyncio.Event()
 
-    def take(topic: str, payload: bytes, is_retained: bool) -> None:
-        numbers = _numbers(topic.removeprefix(f"{prefix}/"), payload) if is_retained else ()
+    def take(topic: str, payload: bytes) -> None:
+        numbers = _numbers(topic.removeprefix(f"{prefix}/"), payload)
         for key, value in islice(numbers, MAX_NUMBERS - len(found) - len(foreign)):
             if _may_be_ours(key, value):
                 found[key] = value
             else:
                 foreign.add(key)
+
+    kept = topics.documents if settings.payload == "json" else (*topics.values, *topics.dated)
+    await _read(settings, client_id, prefix, [f"{prefix}/{topic}" for topic in kept], take)
+    if foreign:
+        text = "%d numbers at the broker can't be counters of a bridge and are left out: who has written %s/%s?"
+        LOG.warning(text, len(foreign), prefix, ascii(min(foreign))[1:-1], extra={"event": "foreign_numbers"})
+    return found
+
+
+async def _read(
+    settings: MqttSettings, client_id: str, place: str, filters: Sequence[str], take: Callable[[str, bytes], None]
+) -> None:
+    """Give all retained messages that these filters fit to `take`, within `READ_TIMEOUT_S`.
+
+    If the broker can't be reached, there are none, since the bridge must start without it. `place` is where the
+    bridge may write.
+    """
+    news = asyncio.Event()
+
+    def on_message(topic: str, payload: bytes, is_retained: bool) -> None:
+        if is_retained:
+            take(topic, payload)
         news.set()
 
     # The marker is also the will, since a connection has to have one.
-    marker = Message(f"{prefix}/{MARKER_TOPIC}", "", priority=Priority.VALUE)
-    kept = topics.documents if settings.payload == "json" else (*topics.values, *topics.dated)
-    subscriptions = [f"{prefix}/{topic}" for topic in (*kept, MARKER_TOPIC)]
-    broker = Broker(settings, client_id=client_id, will=marker, on_message=take, subscriptions=subscriptions)
+    marker = Message(f"{place}/{MARKER_TOPIC}", "", priority=Priority.VALUE)
+    wanted = [*filters, marker.topic]
+    broker = Broker(settings, client_id=client_id, will=marker, on_message=on_message, subscriptions=wanted)
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
             await broker.connect()
@@ -300,10 +340,6 @@ async def read_retained(
     finally:
         await broker.close()
         broker.abort()
-    if foreign:
-        text = "%d numbers at the broker can't be counters of a bridge and are left out: who has written %s/%s?"
-        LOG.warning(text, len(foreign), prefix, ascii(min(foreign))[1:-1], extra={"event": "foreign_numbers"})
-    return found
 
 
 async def _wait_until_quiet(broker: Broker, marker: Message, news: asyncio.Event) -> None:

@@ -52,12 +52,14 @@ __all__ = ["FLOWS", "ROWS", "GuardedAnswer", "Site", "SiteState"]
 
 STORAGE_WAIT_S = 600.0
 """Seconds after which a home without any sign of batteries has none, though the inventory has not answered."""
-SILENT = "the source of the sun gives no good values: the microinverters' sum takes its place"
+SILENT = "the source of solar power gives no good values: the microinverters' sum takes its place"
 
 
 class SiteState(State):
-    """What is kept of a site. `seen` holds what was seen there, with the seconds of answers since it was seen
-    last. `storage_known` is whether it is known if there are batteries.
+    """What is kept of a site.
+
+    `seen` has what was seen there (`Presence`), each with the seconds of answers since its last sign.
+    `storage_known` is whether it is known if there are batteries.
     """
 
     energies: EnergiesState = EnergiesState()
@@ -130,7 +132,7 @@ class Site:
         )
 
     def take_events(self) -> list[Event]:
-        """Lines for the log since the last call."""
+        """Return what has happened since the last call, for the log."""
         events, self._energies.events = self._energies.events, []
         return [event for event in events if not (self._in_home and event.name == HOME_NEGATIVE)]
 
@@ -205,12 +207,12 @@ class Site:
             or answer.now - self._began_at >= STORAGE_WAIT_S
         )
 
-    # Whether the meter of the sun is believed
+    # Whether the production meter is trusted
 
     def _judge_solar(self, moment: Moment) -> Moment:
-        """Compare the meter of the sun with the microinverters; let their sum take over where it is wrong.
+        """Compare the production meter with the microinverters, whose sum takes over where the meter is wrong.
 
-        Returns the moment with the sources that are chosen after that.
+        Returns the moment with the sources that are selected after that.
         """
         totals, before = self._energies.totals(moment), self._trust.state
         connected = self._switch.connected(moment.now)
@@ -327,6 +329,6 @@ class Site:
 
 
 def _with_third_party(told: float | None, selected: SourceSelection, values: Values) -> float | None:
-    """Power from the sun (W) by the microinverters' sum, and by the meter of other makers' panels if they count."""
+    """Solar power (W) by the microinverters' sum, and by the meter of other makers' panels if they count."""
     others = 0.0 if selected.third_party is None else values.get((selected.third_party, "power"))
     return None if told is None or others is None else max(0.0, told) + max(0.0, others)

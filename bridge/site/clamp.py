@@ -1,7 +1,7 @@
-"""Whether the meter of the sun measures the sun: its clamp may be on no wire, or reversed, as in public reports.
+"""Whether the production meter measures solar: its clamp may be on no wire, or reversed, as in public reports.
 
-What the meter counts is compared with what the microinverters report. It is believed until three comparisons in a
-row by day say otherwise, and again after three that agree. Nothing is said at night, or while the sun is low.
+What the meter counts is compared with what the microinverters report. The meter is trusted until three comparisons
+in a row speak against it, and again after three that agree. There are none at night, or while the sun is low.
 """
 
 import math
@@ -12,7 +12,16 @@ from typing import Literal
 
 from bridge.endpoints.production import ENERGY_PCU, ENERGY_PRODUCTION
 from bridge.model import HOUR_S, Facts, Reading, SourceName
-from bridge.site.selection import DELIVERED, METERS, NET, PRODUCTION, RECEIVED, GuardedAnswer, Values
+from bridge.site.selection import (
+    DELIVERED,
+    MAX_ANSWER_STEP_S,
+    METERS,
+    NET,
+    PRODUCTION,
+    RECEIVED,
+    GuardedAnswer,
+    Values,
+)
 from bridge.site.totals import Totals
 from bridge.state import State
 
@@ -21,26 +30,26 @@ ROUND_MIN_S, ROUND_MAX_S = 900.0, 7_200.0
 ROUNDS, FIRST_ROUNDS = 3, 2
 """Comparisons with one result that decide; fewer for a meter that was suspected from the start."""
 SUN_MIN_W, SUN_MIN_SHARE = 100.0, 0.1
-"""The microinverters must make this much, and this share of the sum of their highest powers."""
+"""A comparison needs microinverters that make this much, and this share of the sum of their highest powers."""
 BLIND_SHARE, AGREE_SHARE, BATTERY_SHARE = 0.1, 0.5, 0.2
-"""A meter that shows less than the first share does not measure the sun; it agrees within the second one. Within
-the third one, what a battery has taken explains the difference."""
+"""Shares of what the microinverters made. A meter that shows less than the first one does not measure them. It
+agrees if it differs by no more than the second one. If what a battery has taken leaves less than the third one of a
+difference, the battery explains it."""
 NEW_SHARE, NEW_MIN_WH = 0.01, 100_000.0
 """A meter is suspected at the start where it has counted less than this share of the microinverters' sum."""
-SILENT_S, HEARD_S = 900.0, 3_600.0
-"""A source without good values is left after the first time, and taken back after the second one of good ones."""
+SILENT_S, RECOVERED_S = 900.0, 3_600.0
+"""A source is replaced when it has had no good value for the first time, and used again when all its values have
+been good for the second one."""
 NIGHT_W = 50.0
-"""A home without sun and batteries exports less than this."""
-MAX_STEP_S = 300.0
-"""Seconds between two answers that count at most."""
+"""A home exports less than this while nothing is produced or discharged."""
 SILENT_MIN_WH = 10.0
-"""Energy that the microinverters must have made meanwhile."""
+"""Energy that the microinverters must have made while the source was silent, for it to be replaced."""
 
 Verdict = Literal["agrees", "differs", "blind", "reversed", "battery"]
 
 
 class TrustState(State):
-    """What is kept of the belief in the source of the sun.
+    """What is kept of whether the source of solar power is trusted.
 
     `rounds` counts comparisons in a row with the result `result`; `began` are the counters when the first of them
     began. `suspected` is whether the meter is doubtful from the start; `None` before anything is known. `silent` is
@@ -91,7 +100,7 @@ class _Unit:
 
 
 class SolarTrust:
-    """Decides whether the site's sun comes from its own source, or from the sum of the microinverters instead."""
+    """Decides whether solar comes from its own source, or from the sum of the microinverters instead."""
 
     def __init__(self, state: TrustState) -> None:
         self.state = state
@@ -102,7 +111,7 @@ class SolarTrust:
         """The counters when the comparison before the newest one began."""
         self._good = _GoodValues()
         self._told: dict[tuple[str, str], float] = {}
-        """What the gateway says of its counters, also of those that are not believed yet."""
+        """The gateway's values of its counters, also of those that are held."""
 
     @property
     def began(self) -> Totals | None:
@@ -197,7 +206,7 @@ class SolarTrust:
 
     def _decide(self, result: Verdict, shown: float, made: float) -> None:
         if result in ("blind", "reversed"):
-            problem = self.state.problem or _complaint(result, shown, made)
+            problem = self.state.problem or _clamp_problem(result, shown, made)
             self.state = self.state.changed(distrusted=True, suspected=False, problem=problem)
         elif result == "battery":
             self.state = self.state.changed(suspected=False, battery=True, problem=BATTERY_BEHIND_CLAMP)
@@ -208,23 +217,25 @@ class SolarTrust:
 
 
 BATTERY_BEHIND_CLAMP = (
-    "a battery stands behind the clamp of the production meter: what it takes and gives is missing from the sun; "
+    "the clamp of the production meter also measures a battery: what that takes and gives is missing from solar; "
     "move the clamp to the wire that carries the microinverters alone"
 )
 
 
-def _complaint(result: Verdict, shown: float, made: float) -> str:
+def _clamp_problem(result: Verdict, shown: float, made: float) -> str:
     measured = f"the production meter counts {shown:.0f} Wh while the microinverters report {made:.0f} Wh"
     if result == "reversed":
-        return f"{measured}: its clamp is reversed; turn it round. Until then the sun is that of the microinverters"
+        return (
+            f"{measured}: its clamp is reversed; turn it round. Until then solar is the sum of the microinverters"
+        )
     return (
         f"{measured}: its clamp is not on the wire of the microinverters; clamp it there, or disable the meter. "
-        "Until then the sun is that of the microinverters"
+        "Until then solar is the microinverters' sum"
     )
 
 
 class _GoodValues:
-    """When the source of the sun last had a good value: a power that is not 0, or a counter that moved."""
+    """When the source of solar power last had a good value: a power that is not 0, or a counter that moved."""
 
     def __init__(self) -> None:
         self._own: tuple[str, str, str] | None = None
@@ -238,10 +249,13 @@ class _GoodValues:
         self._counter: float | None = None
 
     def is_silent(self, answer: GuardedAnswer, now: Totals, *, was_silent: bool) -> bool:
-        """Whether the source gives nothing while the microinverters work. It has to be good for an hour then."""
+        """Whether the source is silent: it gives nothing while the microinverters work.
+
+        A silent source stays silent until its values have been good for `RECOVERED_S`.
+        """
         own = _own_source(answer.facts)
         if answer.source in (SourceName.ENERGY, own[0] if own else None):
-            self._time += min(max(0.0, now.at - self._at), MAX_STEP_S)
+            self._time += min(max(0.0, now.at - self._at), MAX_ANSWER_STEP_S)
             self._at = now.at
         before, self._own = self._own or own, own
         if own is None or own != before:
@@ -270,15 +284,15 @@ class _GoodValues:
         self.last, self._last_time = now, self._time
 
     def _is_missing(self, now: Totals) -> bool:
-        """Whether there was no good value for long, although the sun shines."""
+        """Whether there was no good value for `SILENT_S`, although the microinverters produce."""
         if self.last is None:
             self.last, self._last_time = now, self._time
         return self._time - self._last_time >= SILENT_S and now.pcu - self.last.pcu >= SILENT_MIN_WH
 
     @property
     def _is_lasting(self) -> bool:
-        """Whether all values have been good for long."""
-        return self._since is not None and self._time - self._since >= HEARD_S
+        """Whether all values have been good for `RECOVERED_S`."""
+        return self._since is not None and self._time - self._since >= RECOVERED_S
 
 
 def _has_counted_nothing(told: Values) -> bool | None:
@@ -290,7 +304,7 @@ def _has_counted_nothing(told: Values) -> bool | None:
 
 
 def _own_source(facts: Facts) -> tuple[str, str, str] | None:
-    """The source of the site's sun, and its device and counter there; `None` if it is the microinverters' sum."""
+    """The source of solar power, and its device and counter; `None` if it is the microinverters' sum."""
     if _has_meter(facts):
         return SourceName.READINGS, METERS[PRODUCTION], DELIVERED
     return None if facts.meters else (SourceName.PRODUCTION, ENERGY_PRODUCTION, "energy_lifetime")
@@ -301,7 +315,7 @@ def _has_meter(facts: Facts) -> bool:
 
 
 def _meter(latest: Values) -> tuple[float, float, float] | None:
-    """What the meter of the sun has delivered and received (Wh), and its power (W)."""
+    """What the production meter has delivered and received (Wh), and its power (W)."""
     delivered, *others = (latest.get((METERS[PRODUCTION], name)) for name in (DELIVERED, RECEIVED, "power"))
     received, power = (value or 0.0 for value in others)
     return None if delivered is None else (delivered, received, power)

@@ -29,7 +29,7 @@ from bridge.site.selection import (
     SourceSelection,
     Values,
 )
-from bridge.site.totals import InverterSum, NegativeBalance, Totals
+from bridge.site.totals import OURS, InverterSum, NegativeBalance, Totals, devices_of, owner_of
 
 TOPIC_OF_COUNTER = {
     "imported": "site/grid/energy_imported",
@@ -41,13 +41,13 @@ TOPIC_OF_COUNTER = {
 }
 """Topics of the counters that the bridge can make itself, by their names in `Energies`."""
 ENERGY_EIM = "energy/production-eim"
-"""The gateway's sum of its own meter of the sun."""
+"""The gateway's sum of its own production meter."""
 HOME_NEGATIVE = "home_negative"
 NET_COUNTERS = tuple((METERS[NET], name) for name in (DELIVERED, RECEIVED))
 PCU_PAIR = (ENERGY_PCU, "energy_lifetime")
 GIVEN_PAIR = ("battery", "given")
 SOLAR_PARTS = (f"+{METERS[PRODUCTION]}/", f"+{ENERGY_PCU}/")
-"""Beginnings of the home's parts that come from the sun."""
+"""Beginnings of the home's parts that are solar energy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,11 @@ class Moment:
 
 def _owner(selected: SourceSelection) -> str:
     """The devices that solar energy is counted by."""
-    return ", ".join(device for device, _ in selected.solar_counters)
+    return owner_of(device for device, _ in selected.solar_counters)
 
 
 def _others(moment: Moment) -> float | None:
-    """What the home's energy is made of beside the sun, in Wh; `None` where it is unknown."""
+    """What the home's energy is made of beside solar, in Wh; `None` where it is unknown."""
     keys = [key for key in moment.selected.home_parts if not key.startswith(SOLAR_PARTS)]
     known = complete(keys, moment.latest, ())
     return None if known is None else sum(value if key[0] == "+" else -value for key, value in known.items())
@@ -118,7 +118,7 @@ class SiteEnergies:
         self._sum = InverterSum()
         self._negative = NegativeBalance()
         self.events: list[Event] = []
-        """Lines for the log since they were taken from here."""
+        """What has happened since the events were taken from here, for the log."""
 
     @property
     def energies_state(self) -> EnergiesState:
@@ -166,7 +166,7 @@ class SiteEnergies:
     def _observe_sum(self, moment: Moment) -> None:
         """Note the microinverters' sum, and the site's counters if its meter was read since the sum changed."""
         pcu = moment.values[PCU_PAIR]
-        is_metered = not self._energies.counters.owners.get(SOLAR, "").startswith(ENERGY_PCU)
+        is_metered = ENERGY_PCU not in devices_of(self._energies.counters.owners.get(SOLAR, ""))
         self._sum.observe(pcu, moment.now)
         is_fresh = self._solar_read is not None and self._solar_read[1] > self._sum.paired_at
         if self._sum.is_new and is_metered and is_fresh:
@@ -188,7 +188,7 @@ class SiteEnergies:
         if step is not None and moment.on_generator:
             own.counters.count("generator", max(0.0, step.delivered - step.received), answer.now)
             own.counters.leave_out(imported=step.delivered, exported=step.received)
-        elif self._nets(answer.facts):
+        elif self._nets(answer.facts) or own.counters.owners.get("imported") == OURS:
             own.count_grid(step.imported if step else 0.0, step.exported if step else 0.0, answer.now)
             self._report_estimate(step.estimated if step else 0.0)
 
@@ -247,7 +247,7 @@ class SiteEnergies:
         return charged.total - discharged.total if charged and discharged else None
 
     def take_over(self, began: Totals, moment: Moment) -> None:
-        """Count what the meter of the sun has missed since `began`, by the microinverters' sum."""
+        """Count what the production meter has missed since `began`, by the microinverters' sum."""
         own, pcu, others = self._energies.counters, moment.latest[PCU_PAIR], _others(moment)
         offset = began.offset(moment.third_party)
         if offset is not None:
@@ -306,8 +306,8 @@ class SiteEnergies:
         if is_read or (own.is_unread(SOLAR, owner) and is_given):
             topic = "" if others else "/".join(pair)
             value = moment.values[pair] + sum(moment.latest[other] for other in others)
-            is_from_meter = not own.owners.get(SOLAR, owner).startswith(ENERGY_PCU)
-            if owner.startswith(ENERGY_PCU) and is_from_meter and (before := self._solar_read):
+            is_from_meter = ENERGY_PCU not in devices_of(own.owners.get(SOLAR, owner))
+            if ENERGY_PCU in devices_of(owner) and is_from_meter and (before := self._solar_read):
                 offset = self._sum.offset(before[1], moment.third_party, own.published[SOLAR] - value)
                 own.take_over(SOLAR, owner, value, offset)
             lifetime = own.passed_on(SOLAR, owner, value, ("site/solar/energy_lifetime", topic))
@@ -326,7 +326,7 @@ class SiteEnergies:
         self._solar_read = lifetime, now
 
     def _already_today(self, moment: Moment, lifetime: float) -> float | None:
-        """Wh of the sun of today, by the gateway's own count; `None` where it has none that can be true.
+        """Solar energy (Wh) of today, by the gateway's own count; `None` where it has none that can be true.
 
         That count leaves out other makers' panels.
         """

@@ -227,7 +227,7 @@ MAX_IMPOSSIBLE = 2
 CONFIRM_W, CONFIRM_SHARE = 100.0, 0.1
 """The batteries' own reports confirm their meter within these W and this share."""
 BATTERY_REPORTS_S = 60.0
-"""Seconds for which these reports confirm anything."""
+"""Seconds for which such a report counts."""
 ANOTHER_PRODUCER_S, PROBLEM_KEPT_S = 900.0, 3_600.0
 """Seconds for which a home must be negative until a problem is reported, and for which the problem then stays."""
 ANOTHER_PRODUCER = (
@@ -286,7 +286,7 @@ class SitePowers:
         self._was_generating = site.on_generator
 
     def use_sum(self, solar: float | None) -> None:
-        """Take the power from the sun from the microinverters' sum: of another moment, so there is no home."""
+        """Take the solar power (W) from the microinverters' sum. It is of another moment, so home is unknown."""
         self.now, self.told = replace(self.now, solar=solar, home=None), self.told | {SOLAR}
 
     def use_batteries(self, power: float | None, *, told: bool) -> None:

@@ -170,9 +170,9 @@ class SiteFeatures:
         livedata: the gateway has live data.
         stalled: `/api/v1/production` has stopped counting.
         storage_known: it is known whether there are batteries.
-        meter_distrusted: the meter of the sun, or `/api/v1/production`, gives no good values, but the sum of the
+        meter_distrusted: the production meter, or `/api/v1/production`, gives no good values, but the sum of the
             microinverters does.
-        battery_behind_clamp: the meter of the sun measures a battery, too.
+        battery_behind_clamp: the production meter measures a battery, too.
         third_party: another maker's panels count as solar if they have a meter.
     """
 
@@ -195,7 +195,7 @@ class SourceSelection:
     `home_parts` and `grid_parts` are the counters that the energies of the home and of the grid are made of, by
     `+device/name` or `-device/name`; they are empty where these can't be made.
     `integrates` is whether there is a battery whose energy no meter counts.
-    `battery_behind_clamp` is whether the power from the sun has to be cleared of the battery's.
+    `battery_behind_clamp` is whether the battery's power has to be subtracted from the production meter's.
     """
 
     answer: str
@@ -251,7 +251,7 @@ def select_sources(facts: Facts, has: SiteFeatures) -> SourceSelection:
 def _metered(meters: frozenset[str], has: SiteFeatures) -> SourceSelection:
     """The selection for a site with meters.
 
-    Live data come from the same meters, so they are of no use where the meter of the sun is not believed. It is
+    Live data come from the same meters, so they are of no use where the production meter is not trusted. It is
     unknown whether they include other makers' panels, so these are not added to live data.
     """
     solar = ENERGY_PCU if has.meter_distrusted or PRODUCTION not in meters else METERS[PRODUCTION]
@@ -340,9 +340,9 @@ NEVER_GONE = frozenset({HAS_GENERATOR})
 
 @dataclass(slots=True)
 class Presence:
-    """What a site has. For each thing, `lacking` is the number of seconds of answers without a sign of it.
+    """Which things a site has. `lacking` has them, each with the seconds of answers since its last sign.
 
-    It is stored, since the choice of the sources depends on it.
+    It is stored, since the selection of the sources depends on it.
     """
 
     lacking: dict[str, float] = field(default_factory=dict)

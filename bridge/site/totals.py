@@ -1,6 +1,9 @@
-"""The lifetime counters of `site/*`: the gateway's, which a site passes on, and those that the bridge makes."""
+"""The lifetime counters of `site/*`: the gateway's, which a site passes on, and those that the bridge makes.
 
-from collections.abc import Mapping
+Two observers tell when the gateway's counters can be used for that: `FrozenCounters` and `InverterSum`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bridge.model import DAY_S, HOUR_S, NEVER
@@ -25,11 +28,21 @@ FROZEN_MAX_S = 6 * HOUR_S
 SUM_STILL_S = 1_800.0
 """Seconds without a change after which the microinverters' sum is up to date."""
 PAIRED_S = 1_800.0
-"""Seconds after a change of that sum for which the site's counters then serve to go on with it."""
+"""Seconds for which the site's counters at a change of that sum may be used to continue from the sum."""
 MAX_CARRY_WH, MAX_CARRY_S = 500.0, 900.0
 """A negative change is subtracted from later ones up to this energy, and within this time."""
 NEGATIVE_LOG_PAUSE_S = DAY_S
 """Seconds between two log lines about a negative balance that goes on."""
+
+
+def owner_of(devices: Iterable[str]) -> str:
+    """The owner of a counter that is the sum of these devices' counters."""
+    return OWNER_SEPARATOR.join(devices)
+
+
+def devices_of(owner: str) -> Sequence[str]:
+    """The devices whose counters make up the counter of this owner."""
+    return owner.split(OWNER_SEPARATOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +113,23 @@ class SiteCounters:
     """Retained values of an earlier run, by topic. They serve for counters that the store does not have."""
 
     def count(self, name: str, change: float, now: float) -> float:
-        """Add to a counter of our own; it begins now if there is none. Returns the Wh that had to be dropped."""
-        made = self.tallies.get(name, Accumulator(now)).add(change, now)
-        dropped = made.dropped(now)
+        """Add to a counter of our own; it begins now if there is none. Returns the Wh that had to be dropped.
+
+        It continues from a gateway's counter that it replaces.
+        """
+        known = self.tallies.get(name, Accumulator(now))
+        if self.owners.get(name, OURS) != OURS:
+            self.owners[name], known = OURS, replace(known, total=self.published.get(name, known.total))
+        made = known.add(change, now)
+        dropped, self.published[name] = made.dropped(now), made.total
         self.tallies[name] = replace(made, carry=0.0, carry_at=None) if dropped else made
         return dropped
 
     def made(self, name: str) -> Accumulator | None:
-        """A counter of our own; `None` before it begins. It continues from a gateway's counter that it replaces."""
+        """A counter of our own; `None` before it begins, and until it is counted after one of the gateway."""
         tally = self.tallies.get(name)
-        if tally is None:
+        if tally is None or self.owners.get(name, OURS) != OURS:
             return None
-        if self.owners.get(name, OURS) != OURS:
-            tally = self.tallies[name] = replace(tally, total=self.published.get(name, tally.total))
         self.owners[name], self.published[name] = OURS, tally.total
         return tally
 
@@ -157,7 +174,7 @@ class SiteCounters:
     def latest_devices(self, name: str) -> frozenset[str]:
         """The devices that a counter comes from, and those that it came from before."""
         owners = (self.owners.get(name, ""), self.left.get(name, ("",))[0])
-        return frozenset(device for owner in owners for device in owner.split(OWNER_SEPARATOR))
+        return frozenset(device for owner in owners for device in devices_of(owner))
 
     def _earlier_offset(self, value: float, ours: str, theirs: str) -> float:
         """The offset by both retained topics. Without that of the owner, it only keeps the value from falling."""
@@ -225,7 +242,7 @@ class FrozenCounters:
 class Totals:
     """Counters (Wh) at the unix time `at`: the microinverters' sum, and those of the site.
 
-    `others` is the sum of the counters that the home is made of beside the sun. `third_party` is the meter of other
+    `others` is the sum of the counters that the home is made of beside solar. `third_party` is the meter of other
     makers' panels, which is a part of `solar` and of `others`. `None` for a counter that the site does not have.
     """
 
@@ -251,7 +268,7 @@ class InverterSum:
     """The microinverters' sum, which changes a few times an hour.
 
     `is_new` is whether its newest answer had another value. `paired` are the site's counters at the last change
-    at which the site's sun was read from a meter.
+    at which the site's solar energy was read from a meter.
     """
 
     value: float | None = None

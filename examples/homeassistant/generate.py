@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Generates `dashboard.yaml`. Run it after a change of this file.
 
-The dashboard suits every home: it hides entities that are unavailable because a home does not have them.
+The dashboard suits every home: it draws only the flows that a home has, and hides what has no value.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ HEAD = """\
 # In Home Assistant, choose Settings, Dashboards, Add dashboard, New dashboard from scratch, and open it. Click the
 # pencil, then the three dots, then Raw configuration editor, and replace the content with this file.
 #
-# It adapts to your home: it hides what your home does not have, such as batteries or a third phase.
+# It adapts to your home: it hides what your home does not have, such as meters, batteries or a third phase.
 
 """
 Card = dict[str, Any]
-SOLAR, GRID, HOME, BATTERY, QUIET = "#f5a623", "#488fc2", "#a864a8", "#3fa796", "#888888"
-PLACES = {"solar": (50, 18), "grid": (15, 50), "home": (85, 50), "battery": (50, 82)}
-"""The centre of each circle in percent of the picture, from the left and from the top."""
+SOLAR, GRID, HOME, BATTERY, QUIET = "#f5a623", "#488fc2", "#a864a8", "#3fa796", "#757575"
+WIDTH, HEIGHT, LOW_HEIGHT, RADIUS = 400, 360, 240, 54
+"""The size of the picture of the power flow, with and without a battery, and the radius of its circles."""
+HUB = (200, 180)
+"""The point where all lines meet."""
+PLACES = {"solar": (200, 60), "grid": (60, 180), "home": (340, 180), "battery": (200, 300)}
+"""The centre of each circle in the picture, from the left and from the top."""
 CHARTED = ("grid", "solar", "home", "battery")
 """In this order the chart's default colours (blue, yellow, red, green) suit the flows."""
 ICONS = {
@@ -33,53 +38,72 @@ ICONS = {
 }
 COLOURS = {"solar": SOLAR, "grid": GRID, "home": HOME, "battery": BATTERY}
 ARROWS = [
-    ("solar", 1, "down", (50, 40), SOLAR),
-    ("grid", 1, "right", (36, 50), GRID),
-    ("grid", -1, "left", (36, 50), SOLAR),
-    ("home", 1, "right", (64, 50), HOME),
-    ("battery", 1, "up", (50, 60), BATTERY),
-    ("battery", -1, "down", (50, 60), SOLAR),
+    ("solar", 1, "down", (200, 147), SOLAR),
+    ("grid", 1, "right", (157, 180), GRID),
+    ("grid", -1, "left", (157, 180), SOLAR),
+    ("home", 1, "right", (243, 180), HOME),
+    ("battery", 1, "up", (200, 213), BATTERY),
+    ("battery", -1, "down", (200, 213), SOLAR),
 ]
-"""Flow, sign of its power, direction of the arrow, position and colour."""
+"""Flow, sign of its power, direction of the arrow, position in the picture and colour."""
+STILL = {"tap_action": {"action": "none"}}
+"""What is only looked at."""
 ARROW_FROM = 5
 """Below this power (W) no arrow is shown."""
 METERS = {
-    "Grid": ("net_consumption_meter", "mdi:transmission-tower", "blue"),
-    "Solar": ("production_meter", "mdi:solar-power-variant", "amber"),
-    "Consumption": ("total_consumption_meter", "mdi:home-lightning-bolt", "purple"),
-    "Battery": ("storage_meter", "mdi:home-battery", "teal"),
+    "Grid meter": ("net_consumption_meter", "mdi:transmission-tower", "blue"),
+    "Solar meter": ("production_meter", "mdi:solar-power-variant", "amber"),
+    "Consumption meter": ("total_consumption_meter", "mdi:home-lightning-bolt", "purple"),
+    "Battery meter": ("storage_meter", "mdi:home-battery", "teal"),
 }
-WIDTH, HEIGHT, RADIUS = 400, 340, 46
 PANELS = """\
-{%- set units = states.sensor | selectattr('entity_id', 'match', 'sensor.inverter_[^_]+_power$')
-  | sort(attribute='entity_id') | list -%}
-{%- set most = [units | map(attribute='state') | map('float', 0) | max | default(1, true), 1] | max -%}
+{%- set ns = namespace(units=[]) -%}
+{%- for unit in states.sensor | selectattr('entity_id', 'match', 'sensor.inverter_[^_]+_power$') -%}
+{%- set ns.units = ns.units + [(unit.state | float(-1), unit.entity_id.split('_')[1])] -%}
+{%- endfor -%}
+{%- set count = ns.units | count -%}
+{%- set shown = ns.units | sort(attribute=1) if count <= MOST else (ns.units | sort)[:MOST] -%}
+{%- set highest = [ns.units | map('first') | max | default(1, true), 1] | max -%}
 {%- set colours = ['#8a8f98', '#a08a6a', '#b98d4f', '#d39438', '#f5a623', '#ffb937'] -%}
 <table width="100%">
-{%- for row in units | batch(7) %}
+{%- for row in shown | batch(5) %}
 <tr>
-{%- for unit in row %}
-{%- set watts = unit.state | float(0) %}
-<td align="center"><font color="{{ colours[(watts / most * 5) | round | int] }}">
+{%- for watts, serial in row %}
+<td align="center"><font color="{{ colours[([watts, 0] | max / highest * 5) | round | int] }}">
 <ha-icon icon="mdi:solar-panel"></ha-icon></font><br>
-<b>{{ watts | round | int if is_number(unit.state) else '?' }} W</b><br>
-<font color="#8a8f98">{{ unit.entity_id.split('_')[1][-4:] }}</font></td>
+<b>{{ watts | round | int if watts >= 0 else '?' }}&nbsp;W</b><br>
+<font color="QUIET">{{ serial[-4:] }}</font></td>
 {%- endfor %}
 </tr>
 {%- endfor %}
 </table>
 
-{{ units | count }} inverters with the ends of their serial numbers; each value can be 15 minutes old."""
+{{ 'The MOST weakest of ' if count > MOST }}{{ count }} inverters with the ends of their serial numbers; \
+each value can be 15 minutes old.
+{%- if not states('sensor.production_meter_power') | is_number
+  and not states('sensor.net_consumption_meter_power') | is_number %}
+
+There are no values of meters: the gateway has none that are switched on, or it does not answer.
+{%- endif %}""".replace("MOST", "60").replace("QUIET", QUIET)
+"""Of more than 60 inverters only the weakest are shown: nobody reads a page of hundreds."""
 BATTERIES = """\
-{%- for unit in states.sensor | selectattr('entity_id', 'match', 'sensor.battery_[^_]+_status$')
+<table width="100%">
+{%- for unit in states.sensor | selectattr('entity_id', 'match', 'sensor.(ac_)?battery_[^_]+_power$')
   | sort(attribute='entity_id') %}
-<ha-icon icon="mdi:home-battery"></ha-icon> **{{ unit.entity_id.split('_')[1] }}** {{ unit.state }}
-{% endfor %}"""
+{%- set name = unit.entity_id[:-6] %}
+{%- set charge, warmth = states(name ~ '_charge'), states(name ~ '_temperature') %}
+{%- set values = [charge ~ '&nbsp;%' if is_number(charge), warmth | round | int ~ '&nbsp;°C' if is_number(warmth),
+  unit.state | round | int ~ '&nbsp;W' if is_number(unit.state) else unit.state] %}
+<tr>
+<td><ha-icon icon="mdi:home-battery"></ha-icon> {{ name.split('_')[-1] }}</td>
+<td align="right">{{ values | select | join(', ') }}</td>
+</tr>
+{%- endfor %}
+</table>"""
 
 
 def dashboard() -> Card:
-    views = [now(), phases(), inverters()]
-    return {"title": "Enphase", "views": views}
+    return {"title": "Enphase", "views": [now(), equipment()]}
 
 
 def view(title: str, path: str, icon: str, columns: int, sections: list[Card]) -> Card:
@@ -88,12 +112,20 @@ def view(title: str, path: str, icon: str, columns: int, sections: list[Card]) -
 
 
 def now() -> Card:
-    flow = [heading("Power flow", "mdi:swap-horizontal"), power_flow()]
+    grid, battery = "sensor.enphase_grid_power", "sensor.enphase_battery_power"
+    low = power_flow(LOW_HEIGHT, [flow for flow in PLACES if flow != "battery"])
+    flow = [
+        heading("Power flow", "mdi:swap-horizontal"),
+        {**power_flow(HEIGHT, PLACES), "visibility": [*there(grid), *there(battery)]},
+        {**low, "visibility": [*there(grid), *absent(battery)]},
+        {**curve("sensor.enphase_solar_power", "Solar", ICONS["solar"]), "visibility": absent(grid)},
+    ]
     today = [
         heading("Today", "mdi:white-balance-sunny"),
-        tile("sensor.enphase_solar_energy_today", "Solar", "amber", icon="mdi:solar-power", everywhere=True),
+        tile("sensor.enphase_solar_energy_today", "Solar", "amber", icon="mdi:solar-power"),
         tile("sensor.enphase_home_energy_today", "Home", "purple", icon="mdi:home-lightning-bolt"),
         tile("sensor.enphase_battery_charge", "Battery", "teal"),
+        tile("sensor.enphase_generator_power", "Generator", "brown", icon="mdi:engine"),
         tile("binary_sensor.enphase_grid_connected", "Grid", "blue", icon="mdi:transmission-tower"),
         history([f"sensor.enphase_{flow}_power" for flow in CHARTED], [flow.capitalize() for flow in CHARTED]),
     ]
@@ -121,86 +153,125 @@ def now() -> Card:
     return view("Now", "now", "mdi:solar-power-variant", 3, [section(flow), section(today), section(gateway)])
 
 
-def power_flow() -> Card:
-    """Return a picture of four circles with lines that meet in the middle and an arrow where power flows."""
+def power_flow(height: int, shown: Iterable[str]) -> Card:
+    """Return a picture of circles with lines that meet in the middle, and an arrow where power flows.
+
+    Each circle with its line is a picture of its own, so that a home shows only those that it has. They come first:
+    what a person may click stands above them.
+    """
+    places = {flow: PLACES[flow] for flow in shown}
+    middle = {"left": "50%", "top": "50%", "width": "100%"}
     elements: list[Card] = []
-    for flow, (left, top) in PLACES.items():
-        entity, colour = f"sensor.enphase_{flow}_power", COLOURS[flow]
-        label = {"type": "state-label", "entity": entity, "style": at(left, top + 4, **{"font-weight": "bold"})}
-        icon = {
-            "type": "icon",
-            "icon": ICONS[flow],
-            "title": flow.capitalize(),
-            "style": at(left, top - 4, color=colour),
-        }
-        elements.append({"type": "conditional", "conditions": there(entity), "elements": [icon, label]})
-    for flow, sign, way, (left, top), colour in ARROWS:
+    for flow in places:
+        ring = {"type": "image", "image": picture(ring_of(flow), height), "style": middle, **STILL}
+        elements.append(shown_with(flow, ring))
+    for flow, sign, way, place, colour in ARROWS:
         beyond = {"above": ARROW_FROM} if sign > 0 else {"below": -ARROW_FROM}
         flows = [{"condition": "numeric_state", "entity": f"sensor.enphase_{flow}_power", **beyond}]
-        arrow = {"type": "icon", "icon": f"mdi:chevron-triple-{way}", "style": at(left, top, color=colour)}
-        elements.append({"type": "conditional", "conditions": flows, "elements": [arrow]})
-    return {"type": "picture-elements", "image": picture(), "elements": elements}
+        icon = {"type": "icon", "icon": f"mdi:chevron-triple-{way}", **STILL}
+        arrow = {**icon, "style": at(place, height, color=colour)}
+        if flow in places:
+            elements.append({"type": "conditional", "conditions": flows, "elements": [arrow]})
+    for flow, (x, y) in places.items():
+        entity = f"sensor.enphase_{flow}_power"
+        icon = {"type": "icon", "icon": ICONS[flow], "entity": entity, "title": flow.capitalize()}
+        icon["style"] = at((x, y), height, color=COLOURS[flow])
+        one_line = {"font-weight": "bold", "white-space": "nowrap"}
+        label = {"type": "state-label", "entity": entity, "style": at((x, y + 24), height, **one_line)}
+        elements.append(shown_with(flow, icon, label))
+    hub = f"<circle cx='{HUB[0]}' cy='{HUB[1]}' r='5' fill='{QUIET}'/>"
+    return {"type": "picture-elements", "image": picture(hub, height), "elements": elements}
 
 
-def at(left: float, top: float, **style: str) -> Card:
-    return {"left": f"{left}%", "top": f"{top}%", **style}
+def shown_with(flow: str, *elements: Card) -> Card:
+    """Return elements that are shown while a flow has a value."""
+    conditions = there(f"sensor.enphase_{flow}_power")
+    return {"type": "conditional", "conditions": conditions, "elements": list(elements)}
 
 
-def picture() -> str:
-    """Return the picture as an SVG in a data URL, so that no file has to be copied to the server."""
-    circles = "".join(
-        f"<circle cx='{WIDTH * left // 100}' cy='{HEIGHT * top // 100}' r='{RADIUS}' stroke='{COLOURS[flow]}'/>"
-        for flow, (left, top) in PLACES.items()
+def at(place: tuple[int, int], height: int, **style: str) -> Card:
+    """Return the style of an element at this place of a picture."""
+    left, top = 100 * place[0] / WIDTH, 100 * place[1] / height
+    return {"left": f"{left:.4g}%", "top": f"{top:.4g}%", **style}
+
+
+def ring_of(flow: str) -> str:
+    """Return the circle of a flow, its name, and the line from the circle to the middle."""
+    (x, y), colour = PLACES[flow], COLOURS[flow]
+    across, down = ((HUB[0] > x) - (HUB[0] < x)) * RADIUS, ((HUB[1] > y) - (HUB[1] < y)) * RADIUS
+    line = f"M{x + across} {y + down}L{HUB[0]} {HUB[1]}"
+    return (
+        f"<path d='{line}' stroke='{QUIET}' stroke-width='3' stroke-dasharray='1 7' stroke-linecap='round'/>"
+        f"<circle cx='{x}' cy='{y}' r='{RADIUS}' fill='none' stroke='{colour}' stroke-width='3'/>"
+        f"<text x='{x}' y='{y - 22}' text-anchor='middle' font-family='Roboto,sans-serif' font-size='14' "
+        f"fill='{QUIET}'>{flow.capitalize()}</text>"
     )
-    edges = (
-        f"M{WIDTH // 2} {HEIGHT * 18 // 100 + RADIUS}V{HEIGHT * 82 // 100 - RADIUS}",
-        f"M{60 + RADIUS} 170H{340 - RADIUS}",
-    )
-    lines = f"<path d='{''.join(edges)}' stroke='{QUIET}' stroke-dasharray='1 7' stroke-linecap='round'/>"
-    hub = f"<circle cx='200' cy='170' r='5' fill='{QUIET}' stroke='none'/>"
-    size = f"viewBox='0 0 {WIDTH} {HEIGHT}' width='{WIDTH}' height='{HEIGHT}'"
-    svg = f"<svg xmlns='http://www.w3.org/2000/svg' {size} fill='none' stroke-width='3'>{lines}{circles}{hub}</svg>"
+
+
+def picture(content: str, height: int) -> str:
+    """Return a picture as an SVG in a data URL, so that no file has to be copied to the server."""
+    size = f"viewBox='0 0 {WIDTH} {height}' width='{WIDTH}' height='{height}'"
+    svg = f"<svg xmlns='http://www.w3.org/2000/svg' {size}>{content}</svg>"
     return "data:image/svg+xml;utf8," + svg.replace("#", "%23")
 
 
-def phases() -> Card:
-    sections = []
-    for name, (meter, icon, colour) in METERS.items():
-        cards = [heading(name, icon, badge=f"sensor.{meter}_power")]
-        for quantity in ("power", "voltage", "current"):
-            for phase in ("l1", "l2", "l3"):
-                entity = f"sensor.{meter}_{phase}_{quantity}"
-                shade = colour if quantity == "power" else "grey"
-                cards.append(tile(entity, phase.upper(), shade, columns=4, vertical=True))
-        sections.append({**section(cards), "visibility": there(f"sensor.{meter}_l1_power")})
-    net = [f"sensor.net_consumption_meter_{phase}_voltage" for phase in ("l1", "l2", "l3")]
-    voltages = [heading("Voltages", "mdi:sine-wave"), history(net, ["L1", "L2", "L3"])]
-    sections.append({**section(voltages), "visibility": there(net[0])})
-    return view("Phases", "phases", "mdi:sine-wave", 3, sections)
-
-
-def inverters() -> Card:
-    """Return the view of inverters and batteries. Templates find them, because their serial numbers vary."""
+def equipment() -> Card:
+    """Return the view of meters, inverters and batteries. Every home has inverters, so it is never blank."""
     panels = {"type": "markdown", "content": PANELS, "grid_options": {"columns": "full"}}
-    batteries = {"type": "markdown", "content": BATTERIES, "grid_options": {"columns": "full"}}
-    roof = {**section([heading("Inverters", "mdi:solar-panel"), panels]), "column_span": 2}
     stored = [
         heading("Batteries", "mdi:home-battery"),
         tile("sensor.enphase_battery_charge", "Charge", "teal"),
         tile("sensor.enphase_battery_energy_stored", "Stored", "teal", icon="mdi:battery-charging"),
-        batteries,
+        {"type": "markdown", "content": BATTERIES, "grid_options": {"columns": "full"}},
     ]
-    cellar = {**section(stored), "visibility": there("sensor.enphase_battery_charge")}
-    return view("Inverters", "inverters", "mdi:solar-panel", 3, [roof, cellar])
+    sections = [
+        section([heading("Inverters", "mdi:solar-panel"), panels]),
+        {**section(stored), "visibility": there("sensor.enphase_battery_charge")},
+        *(meter(name, *look) for name, look in METERS.items()),
+    ]
+    net = [f"sensor.net_consumption_meter_{phase}_voltage" for phase in ("l1", "l2", "l3")]
+    voltages = [heading("Voltages", "mdi:sine-wave"), history(net, ["L1", "L2", "L3"])]
+    sections.append({**section(voltages), "visibility": there(net[0])})
+    return view("Equipment", "equipment", "mdi:solar-panel", 3, sections)
+
+
+def meter(name: str, meter: str, icon: str, colour: str) -> Card:
+    """Return the section of a meter: the tiles of its phases side by side, or those of the meter if it has one."""
+    whole, third = f"sensor.{meter}_power", f"sensor.{meter}_l3_power"
+    cards = [heading(name, icon, badge=whole)]
+    for quantity in ("power", "voltage"):
+        shade = colour if quantity == "power" else "grey"
+        single = tile(f"sensor.{meter}_{quantity}", quantity.capitalize(), shade)
+        cards.append(also(single, absent(f"sensor.{meter}_l1_power")))
+        for phase in ("l1", "l2"):
+            wide = tile(f"sensor.{meter}_{phase}_{quantity}", phase.upper(), shade)
+            cards.append(also(wide, absent(third)))
+        for phase in ("l1", "l2", "l3"):
+            narrow = tile(f"sensor.{meter}_{phase}_{quantity}", phase.upper(), shade, columns=4, vertical=True)
+            cards.append(also(narrow, there(third)))
+    return {**section(cards), "visibility": there(whole)}
 
 
 def section(cards: list[Card]) -> Card:
     return {"type": "grid", "cards": cards}
 
 
+NO_VALUE = ["unavailable", "unknown"]
+
+
 def there(entity: str) -> list[Card]:
     """Return the condition that an entity has a value. Entities that do not exist count as unknown."""
-    return [{"condition": "state", "entity": entity, "state_not": ["unavailable", "unknown"]}]
+    return [{"condition": "state", "entity": entity, "state_not": NO_VALUE}]
+
+
+def absent(entity: str) -> list[Card]:
+    """Return the opposite condition."""
+    return [{"condition": "state", "entity": entity, "state": NO_VALUE}]
+
+
+def also(card: Card, conditions: list[Card]) -> Card:
+    """Return a card with further conditions: all of them must be true."""
+    return {**card, "visibility": [*card.get("visibility", ()), *conditions]}
 
 
 def heading(text: str, icon: str, badge: str | None = None) -> Card:
@@ -229,6 +300,12 @@ def tile(
     card |= {"vertical": True} if vertical else {}
     card["grid_options"] = {"columns": columns}
     return card if everywhere else card | {"visibility": there(entity)}
+
+
+def curve(entity: str, name: str, icon: str) -> Card:
+    """Return a card with a value in large digits above its curve."""
+    card = {"type": "sensor", "entity": entity, "name": name, "icon": icon, "graph": "line", "detail": 2}
+    return {**card, "hours_to_show": 24, "grid_options": {"columns": "full"}}
 
 
 def history(entities: list[str], names: list[str]) -> Card:

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,9 @@ class Owned:
 class HomeAssistant:
     """One installation. It may be stopped and started again; what it knows stays in its folder."""
 
-    def __init__(self, owned: "Owned", folder: Path, *, extra: str = "") -> None:
+    def __init__(
+        self, owned: "Owned", folder: Path, *, extra: str = "", files: Mapping[str, str] | None = None
+    ) -> None:
         self.release = owned.release
         self.token = owned.token
         self._folder = folder / "homeassistant"
@@ -85,6 +87,9 @@ class HomeAssistant:
         self._ids = itertools.count(1)
         shutil.copytree(owned.folder, self._folder)
         (self._folder / "configuration.yaml").write_text(CONFIGURATION_YAML.format(port=self._port) + extra)
+        for name, text in (files or {}).items():
+            (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self._folder / name).write_text(text)
 
     @property
     def log(self) -> str:
@@ -230,6 +235,11 @@ class HomeAssistant:
         """As in the menu of the integration: what was enabled comes to life."""
         (entry,) = await self.ask("config_entries/get", domain="mqtt")
         done = await self._http.post(f"/api/config/config_entries/entry/{entry['entry_id']}/reload")
+        assert done.is_success, done.text
+
+    async def configure(self, domain: str, identity: str, body: Mapping[str, Any]) -> None:
+        """As the editor of automations does."""
+        done = await self._http.post(f"/api/config/{domain}/config/{identity}", json=body)
         assert done.is_success, done.text
 
     async def act(self, domain: str, action: str, **data: Any) -> None:

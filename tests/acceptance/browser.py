@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ OPTIONS = (
     "--hide-scrollbars",
     "--remote-debugging-port=0",
 )
+LOOK = Path(__file__).with_name("look.js").read_text()
 TEXT = """
 (() => {
   const parts = [];
@@ -67,10 +68,13 @@ class Page:
         target = await self._do("Target.createTarget", url="about:blank")
         attached = await self._do("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = {"sessionId": attached["sessionId"]}
-        size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
-        await self._do("Emulation.setDeviceMetricsOverride", **size)
+        await self.resize(width, height, scale)
         await self._do("Page.enable")
         await self._do("Page.addScriptToEvaluateOnNewDocument", source=script)
+
+    async def resize(self, width: int, height: int, scale: float = 1) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
+        await self._do("Emulation.setDeviceMetricsOverride", **size)
 
     async def go(self, url: str) -> None:
         await self._do("Page.navigate", url=url)
@@ -87,8 +91,17 @@ class Page:
         shot = await self._do("Page.captureScreenshot", format="png", optimizeForSpeed=False)
         return base64.b64decode(shot["data"])
 
+    async def measured(self, circles: Mapping[str, Sequence[float | str]], *colours: str) -> Any:
+        """What `look.js` finds in the page and in its picture.
+
+        `circles` have centre, radius and colour. Of each of `colours`, `painted` is the number of pixels.
+        """
+        shot = base64.b64encode(await self.picture()).decode()
+        return await self._evaluate(f"({LOOK})({json.dumps(shot)}, {json.dumps(circles)}, {json.dumps(colours)})")
+
     async def _evaluate(self, script: str) -> Any:
-        answer = await self._do("Runtime.evaluate", expression=script, returnByValue=True)
+        how = {"returnByValue": True, "awaitPromise": True}
+        answer = await self._do("Runtime.evaluate", expression=script, **how)
         return answer["result"].get("value") or ""  # while a document is being replaced there is none
 
     async def _do(self, method: str, **params: Any) -> Any:

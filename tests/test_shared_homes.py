@@ -351,10 +351,20 @@ def test_energy_goes_on_after_a_restart() -> None:
     assert found["home/energy_since"] == datetime.fromtimestamp(MORNING, UTC)
 
 
-def test_marks_of_more_than_a_week_ago_are_of_no_use() -> None:
+def test_a_month_without_the_bridge_is_counted() -> None:
     home = SharedHome("villa")
     news(home, at(0, sun=(0, 0), taken=0, given=0), MORNING)
-    late = MORNING + 7 * DAY_S + 1
+    again = SharedHome("villa", HomeState.model_validate(home.state.model_dump(mode="json")))
+    found = shown(news(again, at(0, sun=(500, 400), taken=200, given=300), MORNING + 30 * DAY_S))
+    assert found["home/energy_lifetime"] == pytest.approx(800 * KWH)
+
+
+def test_marks_of_more_than_a_week_with_a_silent_gateway_are_of_no_use() -> None:
+    home = SharedHome("villa")
+    news(home, at(0, sun=(0, 0), taken=0, given=0), MORNING)
+    late = MORNING + 7 * DAY_S + 600
+    for seconds in range(300, int(late - MORNING), 300):
+        news(home, at(0, sun=(0, 50), taken=0, given=0, is_online=False), MORNING + seconds)
     found = shown(news(home, at(0, sun=(100, 100), taken=50, given=0), late))
     assert found["home/energy_lifetime"] == 0
     assert found["solar/energy_lifetime"] == 14_200 * KWH

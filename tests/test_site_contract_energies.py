@@ -405,6 +405,22 @@ def test_nothing_is_taken_off_a_gap_before_half_a_day_was_seen() -> None:
     assert home.gap(5, 40_000, 30_000) == pytest.approx((40_000, 30_000))
 
 
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3)])
+def test_the_number_of_phases_changes_while_the_bridge_is_away(before: int, after: int) -> None:
+    house = Answering("production", "net", phases=before)
+    house.inventory(0, soc=None)
+    first_reading(house, production=(0, 5e6, 0), net=(500, 1e6, 2e6))
+    house.readings(11, production=(0, 5e6, 0), net=(500, 1_000_100, 2e6))
+    imported, exported = house["grid/energy_imported"], house["grid/energy_exported"]
+    house = house.later()
+    house.phases = after
+    house.meters(6 * HOUR)
+    house.readings(6 * HOUR + 1, production=(0, 5e6, 0), net=(500, 1_005_100, 2_002_000))
+    house.readings(6 * HOUR + 6, production=(0, 5e6, 0), net=(500, 1_005_100, 2_002_000))
+    assert house["grid/energy_imported"] - imported == 5000
+    assert house["grid/energy_exported"] - exported == 2000
+
+
 def test_three_periods_are_no_gap() -> None:
     home = ThreePhases()
     home.minutes(10)

@@ -29,7 +29,7 @@ from bridge.site.selection import (
     SourceSelection,
     Values,
 )
-from bridge.site.totals import InverterSum, NegativeBalance, Totals, devices_of, owner_of
+from bridge.site.totals import OURS, InverterSum, NegativeBalance, Totals, devices_of, owner_of
 
 TOPIC_OF_COUNTER = {
     "imported": "site/grid/energy_imported",
@@ -40,6 +40,7 @@ TOPIC_OF_COUNTER = {
     "generator": "site/generator/energy_lifetime",
 }
 """Topics of the counters that the bridge can make itself, by their names in `Energies`."""
+TOPIC_OF_SOLAR = "site/solar/energy_lifetime"
 ENERGY_EIM = "energy/production-eim"
 """The gateway's sum of its own production meter."""
 HOME_NEGATIVE = "home_negative"
@@ -89,6 +90,12 @@ class Moment:
         """The counter of other makers' panels that are added to solar, in Wh; `None` if there is none."""
         device = self.selected.third_party
         return None if device is None else self.latest.get((device, DELIVERED))
+
+
+def _retained(name: str, value: float | None) -> Iterator[tuple[str, Scalar]]:
+    """A counter as subscribers have it from an earlier run, if they have it: so it does not become unknown."""
+    if value is not None:
+        yield name, value
 
 
 def _owner(selected: SourceSelection) -> str:
@@ -188,7 +195,7 @@ class SiteEnergies:
         if step is not None and moment.on_generator:
             own.counters.count("generator", max(0.0, step.delivered - step.received), answer.now)
             own.counters.leave_out(imported=step.delivered, exported=step.received)
-        elif self._nets(answer.facts):
+        elif self._nets(answer.facts) or own.counters.owners.get("imported") == OURS:
             own.count_grid(step.imported if step else 0.0, step.exported if step else 0.0, answer.now)
             self._report_estimate(step.estimated if step else 0.0)
 
@@ -310,9 +317,10 @@ class SiteEnergies:
             if ENERGY_PCU in devices_of(owner) and is_from_meter and (before := self._solar_read):
                 offset = self._sum.offset(before[1], moment.third_party, own.published[SOLAR] - value)
                 own.take_over(SOLAR, owner, value, offset)
-            lifetime = own.passed_on(SOLAR, owner, value, ("site/solar/energy_lifetime", topic))
+            lifetime = own.passed_on(SOLAR, owner, value, (TOPIC_OF_SOLAR, topic))
             self._learn_sun(lifetime, moment.now)
         if SOLAR not in own.read:
+            yield from _retained("energy_lifetime", own.retained.get(TOPIC_OF_SOLAR))
             return
         lifetime, at = own.published[SOLAR], moment.day_time
         yield "energy_lifetime", lifetime
@@ -339,7 +347,7 @@ class SiteEnergies:
     def _passed_on(
         self, counter: str, name: str, pair: tuple[str, str], moment: Moment
     ) -> Iterator[tuple[str, Scalar]]:
-        """A counter of a meter as the site's counter `name`, from its first good reading on."""
+        """A counter of a meter as the site's counter `name`: until it was read, as an earlier run published it."""
         own = self._energies.counters
         if moment.is_read(pair) or (own.is_unread(counter, pair[0]) and pair in moment.values):
             yield (
@@ -348,6 +356,8 @@ class SiteEnergies:
             )
         elif counter in own.read:
             yield name, own.published[counter]
+        else:
+            yield from _retained(name, own.retained.get(TOPIC_OF_COUNTER[counter]))
 
     def _own(self, counter: str, name: str, *, since: bool = True) -> Iterator[tuple[str, Scalar]]:
         """A counter of our own as the site's counter `name`, with the time when it began."""

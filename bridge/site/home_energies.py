@@ -12,11 +12,14 @@ from pydantic import Field
 
 from bridge.model import DAY_S, MAX_COUNTER_WH, MINUTE_S
 from bridge.site.days import Days, DaysState
+from bridge.site.selection import MAX_ANSWER_STEP_S
 from bridge.site.totals import RESTART_SHARE, Accumulator
 from bridge.state import SOUND_ENTRIES, SavedWattHours, State, UnixTime
 
 MARKS_S = 7 * DAY_S
-"""Seconds after which the energy of a home no longer goes on from its marks."""
+"""After this many seconds of news in which a gateway was missing, the energy of a home begins anew. Time in which
+no bridge ran, or no gateway answered, does not count.
+"""
 STILL_S = 30 * MINUTE_S
 """Seconds without a change after which a sum that is made every quarter of an hour is up to date."""
 AWAY_WH = 100_000.0
@@ -64,7 +67,8 @@ class BalancedEnergy(State):
     """The energy of a home: what its parts have counted between moments at which all of them were read.
 
     `since`, `total`, `carry` and `carry_at` are those of an `Accumulator`. `marks` are the counters of the parts at
-    the last such moment `at`, and `members` are the serial numbers of the gateways then.
+    the last such moment `at`, and `members` are the serial numbers of the gateways then. `lacking_s` are the
+    seconds of news since then in which a part was missing.
     """
 
     since: UnixTime = 0.0
@@ -74,14 +78,15 @@ class BalancedEnergy(State):
     marks: Annotated[dict[str, SavedWattHours], SOUND_ENTRIES] = Field(default_factory=dict)
     members: tuple[str, ...] = ()
     at: UnixTime = 0.0
+    lacking_s: Annotated[float, Field(ge=0)] = 0.0
 
-    def continues(self, members: tuple[str, ...], values: Mapping[str, float], now: float) -> bool:
-        """Whether the marks are of these parts, and are not too old at the unix time `now`."""
-        return self.members == members and self.marks.keys() == values.keys() and now - self.at <= MARKS_S
+    def continues(self, members: tuple[str, ...], values: Mapping[str, float]) -> bool:
+        """Whether the marks are of these parts, and a part has not been missing for too long."""
+        return self.members == members and self.marks.keys() == values.keys() and self.lacking_s <= MARKS_S
 
     def begun_anew(self, members: tuple[str, ...], values: Mapping[str, float], now: float) -> "BalancedEnergy":
         """The same total with new marks."""
-        return self.changed(members=members, marks=dict(values), at=now, carry=0.0, carry_at=None)
+        return self.changed(members=members, marks=dict(values), at=now, carry=0.0, carry_at=None, lacking_s=0.0)
 
     def change(self, values: Mapping[str, float]) -> float:
         """The Wh that all parts have given since the last moment."""
@@ -98,6 +103,7 @@ class BalancedEnergy(State):
             carry_at=made.carry_at,
             marks=dict(values),
             at=now,
+            lacking_s=0.0,
         )
         return changed, dropped
 
@@ -139,6 +145,7 @@ class HomeEnergies:
         """The energy of the home; `None` until it was counted for the first time."""
         self._retained: Mapping[str, float] = {}
         self._slow: dict[str, SlowSum] = {}
+        self._looked_at: float | None = None
 
     @property
     def state(self) -> HomeEnergiesState:
@@ -186,6 +193,13 @@ class HomeEnergies:
             for serial, value in sums.items()
         }
 
+    def lack(self, now: float) -> None:
+        """Take note of news in which a part of the home was missing."""
+        passed = min(max(0.0, now - self._looked_at), MAX_ANSWER_STEP_S) if self._looked_at is not None else 0.0
+        self._looked_at = now
+        if self.home is not None and passed:
+            self.home = self.home.changed(lacking_s=self.home.lacking_s + passed)
+
     def count_home(
         self, members: Collection[str], values: Mapping[str, float], now: float, day_time: float
     ) -> float:
@@ -197,7 +211,7 @@ class HomeEnergies:
         """
         serials, slow = tuple(sorted(members)), list(self._slow.values())
         home = self.home or BalancedEnergy(since=now, total=self._retained.get(HOME_COUNTER, 0.0))
-        is_known = home.continues(serials, values, now)
+        self._looked_at, is_known = now, home.continues(serials, values)
         if is_known and not _is_moment(home, slow, values, now):
             return 0.0
         if not is_known and not _may_begin(slow, now):

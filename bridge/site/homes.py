@@ -281,6 +281,7 @@ class SharedHome:
         self._energies.note_slow_sums({serial: value for serial, value in slow.items() if value is not None}, now)
         needed = {name for name in SIGN_OF_COUNTER if f"{name.partition('/')[0]}/power" in self._given.names}
         if not has_grid or needed != whole.keys() or not _are_together(members):
+            self._energies.lack(now)
             return None
         dropped = self._energies.count_home([member.serial for member in members], whole, now, day_time)
         return self._negative.warning(f"home {self._name}: its", dropped, now)

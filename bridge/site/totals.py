@@ -113,19 +113,23 @@ class SiteCounters:
     """Retained values of an earlier run, by topic. They serve for counters that the store does not have."""
 
     def count(self, name: str, change: float, now: float) -> float:
-        """Add to a counter of our own; it begins now if there is none. Returns the Wh that had to be dropped."""
-        made = self.tallies.get(name, Accumulator(now)).add(change, now)
-        dropped = made.dropped(now)
+        """Add to a counter of our own; it begins now if there is none. Returns the Wh that had to be dropped.
+
+        It continues from a gateway's counter that it replaces.
+        """
+        known = self.tallies.get(name, Accumulator(now))
+        if self.owners.get(name, OURS) != OURS:
+            self.owners[name], known = OURS, replace(known, total=self.published.get(name, known.total))
+        made = known.add(change, now)
+        dropped, self.published[name] = made.dropped(now), made.total
         self.tallies[name] = replace(made, carry=0.0, carry_at=None) if dropped else made
         return dropped
 
     def made(self, name: str) -> Accumulator | None:
-        """A counter of our own; `None` before it begins. It continues from a gateway's counter that it replaces."""
+        """A counter of our own; `None` before it begins, and until it is counted after one of the gateway."""
         tally = self.tallies.get(name)
-        if tally is None:
+        if tally is None or self.owners.get(name, OURS) != OURS:
             return None
-        if self.owners.get(name, OURS) != OURS:
-            tally = self.tallies[name] = replace(tally, total=self.published.get(name, tally.total))
         self.owners[name], self.published[name] = OURS, tally.total
         return tally
 

@@ -120,6 +120,13 @@ def never_told(hour: Hour, at: float) -> Iterator[str]:
                 yield f"{topic}: {text} never comes after {known[1]}"
 
 
+def _wavering(reading: Mapping[str, Any], chance: random.Random) -> Mapping[str, Any]:
+    """A reading of a meter whose voltages, frequencies and power factors are not the same each time."""
+    moved = {name: reading[name] + chance.uniform(-0.5, 0.5) for name in ("voltage", "freq", "pwrFactor")}
+    channels = {"channels": [_wavering(each, chance) for each in reading.get("channels", ())]}
+    return {**reading, **moved, **(channels if "channels" in reading else {})}
+
+
 def listened(kind: Kind, folder: Path, seconds: float, jitter_s: float = 0.0) -> tuple[Hour, float]:
     """Listen for so many seconds, then let the gateway fall silent. Returns what was heard, and the end."""
 
@@ -129,6 +136,7 @@ def listened(kind: Kind, folder: Path, seconds: float, jitter_s: float = 0.0) ->
         async with world(kind, folder, MAY_28_2026 + 11 * HOUR_S, settings=settings) as made:
             await made.start_bridge()
             await made.sleep(WARM_UP_S)
+            made.gateway.tweaks.changes[READINGS] = lambda body: [_wavering(meter, chance) for meter in body]
             hour.listen(made)
             end = made.now() + seconds
             while made.now() < end:

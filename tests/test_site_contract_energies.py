@@ -652,6 +652,25 @@ def test_a_clock_behind_the_last_look_begins_no_new_day() -> None:
     assert days.today() == (pytest.approx(10_000, abs=5), pytest.approx(11_250, abs=10))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "hours"),
+    [((24 * 60 + 5, 24 * 60 + 25), -1), ((24 * 60 - 5, 24 * 60 + 25), -24), ((24 * 60 - 30, 24 * 60 - 20), 1)],
+)
+def test_a_clock_that_is_wrong_around_midnight_keeps_the_base_of_the_new_day(
+    wrong: tuple[float, float], hours: float
+) -> None:
+    """`wrong` are the minutes since the first midnight in which the clock is wrong."""
+    days = Days(MORNING.replace(hour=0))
+    days.live(0, 23 * HOUR)
+    for minute in range(23 * 60 + 1, 26 * 60):
+        days.house.clock_error = hours * HOUR if wrong[0] <= minute < wrong[1] else 0.0
+        days.read(minute * MINUTE)
+    days.live(26 * HOUR, 36 * HOUR)
+    assert days.today() == (pytest.approx(4000, abs=5), pytest.approx(6000, abs=20))
+    days.live(36 * HOUR + QUARTER, 60 * HOUR)
+    assert days.today() == (pytest.approx(4000, abs=5), pytest.approx(6000, abs=20))
+
+
 # E8: a state that was lost
 
 

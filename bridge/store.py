@@ -230,27 +230,37 @@ class _Files:
 
     def save(self, name: str, state: FileState) -> bool:
         """Write this file and those that could not be written before."""
+        self._notice_loss()
         self._known[name] = state
         self._unsaved.add(name)
-        failure: OSError | None = None
+        failure, has_written = None, False
         for waiting in sorted(self._unsaved):
             try:
-                self._write(waiting)
+                has_written |= self._write(waiting)
             except OSError as error:  # one name may be taken by a folder: the others are written all the same
                 failure = error
             else:
                 self._unsaved.discard(waiting)
-        self._report(failure)
+        if failure is not None or has_written:  # otherwise nothing is known of the disk
+            self._report(failure)
         return name not in self._unsaved
 
-    def _write(self, name: str) -> None:
-        """Write only changed content, to spare memory cards."""
+    def _notice_loss(self) -> None:
+        """Write everything again if all files are gone: the folder was emptied, or is another volume now."""
+        if self._on_disk and self._on_disk.keys().isdisjoint(self.names()):
+            LOG.warning("%s has lost its files: writing them again", self.folder)
+            self._unsaved |= self._on_disk.keys() & self._known.keys()
+            self._on_disk.clear()
+
+    def _write(self, name: str) -> bool:
+        """Write only changed content, to spare memory cards. Returns whether it has changed."""
         content = encode(self._known[name])
-        if _sha256(content) != self._on_disk.get(name):
+        if has_changed := _sha256(content) != self._on_disk.get(name):
             _replace(self.folder / name, content)
             self._note(name, content)
         if len(content) > MAX_CACHED_BYTES:
             del self._known[name]
+        return has_changed
 
     def _note(self, name: str, content: bytes) -> None:
         self._on_disk[name], self._bytes[name] = _sha256(content), len(content)

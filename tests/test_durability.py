@@ -64,6 +64,40 @@ def logins(home: House) -> int:
     return sum(home.simulator.count(path) for path in CLOUD_PATHS)
 
 
+@pytest.mark.expects_log("can't be written .Read-only file system.")
+def test_a_state_that_needs_no_write_says_nothing_of_the_disk(disk: Path, warned: list[str]) -> None:
+    """It counted as a write, and so the disk as good again: each further change was warned of."""
+    store, saved = Store(disk), IdentityState(firmware="D8")
+    store.save("1", saved)
+    remount(disk, "ro")
+    try:
+        for _ in range(3):
+            assert not store.save("1", saved.changed(firmware="D9"))
+            assert store.save("1", saved)
+    finally:
+        remount(disk, "rw")
+    assert len(warned) == 1
+
+
+@pytest.mark.expects_log("state has lost its files: writing them again")
+@pytest.mark.parametrize("is_folder_gone", [True, False])
+async def test_a_state_folder_that_was_emptied_is_written_again(is_folder_gone: bool, tmp_path: Path) -> None:
+    """Another volume is mounted there, or somebody cleaned up: only what changed later was written, and the pinned
+    key and the token from the cloud were missing at the next start.
+    """
+    async with house(tmp_path, "no-cts") as home:
+        state = tmp_path / "state"
+        async with running(home.settings(gateway=home.account)):
+            await home.settled()
+            files, token = {file.name for file in state.iterdir()}, kept_token(home)
+            assert token is not None
+            shutil.rmtree(state)
+            if not is_folder_gone:
+                state.mkdir()
+        assert {file.name for file in state.iterdir()} >= files
+        assert kept_token(home) == token
+
+
 @pytest.mark.expects_log("can't be written .No space left on device.")
 async def test_a_full_disk(disk: Path, tmp_path: Path, warned: list[str]) -> None:
     """The token from the account is used from memory, and is written when there is room again."""

@@ -58,7 +58,12 @@ async def test_numbers_are_numbers_and_documents_objects(tmp_path: Path, version
 
 
 def test_every_example_is_tested_and_shares_one_broker() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.json")} == {"surplus", "missing-inverter", "dashboard"}
+    assert {path.stem for path in EXAMPLES.glob("*.json")} == {
+        "surplus",
+        "missing-inverter",
+        "dashboard",
+        "chargers",
+    }
     found = [node for path in EXAMPLES.glob("*.json") for node in json.loads(path.read_text())]
     assert [node for node in found if node["type"] == "mqtt-broker"][1:] == [
         node for node in found if node["type"] == "mqtt-broker"

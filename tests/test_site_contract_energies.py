@@ -322,6 +322,28 @@ def test_other_makers_panels_count_beside_the_inverters_sum(fault: str) -> None:
         assert house["home/energy_lifetime"] == pytest.approx(4000, abs=100)
 
 
+def test_a_generator_is_no_import_where_the_grid_is_a_balance() -> None:
+    """With a meter of all consumption: the grid gives 1 kWh, then a generator 2 kWh, then the grid 1 kWh."""
+    house = Answering("production", "total")
+    house.inventory(0, soc=None)
+
+    def switch(t: float, power: float, *, closed: bool) -> None:
+        relay = 1 if closed else 2
+        house.live(t, pv=0, grid=0, main_relay_state=relay, generator={"agg_p_mw": round(power * 1000)})
+
+    def read(t: float) -> None:
+        on_generator = HOUR <= t < 3 * HOUR
+        if t % 120 == 0:
+            switch(t, 1000 if on_generator else 0, closed=not on_generator)
+        house.readings(t + 1, production=(0, 5e6, 10), total=(1000, 1e6 + 1000 * t / HOUR, 10))
+
+    house.meters(0)
+    every(0, 4 * HOUR, 60, read)
+    assert house["generator/energy_lifetime"] == pytest.approx(2000, abs=20)
+    assert house["grid/energy_imported"] == pytest.approx(2000, abs=100)
+    assert house["home/energy_lifetime"] == pytest.approx(4000, abs=50)
+
+
 # E4: netting
 
 

@@ -151,6 +151,8 @@ class RowTable:
         """Rows that discovery does not announce."""
         self._by_source: dict[str, list[Key]] = {}
         """The rows of each source, until they change."""
+        self.partial: frozenset[str] = frozenset()
+        """Sources whose missing values are not absent, but only unknown so far."""
         self.gone: dict[Key, Row] = {}
         """Rows that were announced and that discovery has to remove."""
         self.version = 0
@@ -208,6 +210,8 @@ class RowTable:
         clears the discovery topic itself. Entities that it is told to remove just at that moment are ignored for
         ever.
         """
+        if source in self.partial:
+            return (), ()
         if source not in self._by_source:
             self._by_source[source] = [key for key, row in self._rows.items() if row.source == source]
         names_devices = any(device != GATEWAY_DEVICE for device, *_ in present)

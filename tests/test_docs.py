@@ -61,6 +61,10 @@ Assignments = dict[str, str]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
 
+CONSUMERS = "consumers.md:"
+"""Its blocks are settings of other programs: tests/acceptance/test_consumers.py reads them."""
+
+
 def blocks(*languages: str) -> list[tuple[str, str]]:
     """The fenced code blocks of all documents, each with a name."""
     found = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -226,7 +230,7 @@ def test_settings_of_a_dotenv_file_load(clean: pytest.MonkeyPatch) -> None:
     assert from_file == load()
 
 
-@pytest.mark.parametrize("block", [text for _, text in blocks("toml")])
+@pytest.mark.parametrize("block", [text for name, text in blocks("toml") if not name.startswith(CONSUMERS)])
 def test_settings_of_a_toml_block_load(clean: pytest.MonkeyPatch, block: str) -> None:
     Path("bridge.toml").write_text(block)
     clean.setenv(CONFIG_VARIABLE, "bridge.toml")
@@ -386,7 +390,7 @@ def test_json_blocks_are_a_flow_or_a_document_of_a_device(block: str) -> None:
         assert shown.keys() in home().documents
 
 
-@pytest.mark.parametrize("block", [text for _, text in blocks("yaml")])
+@pytest.mark.parametrize("block", [text for name, text in blocks("yaml") if not name.startswith(CONSUMERS)])
 def test_yaml_blocks_are_what_their_readers_take(block: str) -> None:
     """A block is an automation or the recorder's part for Home Assistant, or settings or alerts for Prometheus."""
     (part,) = yaml.safe_load(block).items()

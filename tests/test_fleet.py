@@ -23,7 +23,7 @@ from bridge.commands.session import chosen
 from bridge.model import BadSetting, Message
 from bridge.outbox import Outbox
 from bridge.service.bridge import Bridge
-from bridge.service.leftovers import names_of
+from bridge.service.leftovers import NO_LONGER_POLLED, names_of
 from bridge.settings import Settings, load, reread
 from bridge.sharding import Shard, jump, level, place
 
@@ -367,6 +367,7 @@ async def test_gateways_come_and_go(mosquitto_here: Mosquitto, tmp_path: Path) -
             assert other.seen[f"fleet/south/{other.serial}/state"] == "offline"
             listed(north)
             await until(lambda: other.seen[f"fleet/west/{other.serial}/state"] == "offline")
+            await until(lambda: NO_LONGER_POLLED in other.seen[f"fleet/west/{other.serial}/gateway"])
             await until(lambda: json.loads(one.seen["fleet/bridge/info"])["gateways"] == [one.serial])
             gone, said = other.simulator.count("/ivp/livedata/status"), len(watcher.seen)
             seen = one.simulator.count("/api/v1/production")

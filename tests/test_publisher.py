@@ -5,10 +5,12 @@ import json
 from samples import NOW, SERIAL
 
 from bridge import discovery
+from bridge.endpoints import ENDPOINTS
 from bridge.model import Facts, Message, Priority, Reading
 from bridge.outbox import Outbox
 from bridge.records import ENERGY, POWER, VOLTAGE, measurement
 from bridge.service.publisher import GatewayPublisher, PublishOptions, TreeState
+from bridge.service.sources import Source
 from bridge.topics import Names
 
 METER = "meter/production"
@@ -41,6 +43,24 @@ def test_values_first_then_documents_then_the_site() -> None:
     publisher.publish_documents("readings", [Reading("site/solar", None, POWER_ROW, 3.0)], NOW)
     places = [message.topic.removeprefix(f"enphase/{SERIAL}/") for message in told]
     assert places == [f"{METER}/power", METER, "site/solar/power", "site/solar"]
+
+
+def test_the_site_loses_nothing_before_each_source_was_asked() -> None:
+    """The first answers after a restart do not have all of the site."""
+    told: list[Message] = []
+    flows = [Reading("site/solar", None, row, 3.0) for row in (POWER_ROW, ENERGY_ROW)]
+    before = GatewayPublisher(SERIAL, PublishOptions(Names()), {}, told.append)
+    before.publish_documents("site", flows, NOW)
+    source = Source(ENDPOINTS[0], 10.0)
+    publisher = GatewayPublisher(SERIAL, PublishOptions(Names()), {source.name: source}, told.append)
+    publisher.restore(before.state)
+    for asked, lost in ((False, []), (True, ["None"])):
+        if asked:
+            source.record_answer(0.0)
+        told.clear()
+        publisher.publish_documents("site", flows[:1], NOW)
+        topic = f"enphase/{SERIAL}/site/solar/{ENERGY_ROW.name}"
+        assert [message.payload for message in told if message.topic == topic] == lost
 
 
 def announced(state: TreeState, form: str = "device") -> tuple[list[Message], GatewayPublisher]:

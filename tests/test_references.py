@@ -17,6 +17,7 @@ from bridge.endpoints import info, inventory, livedata, meters, production, stor
 from bridge.model import SourceName
 from bridge.records import Record
 from bridge.site import FLOWS, ROWS
+from bridge.site.counting import TOPIC_OF_COUNTER
 from bridge.site.selection import EVIDENCE, METER_ROLES, METERS
 from bridge.web.report import SHOWN_VALUES
 
@@ -58,7 +59,7 @@ EVENTS = {
 
 def names() -> Iterator[str]:
     yield from SourceName
-    yield from (*FLOWS, *EVIDENCE, *METER_ROLES, *METERS.values())
+    yield from (*FLOWS, *EVIDENCE, *METER_ROLES, *METERS.values(), *TOPIC_OF_COUNTER)
     for flow, rows in ROWS.items():
         yield from rows
         yield from (f"{place}{flow}/{name}" for name in rows for place in ("site/", ""))

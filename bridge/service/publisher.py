@@ -12,7 +12,7 @@ from bridge.discovery.devices import AnnouncedGateway
 from bridge.endpoints import ENDPOINTS
 from bridge.model import Event, Facts, Measurement, Message, Priority, Quantity, Reading, Scalar
 from bridge.records import COUNT, DURATION, TEXT, TIME, measurement
-from bridge.service.sources import Source
+from bridge.service.sources import Source, SourceState
 from bridge.state import FileState
 from bridge.topics import Names, Row, Tree, online
 
@@ -189,6 +189,7 @@ class GatewayPublisher:
         """
         self._send(source, self._tree.documents(source, datetime.fromtimestamp(when, UTC)), more=True)
         if flows:
+            self._tree.rows.partial = _partial(self._sources.values())
             self._update(SITE_SOURCE, flows, when, whole=_have_news(flows, self.flows))
         return self._tree.take_events()
 
@@ -206,8 +207,7 @@ class GatewayPublisher:
             self._publish(online(names.availability(self._serial, SITE_SOURCE), powered and is_online))
         for name, source in self._sources.items():
             source.waited = self._waited.get(name, 0.0)
-            fresh = source.online(now)
-            topic = names.availability(self._serial, name)
+            fresh, topic = source.online(now), names.availability(self._serial, name)
             if fresh is not None:
                 self._cleared.discard(name)
                 self._publish(online(topic, fresh and is_online))
@@ -283,6 +283,11 @@ def _have_news(flows: Sequence[Reading], before: Mapping[str, Sequence[Reading]]
     """Whether a site's readings differ from those before, or an answer has told its powers once more."""
     known = [reading for readings in before.values() for reading in readings]
     return known != list(flows) or any(reading.repeat and reading.name == "power" for reading in flows)
+
+
+def _partial(sources: Iterable[Source]) -> frozenset[str]:
+    """The site, until each source was asked in this run: it keeps the values that an earlier run has published."""
+    return frozenset({SITE_SOURCE} if any(source.state is SourceState.WAITING for source in sources) else ())
 
 
 class DiscoveryTopics:

@@ -225,9 +225,7 @@ BATTERY_BEHIND_CLAMP = (
 def _clamp_problem(result: Verdict, shown: float, made: float) -> str:
     measured = f"the production meter counts {shown:.0f} Wh while the microinverters report {made:.0f} Wh"
     if result == "reversed":
-        return (
-            f"{measured}: its clamp is reversed; turn it round. Until then solar is the sum of the microinverters"
-        )
+        return f"{measured}: its clamp is reversed; turn it round. Until then solar is the microinverters' sum"
     return (
         f"{measured}: its clamp is not on the wire of the microinverters; clamp it there, or disable the meter. "
         "Until then solar is the microinverters' sum"

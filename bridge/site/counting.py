@@ -40,6 +40,7 @@ TOPIC_OF_COUNTER = {
     "generator": "site/generator/energy_lifetime",
 }
 """Topics of the counters that the bridge can make itself, by their names in `Energies`."""
+TOPIC_OF_SOLAR = "site/solar/energy_lifetime"
 ENERGY_EIM = "energy/production-eim"
 """The gateway's sum of its own production meter."""
 HOME_NEGATIVE = "home_negative"
@@ -91,6 +92,12 @@ class Moment:
         return None if device is None else self.latest.get((device, DELIVERED))
 
 
+def _retained(name: str, value: float | None) -> Iterator[tuple[str, Scalar]]:
+    """A counter as subscribers have it from an earlier run, if they have it: so it does not become unknown."""
+    if value is not None:
+        yield name, value
+
+
 def _owner(selected: SourceSelection) -> str:
     """The devices that solar energy is counted by."""
     return owner_of(device for device, _ in selected.solar_counters)
@@ -115,7 +122,7 @@ class SiteEnergies:
         self._home_read_at: float | None = None
         self._gateway_days = GatewayDays()
         self._solar_read: tuple[float, float] | None = None
-        self._sum = InverterSum()
+        self._sum = InverterSum(paired=energies.paired)
         self._negative = NegativeBalance()
         self.events: list[Event] = []
         """What has happened since the events were taken from here, for the log."""
@@ -123,7 +130,8 @@ class SiteEnergies:
     @property
     def energies_state(self) -> EnergiesState:
         """What must outlive the process of the counters."""
-        return self._energies.state
+        read_at = self._solar_read[1] if self._solar_read else None
+        return self._energies.state.changed(paired=self._sum.paired_until(read_at))
 
     @property
     def days_state(self) -> DaysState:
@@ -307,12 +315,14 @@ class SiteEnergies:
             topic = "" if others else "/".join(pair)
             value = moment.values[pair] + sum(moment.latest[other] for other in others)
             is_from_meter = ENERGY_PCU not in devices_of(own.owners.get(SOLAR, owner))
-            if ENERGY_PCU in devices_of(owner) and is_from_meter and (before := self._solar_read):
-                offset = self._sum.offset(before[1], moment.third_party, own.published[SOLAR] - value)
+            if ENERGY_PCU in devices_of(owner) and is_from_meter:
+                read_at = self._solar_read[1] if self._solar_read else None
+                offset = self._sum.offset(read_at, moment.third_party, own.published[SOLAR] - value)
                 own.take_over(SOLAR, owner, value, offset)
-            lifetime = own.passed_on(SOLAR, owner, value, ("site/solar/energy_lifetime", topic))
+            lifetime = own.passed_on(SOLAR, owner, value, (TOPIC_OF_SOLAR, topic))
             self._learn_sun(lifetime, moment.now)
         if SOLAR not in own.read:
+            yield from _retained("energy_lifetime", own.retained.get(TOPIC_OF_SOLAR))
             return
         lifetime, at = own.published[SOLAR], moment.day_time
         yield "energy_lifetime", lifetime
@@ -339,7 +349,7 @@ class SiteEnergies:
     def _passed_on(
         self, counter: str, name: str, pair: tuple[str, str], moment: Moment
     ) -> Iterator[tuple[str, Scalar]]:
-        """A counter of a meter as the site's counter `name`, from its first good reading on."""
+        """A counter of a meter as the site's counter `name`: until it was read, as an earlier run published it."""
         own = self._energies.counters
         if moment.is_read(pair) or (own.is_unread(counter, pair[0]) and pair in moment.values):
             yield (
@@ -348,6 +358,8 @@ class SiteEnergies:
             )
         elif counter in own.read:
             yield name, own.published[counter]
+        else:
+            yield from _retained(name, own.retained.get(TOPIC_OF_COUNTER[counter]))
 
     def _own(self, counter: str, name: str, *, since: bool = True) -> Iterator[tuple[str, Scalar]]:
         """A counter of our own as the site's counter `name`, with the time when it began."""

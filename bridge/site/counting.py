@@ -122,7 +122,7 @@ class SiteEnergies:
         self._home_read_at: float | None = None
         self._gateway_days = GatewayDays()
         self._solar_read: tuple[float, float] | None = None
-        self._sum = InverterSum()
+        self._sum = InverterSum(paired=energies.paired)
         self._negative = NegativeBalance()
         self.events: list[Event] = []
         """What has happened since the events were taken from here, for the log."""
@@ -130,7 +130,8 @@ class SiteEnergies:
     @property
     def energies_state(self) -> EnergiesState:
         """What must outlive the process of the counters."""
-        return self._energies.state
+        read_at = self._solar_read[1] if self._solar_read else None
+        return self._energies.state.changed(paired=self._sum.paired_until(read_at))
 
     @property
     def days_state(self) -> DaysState:
@@ -314,8 +315,9 @@ class SiteEnergies:
             topic = "" if others else "/".join(pair)
             value = moment.values[pair] + sum(moment.latest[other] for other in others)
             is_from_meter = ENERGY_PCU not in devices_of(own.owners.get(SOLAR, owner))
-            if ENERGY_PCU in devices_of(owner) and is_from_meter and (before := self._solar_read):
-                offset = self._sum.offset(before[1], moment.third_party, own.published[SOLAR] - value)
+            if ENERGY_PCU in devices_of(owner) and is_from_meter:
+                read_at = self._solar_read[1] if self._solar_read else None
+                offset = self._sum.offset(read_at, moment.third_party, own.published[SOLAR] - value)
                 own.take_over(SOLAR, owner, value, offset)
             lifetime = own.passed_on(SOLAR, owner, value, (TOPIC_OF_SOLAR, topic))
             self._learn_solar(lifetime, moment.now)

@@ -199,6 +199,16 @@ class HomeAssistant:
         done = (await self._http.post(f"{flows}/{flow['flow_id']}", json=data)).json()
         assert done["type"] == "create_entry", done
 
+    async def use_prefix(self, prefix: str) -> None:
+        """As in the options of the integration: where it looks for discovery."""
+        (entry,) = await self.ask("config_entries/get", domain="mqtt")
+        flows = "/api/config/config_entries/options/flow"
+        flow = (await self._http.post(flows, json={"handler": entry["entry_id"]})).json()
+        kept = {f["name"]: f["default"] for f in flow["data_schema"] if f.get("required") and "default" in f}
+        answers = {**kept, "discovery": True, "discovery_prefix": prefix}
+        done = (await self._http.post(f"{flows}/{flow['flow_id']}", json=answers)).json()
+        assert done["type"] == "create_entry", done
+
     async def discovered(self) -> dict[str, tuple[str, str]]:
         """The discovery topic of each enabled entity, and the version of the program that it comes from."""
         found = {}

@@ -15,6 +15,7 @@ from running import running
 from bridge.discovery import MIGRATE_PAYLOAD
 
 STATISTICS = "recorder/list_statistic_ids"
+FACTORS, ROUNDED_WH = {"Wh": 1.0, "kWh": 1000.0}, 10.0
 MOVING = ("last_answer", "answer_time")
 """They change with every answer, so no two looks agree."""
 
@@ -88,11 +89,20 @@ def differences(
         if known is None:
             found.append(f"{unique_id} is not there")
         elif known["disabled_by"] is None and not unique_id.endswith(MOVING):
-            state = states.get(known["entity_id"], {"state": "missing"})["state"]
-            wanted = shown(topics[entity["state_topic"]], entity)
-            if state != wanted:
+            shown_as = states.get(known["entity_id"], {"state": "missing", "attributes": {}})
+            state, wanted = shown_as["state"], shown(topics[entity["state_topic"]], entity)
+            if state != wanted and not is_converted(shown_as, topics[entity["state_topic"]]):
                 found.append(f"{known['entity_id']} is {state}, not {wanted}")
     return found
+
+
+def is_converted(state: Mapping[str, Any], text: str) -> bool:
+    """Whether an energy has the unit that Home Assistant has known from another form of discovery, rounded."""
+    factor = FACTORS.get(state["attributes"].get("unit_of_measurement"))
+    try:
+        return factor is not None and abs(float(state["state"]) * factor - float(text)) <= ROUNDED_WH
+    except ValueError:
+        return False
 
 
 async def portray(owned: Owned, home: str, folder: Path) -> Portrait:

@@ -14,7 +14,7 @@ from pydantic import Field
 from bridge.model import DAY_S, HOUR_S
 from bridge.site.days import HourProfile, HoursState
 from bridge.site.selection import GIVEN, MAX_ANSWER_STEP_S, Values
-from bridge.site.totals import RESTART_SHARE, Accumulator, SiteCounters
+from bridge.site.totals import RESTART_SHARE, Accumulator, SiteCounters, Totals
 from bridge.state import SOUND_ENTRIES, SavedWattHours, State, UnixTime
 
 LONGEST_STEP_S, LONGEST_STEP_PERIODS = 60.0, 2.5
@@ -69,6 +69,8 @@ class EnergiesState(State):
     left: Annotated[dict[str, tuple[str, SavedWattHours]], SOUND_ENTRIES] = Field(default_factory=dict)
     battery: tuple[UnixTime, SavedWattHours, SavedWattHours | None] | None = None
     unsettled: SavedWattHours = 0.0
+    paired: Totals | None = None
+    """The site's counters when the microinverters' sum has changed last, while a meter counts its solar energy."""
     hours: Annotated[dict[str, HoursState], SOUND_ENTRIES] = Field(default_factory=dict)
 
 
@@ -195,7 +197,7 @@ class Energies:
             known = own.tallies.get(name)
             if known is None:
                 own.tallies[name] = Accumulator(None, total)
-            elif known.total < total:
+            elif round(known.total, 3) < total:  # topics have three decimals
                 own.tallies[name] = replace(known, total=total)
                 risen.add(name)
         self._ahead += self._given_total() - given_before if self._battery else 0.0

@@ -262,8 +262,8 @@ class SiteEnergies:
             own.take_over(SOLAR, _owner(moment.selected), pcu + (moment.third_party or 0.0), offset)
             own.left.pop(SOLAR, None)  # what the meter counts meanwhile is not believed
         home = own.tallies.get("home")
-        is_of_sun = any(key.startswith(SOLAR_PARTS) for key in moment.selected.home_parts)
-        if not is_of_sun or home is None or began.home is None or began.others is None or others is None:
+        is_of_solar = any(key.startswith(SOLAR_PARTS) for key in moment.selected.home_parts)
+        if not is_of_solar or home is None or began.home is None or began.others is None or others is None:
             return
         own.tallies["home"] = replace(home, carry=0.0, carry_at=None)
         own.count("home", pcu - began.pcu + others - began.others - (home.total - began.home), moment.now)
@@ -320,7 +320,7 @@ class SiteEnergies:
                 offset = self._sum.offset(read_at, moment.third_party, own.published[SOLAR] - value)
                 own.take_over(SOLAR, owner, value, offset)
             lifetime = own.passed_on(SOLAR, owner, value, (TOPIC_OF_SOLAR, topic))
-            self._learn_sun(lifetime, moment.now)
+            self._learn_solar(lifetime, moment.now)
         if SOLAR not in own.read:
             yield from _retained("energy_lifetime", own.retained.get(TOPIC_OF_SOLAR))
             return
@@ -330,7 +330,7 @@ class SiteEnergies:
         today = self._days.today(SOLAR, lifetime, at, already=already, share=share, is_read=is_read)
         yield "energy_today", today
 
-    def _learn_sun(self, lifetime: float, now: float) -> None:
+    def _learn_solar(self, lifetime: float, now: float) -> None:
         if known := self._solar_read:
             self._energies.solar.add(max(0.0, lifetime - known[0]), max(0.0, now - known[1]), now)
         self._solar_read = lifetime, now

@@ -236,7 +236,7 @@ class Facts:
         return next(("inverter" if kind == "acb" else kind for kind in kinds), None)
 
     def uses(self, device: str) -> bool:
-        """Whether a device serves anything, as far as it is known."""
+        """Whether a device is used, as far as it is known. A contact without a load is not."""
         return device not in self.units or self.units[device].is_used
 
     def with_gear(self, seen: Iterable[str], units: Mapping[str, UnitFacts] | None = None) -> "Facts | None":

@@ -18,9 +18,9 @@ ROUNDING_SHARE = 1e-6
 MAX_REPEATS_PER_ROUND = 100
 """Most repeated messages in a round. A new change waits for no more than these."""
 JITTER_S = 0.25
-"""Seconds by which polls are inexact. A payload that comes so many seconds before the interval of its topic has
-passed is sent at once. One that comes earlier waits for as many seconds after the interval, so that the next poll
-can replace it. What is polled as often as it may be sent is therefore sent with each poll."""
+"""Seconds by which polls may come too early or too late. A payload that comes so shortly before the end of its
+topic's interval is sent at once. An earlier one waits until so many seconds after that end, so that the next poll
+can replace it. So a value that is polled as often as it may be sent is sent with each poll."""
 OVERTAKE_S = 0.25
 """Seconds after which urgent changes overtake the rest of a round. Only rate limits and slow brokers make rounds
 that long."""

@@ -175,7 +175,12 @@ def _offer_line(offer: Offer) -> Sequence[str]:
     measurement = reading.measurement
     is_phase = "<phase>" in offer.topic
     shown = measurement.enabled_phases if is_phase else measurement.enabled or measurement.enabled_phases
-    ours = [_ours(offer, measurement), _unit(measurement.quantity), "yes" if shown else ""]
+    unit = _unit(measurement.quantity)
+    ours = [
+        _ours(offer, measurement),
+        "kWh" if unit == "Wh" else unit,
+        "yes" if shown else "",
+    ]  # as discovery shows it
     return [*theirs, *ours, f"`{offer.topic}`", offer.note]
 
 

@@ -166,12 +166,16 @@ async def test_a_former_prefix_is_cleaned_when_the_state_is_lost(tmp_path: Path)
 
 @pytest.mark.parametrize(("form", "former"), [("device", "component"), ("component", "device")])
 async def test_the_other_form_of_discovery_is_handed_over(form: str, former: str, tmp_path: Path) -> None:
+    """The broker has it again from a backup, after the bridge has handed it over itself."""
     async with house(tmp_path) as home:
         await was_run(home, homeassistant={"discovery": former})
         old = below(home, "homeassistant")
+        backup = {topic: home.seen[topic] for topic in old}
         shutil.rmtree(tmp_path / "state")
         await was_run(home, homeassistant={"discovery": form})
         new = below(home, "homeassistant") - old
+        await asyncio.to_thread(fill, home.broker, backup)
+        await until(lambda: old <= home.seen.keys())
         await strangers(home)
         mark = len(home.watcher.seen)
         done = await clean(home, "--yes", homeassistant__discovery=form)
@@ -282,7 +286,9 @@ async def test_a_hundred_thousand_topics_of_others_are_no_obstacle(tmp_path: Pat
         shutil.rmtree(tmp_path / "state")
         await was_run(home)
         await was_run(home, mqtt={"base_topic": "solar"})
-        await asyncio.to_thread(fill, home.broker, 100_000)
+        payload = json.dumps({"origin": {"name": "other"}, "state_topic": "x" * 300})
+        crowd = {f"homeassistant/sensor/stranger_{number}/config": payload for number in range(100_000)}
+        await asyncio.to_thread(fill, home.broker, crowd)
         done = await clean(home, "--yes", mqtt__base_topic="solar")
         assert done.code == 0
         assert "messages of others below homeassistant" in done.about("limits")[0]
@@ -306,14 +312,14 @@ async def test_made_up_bridges_protect_what_is_there(tmp_path: Path) -> None:
         assert old <= home.seen.keys()
 
 
-def fill(broker: Served, count: int) -> None:
+def fill(broker: Served, messages: Mapping[str, str]) -> None:
+    """Publish retained messages, each with its topic, as another program would."""
     client = Client(CallbackAPIVersion.VERSION2)
     client.max_queued_messages_set(0)
     client.connect("127.0.0.1", broker.port)
     client.loop_start()
-    payload = json.dumps({"origin": {"name": "other"}, "state_topic": "x" * 300})
-    for number in range(count):
-        client.publish(f"homeassistant/sensor/stranger_{number}/config", payload, retain=True)
+    for topic, payload in messages.items():
+        client.publish(topic, payload, retain=True)
     client.publish("last", "", qos=1).wait_for_publish()
     client.disconnect()
     client.loop_stop()

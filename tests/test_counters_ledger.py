@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from samples import restored
 
-from bridge.counters import Ledger, is_counter, usual_cap
+from bridge.counters import FROM_BROKER, Ledger, is_counter, usual_cap
 from bridge.counters.rules import WRAP_WH
 from bridge.counters.state import Cause, CounterState, Held
 from bridge.model import Phase, Quantity, Reading
@@ -472,6 +472,15 @@ def test_a_state_that_is_older_than_the_retained_value_publishes_no_fall() -> No
         1e6 + 500,
         1e6 + 501,
     ]
+
+
+def test_a_gateway_that_goes_back_a_little_raises_no_suspicion() -> None:
+    """What it loses at a restart lies between our state and what was published later."""
+    gateway = Gateway().begin(delivered(1e6))
+    gateway = gateway.restarted(gateway.wall + 600)
+    gateway.ledger.seed(KEY, 1e6 + 500)
+    gateway.wait(10).guard(delivered(1e6 - 100))
+    assert not [event for event in gateway.events if FROM_BROKER in event]
 
 
 def test_a_retained_value_that_is_newer_leaves_the_offset() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import tracemalloc
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from brokers import Mosquitto
 from houses import House, house, publish
+from programs import BRIDGE_COMMAND, started
 from running import running, settled, until
 
 from bridge.service.retained import read_retained
@@ -83,6 +85,19 @@ async def test_a_hint_names_one_foreign_number(tmp_path: Path) -> None:
     with Mosquitto(tmp_path) as broker:
         await publish(broker, "enphase/7/site/home/energy_lifetime", "-1", "-r")
         assert await seeds(broker) == {}
+
+
+async def test_a_hint_names_a_counter_that_another_program_may_have_raised(tmp_path: Path) -> None:
+    """Subscribers have seen the number, so it is not taken back; but the owner should know why it is there."""
+    hint = re.compile("energy/production/energy_lifetime fell from 900000000 .*: if another program has written it")
+    async with house(tmp_path, "single-phase") as home:
+        command = (*BRIDGE_COMMAND, "run")
+        async with started(*command, env=home.environment) as program:
+            await until(lambda: home.topic("energy/production/energy_lifetime") not in {None, "None"})
+            await program.stop()
+        await publish(home.broker, f"enphase/{home.serial}/energy/production/energy_lifetime", "900000000", "-r")
+        async with started(*command, env=home.environment) as program:
+            await until(lambda: any(map(hint.search, program.err)))
 
 
 async def test_a_hundred_thousand_retained_topics_cost_little(tmp_path: Path) -> None:

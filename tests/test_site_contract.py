@@ -100,6 +100,15 @@ def test_storage_and_production_meters_leave_the_grid_to_live_data() -> None:
     assert house.powers() == {"solar": 3091, "battery": -1000, "grid": None, "home": None}
 
 
+def test_no_home_is_left_over_when_a_meter_is_disabled() -> None:
+    """With the answer that says so, the grid is unknown: what is left does not add up to the home."""
+    house = began("production", "total", production=(3000, 5e6, 0), total=(1000, 1e6, 0))
+    house.pcu(7, 2900, 17_617_974)
+    assert house.powers() == {"solar": 3000, "grid": -2000, "home": 1000}
+    house.meters(8, off=["production"])
+    assert (house["grid/power"], house["home/power"]) == (None, None)
+
+
 # P1 and P2: live data that stop, or repeat themselves
 
 

@@ -322,6 +322,28 @@ def test_other_makers_panels_count_beside_the_inverters_sum(fault: str) -> None:
         assert house["home/energy_lifetime"] == pytest.approx(4000, abs=100)
 
 
+def test_a_generator_is_no_import_where_the_grid_is_a_balance() -> None:
+    """With a meter of all consumption: the grid gives 1 kWh, then a generator 2 kWh, then the grid 1 kWh."""
+    house = Answering("production", "total")
+    house.inventory(0, soc=None)
+
+    def switch(t: float, power: float, *, closed: bool) -> None:
+        relay = 1 if closed else 2
+        house.live(t, pv=0, grid=0, main_relay_state=relay, generator={"agg_p_mw": round(power * 1000)})
+
+    def read(t: float) -> None:
+        on_generator = HOUR <= t < 3 * HOUR
+        if t % 120 == 0:
+            switch(t, 1000 if on_generator else 0, closed=not on_generator)
+        house.readings(t + 1, production=(0, 5e6, 10), total=(1000, 1e6 + 1000 * t / HOUR, 10))
+
+    house.meters(0)
+    every(0, 4 * HOUR, 60, read)
+    assert house["generator/energy_lifetime"] == pytest.approx(2000, abs=20)
+    assert house["grid/energy_imported"] == pytest.approx(2000, abs=100)
+    assert house["home/energy_lifetime"] == pytest.approx(4000, abs=50)
+
+
 # E4: netting
 
 
@@ -652,7 +674,65 @@ def test_a_clock_behind_the_last_look_begins_no_new_day() -> None:
     assert days.today() == (pytest.approx(10_000, abs=5), pytest.approx(11_250, abs=10))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "hours"),
+    [((24 * 60 + 5, 24 * 60 + 25), -1), ((24 * 60 - 5, 24 * 60 + 25), -24), ((24 * 60 - 30, 24 * 60 - 20), 1)],
+)
+def test_a_clock_that_is_wrong_around_midnight_keeps_the_base_of_the_new_day(
+    wrong: tuple[float, float], hours: float
+) -> None:
+    """`wrong` are the minutes since the first midnight in which the clock is wrong."""
+    days = Days(MORNING.replace(hour=0))
+    days.live(0, 23 * HOUR)
+    for minute in range(23 * 60 + 1, 26 * 60):
+        days.house.clock_error = hours * HOUR if wrong[0] <= minute < wrong[1] else 0.0
+        days.read(minute * MINUTE)
+    days.live(26 * HOUR, 36 * HOUR)
+    assert days.today() == (pytest.approx(4000, abs=5), pytest.approx(6000, abs=20))
+    days.live(36 * HOUR + QUARTER, 60 * HOUR)
+    assert days.today() == (pytest.approx(4000, abs=5), pytest.approx(6000, abs=20))
+
+
 # E8: a state that was lost
+
+
+def test_a_kill_while_a_meter_is_disabled_costs_nothing() -> None:
+    """What subscribers have is rounded, which is no news: the parts of the home are kept as they were."""
+    house = Answering("production", "net")
+
+    def at(t: float) -> dict[str, MeterValues]:
+        return {"production": (4000, 5e6 + 4000 * t / HOUR, 0), "net": (-3000, 1e6, 2e6 + 3000 * t / HOUR)}
+
+    def is_rounded_up() -> bool:
+        return bool(house.pipeline.state.site.energies.tallies["home"][1] < house["home/energy_lifetime"])
+
+    house.inventory(0, soc=None)
+    house.meters(0)
+    every(1, 15, 7, lambda t: house.readings(t, **at(t)))
+    t = next(t for t in times(22, HOUR, 7) if house.readings(t, **at(t)) and is_rounded_up())
+    before = house["home/energy_lifetime"]
+    house.meters(t, off=["production"])
+    every(t + 60, t + HOUR, 60, lambda t: house.readings(t, net=at(t)["net"]))
+    house = house.later(retained=house.retained())
+    every(t + HOUR + 60, t + 2 * HOUR, 60, lambda t: house.readings(t, net=at(t)["net"]))
+    house.meters(t + 2 * HOUR)
+    house.readings(t + 2 * HOUR, **at(t + 2 * HOUR))
+    assert house["home/energy_lifetime"] - before == pytest.approx(2000, abs=10)
+
+
+def test_a_meter_that_is_disabled_while_the_bridge_is_away() -> None:
+    """Solar goes on with what the microinverters have made since the meter was read last."""
+    home = Sunny()
+    home.both(60, 2 * HOUR)
+    home.house = home.house.later()
+    home.house.meters(5 * HOUR, off=["production"])
+    home.both(5 * HOUR, 6 * HOUR, without=["production"])
+    assert home.house["solar/source"] == "energy/production-pcu"
+    assert home.house["solar/energy_lifetime"] == pytest.approx(5_024_000, abs=20)
+    home.house.meters(6 * HOUR + 10)
+    home.both(6 * HOUR + 60, 7 * HOUR)
+    assert home.house["solar/energy_lifetime"] == pytest.approx(5_028_000, abs=20)
+    assert home.home() == pytest.approx(7000, abs=20)
 
 
 def test_all_counters_go_on_from_the_retained_topics() -> None:

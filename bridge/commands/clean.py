@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Self
 
 from bridge import discovery
-from bridge.commands.ownership import MAX_BRIDGES, Found, Judgement, called, judge
+from bridge.commands.ownership import MAX_BRIDGES, Found, Judgement, judge, title_of
 from bridge.commands.report import EXIT_REFUSED, EXIT_UNAVAILABLE, Report, configure_log, plural
 from bridge.commands.session import DEFAULT_TIMING, CommandTiming
 from bridge.model import BridgeError, Message, Unavailable
@@ -337,7 +337,7 @@ def _report_unknown(report: Report, found: Found, judgement: Judgement) -> None:
     for key, bridge in list(strangers.items())[:MAX_SHOWN] if found.options.gateway is None else ():
         if bridge not in judgement.running:
             advice = f"if it is yours, clean --gateway {key} lists it"
-            report.note("unknown", f"discovery of {called(key)} by the bridge {bridge}: {advice}")
+            report.note("unknown", f"discovery of {title_of(key)} by the bridge {bridge}: {advice}")
 
 
 def _forget(store: Store, found: Found) -> None:

@@ -268,7 +268,7 @@ def _judge_discovery(found: Found, running: Collection[str], result: Judgement) 
         else:
             groups.setdefault((reason, prefix, key), []).append(topic)
     for (reason, prefix, key), topics in groups.items():
-        text = f"{prefix}: discovery of {called(key)}"
+        text = f"{prefix}: discovery of {title_of(key)}"
         migration = tuple(_migration(found, key, topics)) if reason == "form" and own.form != "off" else ()
         result.left.append(Leftover(reason, text, topics, migration=migration))
 
@@ -296,7 +296,7 @@ def _judge_tree(
         result.block(f"{base}/{key}", blocking[0])
     elif tree.topics:
         step = "gateway" if key in own.gone else "base topic"
-        result.left.append(Leftover(step, f"{base}: values of {called(key)}", tree.topics, place=place))
+        result.left.append(Leftover(step, f"{base}: values of {title_of(key)}", tree.topics, place=place))
 
 
 def _judge_bridges(found: Found, running: Collection[str], result: Judgement) -> None:
@@ -318,5 +318,6 @@ def _judge_bridges(found: Found, running: Collection[str], result: Judgement) ->
             result.left.append(Leftover("bridge", f"{name}: state of the bridge", sorted(bridge.topics)))
 
 
-def called(key: str) -> str:
+def title_of(key: str) -> str:
+    """What messages to people call the gateway or home with this key."""
     return key.replace("/", " ") if key.startswith(HOME_KEY) else f"gateway {key}"

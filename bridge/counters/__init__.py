@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bridge.counters.rules import Kind, Outcome, apply
-from bridge.counters.state import CONFIRM_S, CounterLimits, CounterState
+from bridge.counters.state import CONFIRM_S, CounterLimits, CounterState, small_fall
 from bridge.endpoints import ENDPOINTS
 from bridge.endpoints.production import ENERGY_PCU, ENERGY_PRODUCTION
 from bridge.model import DAY_S, MAX_COUNTER_WH, Axis, Event, Phase, Reading
@@ -36,6 +36,9 @@ MAX_W = 1_000_000.0
 """A power above this is a fault of the gateway."""
 CLOCK_SET_S = 60.0
 """Seconds by which the wall clock may run ahead of the steady clock before it counts as set."""
+FROM_BROKER = (
+    "; the broker had the higher value: if another program has written it there, the counter stays too high"
+)
 QUIET_S = 3_600.0
 """Seconds for which the log stays silent on a counter that is held again and again."""
 
@@ -222,7 +225,7 @@ class Ledger:
 
     def _judge(self, source: str, reading: Reading, raw: float, power: float | None, cap: Cap) -> Outcome:
         key, now = _key(reading), self._clock.time
-        state = self._counters.get(key) or CounterState()
+        before = state = self._counters.get(key) or CounterState()
         if seed := self._seeds.pop(key, None):
             state = state.at_least(*seed, now)
         if state.signed or (reading.quantity.unit == "varh" and raw < 0):
@@ -231,6 +234,9 @@ class Ledger:
         is_doubtful = state.seen_at <= self._clock.doubted
         limits = _limits(source, reading, max(cap(reading), _headroom(reading) * state.peak), is_doubtful)
         self._counters[key], outcome = apply(state, raw, now, limits, power)
+        is_raised = seed and before.raw is not None and state is not before
+        if seed and is_raised and outcome.kind is Kind.HELD and seed[0] - raw > small_fall(seed[0]):
+            return replace(outcome, text=f"{outcome.text}; {FROM_BROKER}")
         return outcome
 
 

@@ -100,9 +100,10 @@ def other_topics(options: DiscoveryOptions, gateway: AnnouncedGateway, rows: Ite
 
 
 def other_filters(options: DiscoveryOptions, device: str) -> Sequence[str]:
-    """Filters for the messages that `of_other_form` is true of. Some brokers keep nothing back for wildcards.
+    """Filters for the messages that `of_other_form` is true of.
 
-    `device` is the id of a device that is always announced, for these.
+    Some brokers deliver no retained messages for wildcards. For these there is also the topic of a device that is
+    always announced, whose id is `device`.
     """
     entities = [f"{options.prefix}/{platform.value}/+/config" for platform in Platform]
     if options.form == "device":

@@ -231,7 +231,7 @@ def device_name(gateway: AnnouncedGateway, device: AnnouncedDevice) -> str:
 
 
 def _comparable(name: str) -> str:
-    """What Home Assistant makes of a name in an id, as far as two names can become the same."""
+    """A name as Home Assistant writes it in ids: names that would get one id become equal."""
     return re.sub(r"\W|_", "", name.casefold())
 
 

@@ -24,6 +24,7 @@ SECOND_ADDRESS_S = 0.25
 """Seconds until the next address of a host name is tried beside the first."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 NEIGHBOURS = Path("/proc/net/arp")
+"""Linux's table of IPv4 neighbours: a line for each, with its MAC address in column `MAC_COLUMN` (from 0 on)."""
 MAC_COLUMN = 3
 MAC, UNKNOWN_MAC = re.compile("(?:[0-9a-f]{2}:){5}[0-9a-f]{2}"), "00:00:00:00:00:00"
 

@@ -197,8 +197,9 @@ class TokenCache:
             with ordinary(self._path).open(errors="replace") as file:
                 text = SecretStr(file.read(MAX_TOKEN_LETTERS * 2))
         except OSError as error:
-            problem = f"{self._path}: {error.strerror or 'unreadable'}"
-            self._unreadable[TOKEN_FILE_SETTING] = f"{TOKEN_FILE_SETTING}: {problem}"
+            self._unreadable[TOKEN_FILE_SETTING] = (
+                f"{TOKEN_FILE_SETTING}: {self._path}: {error.strerror or 'unreadable'}"
+            )
         except ValueError as problem:
             self._unreadable[TOKEN_FILE_SETTING] = f"{TOKEN_FILE_SETTING}: {problem}"
         else:

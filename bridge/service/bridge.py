@@ -366,9 +366,9 @@ class Bridge:
         return bridge_info(self._names, __version__, self._started, serials, self._peers.every, **others)
 
     async def _connect(self) -> None:
-        """Connect to the broker; after a time without it, leave out what another bridge has continued meanwhile.
+        """Connect to the broker.
 
-        What is unsent of a gateway that another bridge has taken over is older than what the broker has.
+        After an outage, forget the unsent messages of gateways that another bridge has taken over meanwhile.
         """
         await self._broker.reconnect()
         if not self._sender.connections:

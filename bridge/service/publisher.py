@@ -311,7 +311,7 @@ class DiscoveryTopics:
         return {"discovered": self.announced, "leaving": self.leaving, "revision": discovery.REVISION}
 
     def complete(self, about: AnnouncedGateway, rows: Iterable[Row]) -> None:
-        """If the other form was announced, take it that all rows were: a broker may not have told of everything."""
+        """If the other form was announced, assume that all rows were: a broker may not deliver everything."""
         settings = self._settings
         if settings and any(discovery.of_other_form(settings, topic) for topic in self.announced):
             self.announced |= discovery.other_topics(settings, about, rows)

@@ -279,7 +279,9 @@ class Site:
         now, selected = moment.now, moment.selected
         alone = self._batteries_alone(selected, now)
         shown = without_livedata(selected) if selected.live and self._live.is_stale(now) else selected
-        for flow, source in self._sources(shown, alone=alone).items():
+        sources = self._sources(shown, alone=alone)
+        self._powers.keep({flow for flow, source in sources.items() if source})
+        for flow, source in sources.items():
             if not self._is_shown(flow, source):
                 yield from self._relay_alone(now) if flow == GRID else ()
                 continue

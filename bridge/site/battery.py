@@ -17,7 +17,7 @@ CURRENT_S = {LIVE_STORAGE: 30.0, STORAGE_TOTALS: 900.0}
 GIVEN_CURRENT_S = 180.0
 """Seconds for which the powers that batteries report themselves are current."""
 CHARGES = ("encharge_soc", "acb_soc", "soc")
-"""The charges that these devices tell."""
+"""The names of the charges that the devices of `CURRENT_S` tell."""
 AC_BATTERY_WH = 1_200.0
 """What an AC Battery holds, by its data sheet; used until a charge above 0 tells how much the ones here hold."""
 AC_CHARGE_MIN = 10.0

@@ -122,7 +122,7 @@ class SiteEnergies:
         self._home_read_at: float | None = None
         self._gateway_days = GatewayDays()
         self._solar_read: tuple[float, float] | None = None
-        self._sum = InverterSum()
+        self._sum = InverterSum(paired=energies.paired)
         self._negative = NegativeBalance()
         self.events: list[Event] = []
         """What has happened since the events were taken from here, for the log."""
@@ -130,7 +130,8 @@ class SiteEnergies:
     @property
     def energies_state(self) -> EnergiesState:
         """What must outlive the process of the counters."""
-        return self._energies.state
+        read_at = self._solar_read[1] if self._solar_read else None
+        return self._energies.state.changed(paired=self._sum.paired_until(read_at))
 
     @property
     def days_state(self) -> DaysState:
@@ -222,8 +223,8 @@ class SiteEnergies:
             values |= {} if given is None else {GIVEN_PAIR: given}
         if selected.grid_parts:
             parts = complete(selected.grid_parts, values, answer.held)
-            is_one_answer = not selected.integrates and not by_sum
-            self._report_estimate(own.count_balance(parts, answer.now, period, is_one_answer=is_one_answer))
+            how = {"is_one_answer": not selected.integrates and not by_sum, "on_generator": moment.on_generator}
+            self._report_estimate(own.count_balance(parts, answer.now, period, **how))
         if selected.home_parts:
             parts = complete(selected.home_parts, values, answer.held)
             self._home_read_at = self._home_read_at if parts is None else answer.now
@@ -261,8 +262,8 @@ class SiteEnergies:
             own.take_over(SOLAR, _owner(moment.selected), pcu + (moment.third_party or 0.0), offset)
             own.left.pop(SOLAR, None)  # what the meter counts meanwhile is not believed
         home = own.tallies.get("home")
-        is_of_sun = any(key.startswith(SOLAR_PARTS) for key in moment.selected.home_parts)
-        if not is_of_sun or home is None or began.home is None or began.others is None or others is None:
+        is_of_solar = any(key.startswith(SOLAR_PARTS) for key in moment.selected.home_parts)
+        if not is_of_solar or home is None or began.home is None or began.others is None or others is None:
             return
         own.tallies["home"] = replace(home, carry=0.0, carry_at=None)
         own.count("home", pcu - began.pcu + others - began.others - (home.total - began.home), moment.now)
@@ -314,11 +315,12 @@ class SiteEnergies:
             topic = "" if others else "/".join(pair)
             value = moment.values[pair] + sum(moment.latest[other] for other in others)
             is_from_meter = ENERGY_PCU not in devices_of(own.owners.get(SOLAR, owner))
-            if ENERGY_PCU in devices_of(owner) and is_from_meter and (before := self._solar_read):
-                offset = self._sum.offset(before[1], moment.third_party, own.published[SOLAR] - value)
+            if ENERGY_PCU in devices_of(owner) and is_from_meter:
+                read_at = self._solar_read[1] if self._solar_read else None
+                offset = self._sum.offset(read_at, moment.third_party, own.published[SOLAR] - value)
                 own.take_over(SOLAR, owner, value, offset)
             lifetime = own.passed_on(SOLAR, owner, value, (TOPIC_OF_SOLAR, topic))
-            self._learn_sun(lifetime, moment.now)
+            self._learn_solar(lifetime, moment.now)
         if SOLAR not in own.read:
             yield from _retained("energy_lifetime", own.retained.get(TOPIC_OF_SOLAR))
             return
@@ -328,7 +330,7 @@ class SiteEnergies:
         today = self._days.today(SOLAR, lifetime, at, already=already, share=share, is_read=is_read)
         yield "energy_today", today
 
-    def _learn_sun(self, lifetime: float, now: float) -> None:
+    def _learn_solar(self, lifetime: float, now: float) -> None:
         if known := self._solar_read:
             self._energies.solar.add(max(0.0, lifetime - known[0]), max(0.0, now - known[1]), now)
         self._solar_read = lifetime, now

@@ -36,8 +36,9 @@ MORNING_HOUR, EVENING_HOUR = 7, 19
 class CountedDay:
     """One counter's day. `base` is its value (Wh) when `day` (ISO date) began; `None` if nobody knows.
 
-    `last` is its last value (Wh), `at` the unix time of that. `earlier` and `earlier_base` are the day before that
-    one, in case the clock turns out to have been wrong.
+    `last` is its last value (Wh), `at` the unix time of that. `earlier` and `earlier_base` are the day that was
+    left for this one, in case the clock turns out to have been wrong. If that was a later day, `earlier_at` is the
+    unix time of its last value: the clock was ahead then, or it is behind now.
     """
 
     day: str
@@ -46,6 +47,7 @@ class CountedDay:
     at: UnixTime = 0.0
     earlier: str = ""
     earlier_base: SavedWattHours | None = None
+    earlier_at: UnixTime = 0.0
 
 
 def _from_file(value: object) -> Any:
@@ -241,8 +243,9 @@ class Days:
             base += grown - (lifetime if lifetime < RESTART_SHARE * known.last else 0.0)
         if day == known.day or day < FIRST_DAY:
             return replace(known, base=base, last=lifetime, at=now)
-        if day == known.earlier:  # the clock was a day or more ahead
-            return CountedDay(day, known.earlier_base, lifetime, now)
+        if day == known.earlier and now >= known.earlier_at:
+            left_at = known.at if day < known.day else 0.0
+            return CountedDay(day, known.earlier_base, lifetime, now, known.day, base, left_at)
         if day < known.day:
             return CountedDay(day, None, lifetime, now)
         before = max(0.0, grown) * share(known.at, self._midnight(day), now) if known.at else 0.0

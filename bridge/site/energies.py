@@ -14,7 +14,7 @@ from pydantic import Field
 from bridge.model import DAY_S, HOUR_S
 from bridge.site.days import HourProfile, HoursState
 from bridge.site.selection import GIVEN, MAX_ANSWER_STEP_S, Values
-from bridge.site.totals import RESTART_SHARE, Accumulator, SiteCounters
+from bridge.site.totals import RESTART_SHARE, Accumulator, SiteCounters, Totals
 from bridge.state import SOUND_ENTRIES, SavedWattHours, State, UnixTime
 
 LONGEST_STEP_S, LONGEST_STEP_PERIODS = 60.0, 2.5
@@ -33,7 +33,7 @@ HOME_MARK, GRID_MARK, NET_MARK = "home", "grid", "net"
 """Names of marks: of the home by balance, of the grid by balance, and of the two counters of the grid meter."""
 MADE_FROM: Mapping[str, frozenset[str]] = {
     HOME_MARK: frozenset({"home"}),
-    GRID_MARK: frozenset({"imported", "exported"}),
+    GRID_MARK: frozenset({"imported", "exported", "generator"}),
     NET_MARK: frozenset({"imported", "exported", "generator"}),
 }
 """The bridge's own counters that are counted from each mark."""
@@ -69,6 +69,8 @@ class EnergiesState(State):
     left: Annotated[dict[str, tuple[str, SavedWattHours]], SOUND_ENTRIES] = Field(default_factory=dict)
     battery: tuple[UnixTime, SavedWattHours, SavedWattHours | None] | None = None
     unsettled: SavedWattHours = 0.0
+    paired: Totals | None = None
+    """The site's counters when the microinverters' sum has changed last, while a meter counts its solar energy."""
     hours: Annotated[dict[str, HoursState], SOUND_ENTRIES] = Field(default_factory=dict)
 
 
@@ -195,7 +197,7 @@ class Energies:
             known = own.tallies.get(name)
             if known is None:
                 own.tallies[name] = Accumulator(None, total)
-            elif known.total < total:
+            elif round(known.total, 3) < total:  # topics have three decimals
                 own.tallies[name] = replace(known, total=total)
                 risen.add(name)
         self._ahead += self._given_total() - given_before if self._battery else 0.0
@@ -271,17 +273,23 @@ class Energies:
         self.counters.count("imported", imported, now)
         self.counters.count("exported", exported, now)
 
-    def count_balance(self, parts: Parts | None, now: float, period: float, *, is_one_answer: bool) -> float:
+    def count_balance(
+        self, parts: Parts | None, now: float, period: float, *, is_one_answer: bool, on_generator: bool
+    ) -> float:
         """Count the grid from the counters of all other flows; return how many Wh are an estimate.
 
         `is_one_answer` is whether all parts are of one instant. Otherwise a change of sign may only come from the
         difference of their moments, so it is cancelled within one interval instead of adding to both counters.
+        With `on_generator` a generator gives this energy in place of the grid.
         """
         grown = self.growth(GRID_MARK, parts, now)
         if grown is None:
             return 0.0
         net, start = grown
         self.begin(NET_MARK, None, now)
+        if on_generator:
+            self.counters.count("generator", net, now)
+            return 0.0
         if _is_gap(start, now, period) and self._imported.is_known:
             usual = self._imported.usual(start, now), self._exported.usual(start, now)
             rest = net - usual[0] + usual[1]

@@ -5,7 +5,7 @@ the first four add up to home.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -284,6 +284,14 @@ class SitePowers:
             measured, self.powered_by = self._measured
             self._settle(_completed(measured, site), now, site)
         self._was_generating = site.on_generator
+
+    def keep(self, measured: Collection[str]) -> None:
+        """Forget the powers of flows that are no longer measured. Without one of them, the home is unknown."""
+        gone = [
+            flow for flow in (SOLAR, GRID, BATTERY) if flow not in measured and getattr(self.now, flow) is not None
+        ]
+        if gone:
+            self.now = replace(self.now, home=None, **dict.fromkeys(gone))
 
     def use_sum(self, solar: float | None) -> None:
         """Take the solar power (W) from the microinverters' sum. It is of another moment, so home is unknown."""

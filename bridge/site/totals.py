@@ -280,11 +280,15 @@ class InverterSum:
     def paired_at(self) -> float:
         return self.paired.at if self.paired else NEVER
 
-    def offset(self, read_at: float, third_party: float | None, otherwise: float) -> float:
+    def paired_until(self, read_at: float | None) -> Totals | None:
+        """The site's counters at that change, if its meter was read last at this unix time; `None`: in no run."""
+        is_old = self.paired is not None and read_at is not None and read_at - self.paired.at > PAIRED_S
+        return None if is_old else self.paired
+
+    def offset(self, read_at: float | None, third_party: float | None, otherwise: float) -> float:
         """What to add to the sum (Wh) to go on from a meter that was read last at the unix time `read_at`."""
-        if self.paired is None or read_at - self.paired.at > PAIRED_S:
-            return otherwise
-        offset = self.paired.offset(third_party)
+        paired = self.paired_until(read_at)
+        offset = None if paired is None else paired.offset(third_party)
         return otherwise if offset is None else offset
 
     def observe(self, value: float, now: float) -> None:

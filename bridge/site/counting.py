@@ -223,8 +223,9 @@ class SiteEnergies:
             values |= {} if given is None else {GIVEN_PAIR: given}
         if selected.grid_parts:
             parts = complete(selected.grid_parts, values, answer.held)
-            how = {"is_one_answer": not selected.integrates and not by_sum, "on_generator": moment.on_generator}
-            self._report_estimate(own.count_balance(parts, answer.now, period, **how))
+            one, generator = not (selected.integrates or by_sum), moment.on_generator
+            step = own.count_balance(parts, answer.now, period, is_one_answer=one, on_generator=generator)
+            self._report_estimate(step)
         if selected.home_parts:
             parts = complete(selected.home_parts, values, answer.held)
             self._home_read_at = self._home_read_at if parts is None else answer.now

@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "may_log(*patterns): such records may come as well, or not")
     config.addinivalue_line("markers", "shell(name): the shell whose completion a test tries")
+    config.addinivalue_line("markers", "slow: only in the second command, `pytest -m slow`")
     config.addinivalue_line("markers", "acceptance: with a real Home Assistant (tests/acceptance)")
     config.addinivalue_line("markers", "hasty: in a loop that shortens idle waits (tests/running.py)")
 

@@ -90,8 +90,9 @@ def differences(
             found.append(f"{unique_id} is not there")
         elif known["disabled_by"] is None and not unique_id.endswith(MOVING):
             shown_as = states.get(known["entity_id"], {"state": "missing", "attributes": {}})
-            state, wanted = shown_as["state"], shown(topics[entity["state_topic"]], entity)
-            if state != wanted and not is_converted(shown_as, topics[entity["state_topic"]]):
+            text = topics.get(entity["state_topic"], "")
+            state, wanted = shown_as["state"], shown(text, entity) if text else "published yet"
+            if state != wanted and not is_converted(shown_as, text):
                 found.append(f"{known['entity_id']} is {state}, not {wanted}")
     return found
 

@@ -249,7 +249,9 @@ async def check_equipment(ha: HomeAssistant, house: House, page: Page) -> None:
 
 
 @pytest.mark.may_log("values wait for more than 30 s")
-@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.parametrize(
+    "home", [pytest.param(home, marks=() if home == "three-phase" else pytest.mark.slow) for home in HOMES]
+)
 async def test_the_dashboard_fits_each_home(
     owned: Callable[[Release], Owned], tmp_path: Path, home: str, pytestconfig: pytest.Config
 ) -> None:

@@ -94,7 +94,8 @@ ENABLED = {"three-phase": 87, "split-phase": 77, "no-cts": 20}
 
 def _param(home: str, release: Release) -> Any:
     """All tests of one home one after another, so that it is looked at once."""
-    return pytest.param((home, release), id=f"{home} {release.version}")
+    marks = pytest.mark.slow if release is OLDER else ()
+    return pytest.param((home, release), id=f"{home} {release.version}", marks=marks)
 
 
 @pytest.fixture(scope="module", params=[_param(*home) for home in HOMES])

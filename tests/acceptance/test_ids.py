@@ -25,7 +25,7 @@ from bridge.simulator import Simulator
 from bridge.simulator.faults import with_body
 from bridge.simulator.gateway import INVERTERS_PATH
 
-pytestmark = pytest.mark.hasty
+pytestmark = [pytest.mark.hasty, pytest.mark.slow]
 
 ROOF = "sensor.my_own_id"
 OTHER_PREFIX = "hass"

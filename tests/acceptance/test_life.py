@@ -28,7 +28,7 @@ from bridge.simulator.faults import with_body
 from bridge.simulator.gateway import INVERTERS_PATH, READINGS_PATH
 from bridge.store import Store
 
-pytestmark = pytest.mark.hasty
+pytestmark = [pytest.mark.hasty, pytest.mark.slow]
 
 ROOF = "sensor.roof"
 NO_VALUES = ("unknown", "unavailable")

@@ -3,8 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 
 import pytest
 from assistant import HomeAssistant, Owned
-from brokers import Mosquitto, watching
-from houses import NOON_HOUR, House, TwoGateways, housed, two_gateways
+from brokers import Mosquitto
+from houses import NOON_HOUR, TwoGateways, two_gateways
+from houses import house as home_of
 from install import NEWEST, OLDER, Release
 from portrait import announced, differences
 from running import running, settings
@@ -29,13 +29,6 @@ pytestmark = [pytest.mark.hasty, pytest.mark.slow]
 
 ROOF = "sensor.my_own_id"
 OTHER_PREFIX = "hass"
-
-
-@asynccontextmanager
-async def home_of(folder: Path, home: str) -> AsyncIterator[House]:
-    with Mosquitto(folder) as broker:
-        async with housed(folder, broker, home) as house, watching(broker.port) as house.watcher:
-            yield house
 
 
 async def settled(ha: HomeAssistant, seen: Callable[[], Mapping[str, str]], count: int = 1) -> None:

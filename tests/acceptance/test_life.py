@@ -4,8 +4,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 import pytest
 from assistant import HomeAssistant, Owned
-from brokers import Mosquitto, watching
-from houses import NOON_HOUR, House, housed, publish, two_gateways
+from brokers import Mosquitto
+from houses import NOON_HOUR, House, publish, two_gateways
+from houses import house as home_of
 from install import NEWEST, OLDER, Release
 from portrait import differences, is_discovery
 from programs import BRIDGE_COMMAND, started
@@ -41,13 +41,6 @@ over; and where a device goes, it clears the topic again itself for each entity 
 
 def complaints(ha: HomeAssistant) -> list[str]:
     return [line for line in ha.complaints if not CLEARED.search(line)]
-
-
-@asynccontextmanager
-async def home_of(folder: Path, home: str = "three-phase") -> AsyncIterator[House]:
-    with Mosquitto(folder) as broker:
-        async with housed(folder, broker, home) as house, watching(broker.port) as house.watcher:
-            yield house
 
 
 async def settled(ha: HomeAssistant, house: House, form: str = "device") -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 import pytest
+from houses import NOON_HOUR
 
 from bridge import commands
 from bridge.commands.session import CommandTiming
@@ -123,7 +124,7 @@ def home(
     shell: Shell, name: str = "three-phase", *, token: bool = True, account: bool = False
 ) -> Iterator[Simulator]:
     """Serve a simulated home, and set a valid token or account for it."""
-    simulator = Simulator(name)
+    simulator = Simulator(name, start_hour=NOON_HOUR)
     with served(shell, simulator, tls=simulator.home.secure, with_cloud=account):
         if token and simulator.home.secure:
             shell.set(gateway__token=simulator.token())

@@ -10,6 +10,7 @@ from typing import Any
 from brokers import Mosquitto, Served, Watcher, program, watching
 from running import Clock, confirmed, settings, settled, tree, until
 
+from bridge.service.leftovers import names_of
 from bridge.settings import Settings
 from bridge.simulator import HOMES, PASSWORD, USER, Home, Simulator
 from bridge.simulator.presets import PRODUCTION, MeterSpec
@@ -95,6 +96,10 @@ class House:
     async def settled(self) -> None:
         """Wait until every source has been polled and published once, and the counters are confirmed."""
         await until(lambda: settled(self.watcher, self.serial) and confirmed(self.watcher, self.serial))
+
+    async def ended(self, of: Settings) -> None:
+        """Wait for the last message of a bridge with these settings."""
+        await until(lambda: self.seen.get(f"{names_of(of).bridge}/state") == "offline")
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from brokers import Mosquitto, free_port, password_lines
 from cli import EXIT_CONFIGURATION, EXIT_REFUSED, EXIT_UNAVAILABLE, Shell, Told, home, served, shell
+from houses import NOON_HOUR
 
 from bridge.commands.session import CommandTiming, GatewayAddress
 from bridge.endpoints import ENDPOINTS
@@ -56,7 +57,7 @@ def sources(told: Told) -> dict[str, str]:
 def several(shell: Shell, *names: str) -> Iterator[list[Simulator]]:
     """Several homes with a token each, called first, second and so on."""
     with ExitStack() as stack:
-        simulators, gateways = [Simulator(name) for name in names], []
+        simulators, gateways = [Simulator(name, start_hour=NOON_HOUR) for name in names], []
         for simulator, name in zip(simulators, ("first", "second"), strict=True):
             address = stack.enter_context(served(shell, simulator))
             gateways.append({"host": address, "token": simulator.token(), "name": name})
@@ -392,7 +393,7 @@ def test_a_gateway_that_lets_us_read_nothing_is_not_well(shell: Shell, fault: st
 @contextmanager
 def changed_key(shell: Shell, **changes: str) -> Iterator[Simulator]:
     """A home that was checked before and now has a new key, and perhaps other changes."""
-    simulator = Simulator()
+    simulator = Simulator(start_hour=NOON_HOUR)
     shell.set(gateway__token=simulator.token())
     with served(shell, simulator) as address:
         assert shell.run("check").code == 0
@@ -433,7 +434,7 @@ def test_a_key_that_changed_with_the_firmware(shell: Shell) -> None:
 
 
 def test_a_key_that_was_pinned_anew_is_confirmed(shell: Shell) -> None:
-    simulator = Simulator()
+    simulator = Simulator(start_hour=NOON_HOUR)
     shell.set(gateway__token=simulator.token())
     with served(shell, simulator):
         assert shell.run("check").code == 0

@@ -19,7 +19,6 @@ from programs import BRIDGE_COMMAND, started
 from running import running, settled, until
 
 from bridge.commands.ownership import MAX_BRIDGES
-from bridge.service.leftovers import names_of
 from bridge.settings import Settings
 
 pytestmark = pytest.mark.hasty
@@ -69,7 +68,7 @@ async def was_run(home: House, **sections: Any) -> None:
         if ha.discovery != "off":
             await until(lambda: any(f"_{home.serial}_site" in topic for topic in below(home, ha.prefix)))
         await asyncio.sleep(5)
-    await until(lambda: home.seen.get(f"{names_of(settings).bridge}/state") == "offline")  # its last message
+    await home.ended(settings)
 
 
 def below(home: House, *levels: str) -> set[str]:

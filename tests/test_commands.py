@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from brokers import free_port
+from houses import NOON_HOUR
 from programs import BRIDGE_COMMAND, started
 from running import until
 
@@ -18,7 +19,7 @@ Set = Mapping[str, str]
 
 @pytest.fixture
 def simulator() -> Simulator:
-    return Simulator("single-phase")
+    return Simulator("single-phase", start_hour=NOON_HOUR)
 
 
 @pytest.fixture

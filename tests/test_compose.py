@@ -131,7 +131,7 @@ def test_its_broker_keeps_what_is_retained(project: dict[str, Any], tmp_path: Pa
     assert ("broker", "/mosquitto/data") in sources(broker)
     with Composed(tmp_path, project["configs"]["mosquitto"]["content"]) as mosquitto:
         at = ("-p", str(mosquitto.port), "-t", "enphase/bridge/state")
-        subprocess.run([program("mosquitto_pub"), *at, "-r", "-m", "online"], check=True)
+        subprocess.run([program("mosquitto_pub"), *at, "-r", "-q", "1", "-m", "online"], check=True)
         mosquitto.stop()
         mosquitto.start()
         asked = [program("mosquitto_sub"), *at, "-C", "1", "-W", "20"]

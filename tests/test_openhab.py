@@ -12,6 +12,7 @@ from pathlib import Path
 import openhab
 import pytest
 from cli import Shell, home, served, shell
+from houses import NOON_HOUR
 
 from bridge.simulator import HOMES, Simulator
 from bridge.simulator.replay import Replay
@@ -141,7 +142,7 @@ def test_the_captures_are_there() -> None:
 def test_two_gateways(shell: Shell, tmp_path: Path, names: tuple[str, str]) -> None:
     """The files have everything of both gateways, each name once, whatever the names. There is one bridge."""
     with ExitStack() as stack:
-        homes = [Simulator("split-phase"), Simulator("no-cts")]
+        homes = [Simulator(name, start_hour=NOON_HOUR) for name in ("split-phase", "no-cts")]
         gateways = [
             {
                 "host": f"https://{stack.enter_context(serve_in_thread(one, tls=True))}",

@@ -166,9 +166,10 @@ async def test_a_state_that_is_lost_or_damaged_lets_nothing_fall(
     """At this moment the gateway shows zeros."""
     async with house(tmp_path) as home:
         async with running(home.settings()):
-            await until(lambda: settled(home.watcher, home.serial) and len(lifetimes(home)) > 8)
-            await until(lambda: f"enphase/{home.serial}/site/solar/energy_lifetime" in lifetimes(home))
+            await home.settled()
+        await home.ended(home.settings())
         before = lifetimes(home)
+        assert f"enphase/{home.serial}/site/solar/energy_lifetime" in before
         folder = tmp_path / "state"
         if state == "lost":
             shutil.rmtree(folder)

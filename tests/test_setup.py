@@ -14,6 +14,7 @@ import pytest
 from brokers import Mosquitto, password_lines
 from cli import NOWHERE, Shell, Told, served, shell
 from dotenv import dotenv_values
+from houses import NOON_HOUR
 from nearby import LOOPBACK, alone, announced
 from programs import BRIDGE_COMMAND
 
@@ -35,7 +36,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
 
 @pytest.fixture
 def home() -> Simulator:
-    return Simulator("three-phase")
+    return Simulator("three-phase", start_hour=NOON_HOUR)
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def test_what_a_dotenv_file_would_expand_goes_into_a_toml_file(tmp_path: Path) -
 
 
 def test_legacy_firmware_is_asked_for_no_token(shell: Shell, broker: Mosquitto) -> None:
-    simulator = Simulator("legacy")
+    simulator = Simulator("legacy", start_hour=NOON_HOUR)
     with served(shell, simulator, tls=False) as address:
         shell.unset("gateway__host")
         told = answered(shell, f"http://{address}", broker.url, BROKER_USER, BROKER_PASSWORD)

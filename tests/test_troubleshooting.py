@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from brokers import Mosquitto, free_port, password_lines
 from cli import Shell, home, served, shell
+from houses import NOON_HOUR
 
 from bridge.commands.session import CommandTiming
 from bridge.gateway.token import REFUSED_FOR_S
@@ -210,7 +211,7 @@ def test_the_files_of_the_state_folder_are_those_of_the_document(shell: Shell, b
 
 def test_a_changed_key_is_explained(shell: Shell, broker: Mosquitto) -> None:
     shell.set(mqtt__url=broker.url)
-    simulator = Simulator()
+    simulator = Simulator(start_hour=NOON_HOUR)
     shell.set(gateway__token=simulator.token())
     with served(shell, simulator) as address:
         assert shell.run("check").code == 0

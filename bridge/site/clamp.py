@@ -346,9 +346,11 @@ def doubts(facts: Facts, readings: Iterable[Reading]) -> Iterator[str]:
 
     reporting = [device for (device, name), value in values.items() if name == "reporting" and value is True]
     made = sum(max(0.0, number(device, "power")) for device in reporting)
+    # Reports are up to a quarter of an hour old, so at dusk they show more than the meter.
+    is_bright = made >= max(SUN_MIN_W, SUN_MIN_SHARE * sum(number(device, "max_power") for device in reporting))
     shown, counted = (number(METERS[PRODUCTION], name) for name in ("power", DELIVERED))
     summed, exported = number(ENERGY_PCU, "energy_lifetime"), -number(METERS[NET], "power")
-    if _has_meter(facts) and made >= SUN_MIN_W and shown < BLIND_SHARE * made:
+    if _has_meter(facts) and is_bright and shown < BLIND_SHARE * made:
         where = "is reversed" if shown < -BLIND_SHARE * made else "is not on the wire of the microinverters"
         yield f"the production meter shows {shown:.0f} W, the microinverters report {made:.0f} W: its clamp {where}"
     elif _has_meter(facts) and summed > NEW_MIN_WH and counted < NEW_SHARE * summed:

@@ -46,7 +46,7 @@ class Home:
             elif source == "meters":
                 self.facts = Facts(self.facts.serial, meters=())
 
-    async def answer(self, source: str) -> tuple[Reading, ...]:
+    async def ask(self, source: str) -> tuple[Reading, ...]:
         """Return what an endpoint says now."""
         response = await self._client.get(BY_SOURCE[source].path)
         return tuple(BY_SOURCE[source].parse(response.content, self.facts, self.now).readings)
@@ -207,6 +207,24 @@ def test_standby_at_night_is_consumption() -> None:
     facts = meters("production", "net-consumption")
     given = answer(facts, "readings", meter__production__power=-6, meter__net_consumption__power=206)
     assert powers(Site().update(given)) == {"solar": 0, "grid": 206, "home": 206}
+
+
+@pytest.mark.parametrize(("drawn", "standby"), [(6.0, 6.0), (2_400.0, 100.0)])
+def test_what_a_reversed_clamp_shows_is_no_standby(drawn: float, standby: float) -> None:
+    """At a site with a meter of all consumption; inverters never draw kilowatts."""
+    facts, site = meters("production", "total-consumption"), Site()
+    counters = dict.fromkeys(("energy_delivered", "energy_received"), 1e6)
+    shown: Shown = {}
+    for hour in range(3):
+        told = {f"meter__total_consumption__{name}": value for name, value in counters.items()}
+        told |= {f"meter__production__{name}": value for name, value in counters.items()}
+        told["meter__total_consumption__energy_delivered"] += 300 * hour
+        told["meter__production__energy_received"] += drawn * hour
+        powers_now = {"meter__production__power": -drawn, "meter__total_consumption__power": 300.0}
+        shown = values(site.update(answer(facts, "readings", 3600.0 * hour, **told, **powers_now)))
+    assert shown["home/power"] == 300 + standby
+    assert shown["home/energy_lifetime"] == 2 * (300 + standby)
+    assert shown["grid/energy_imported"] == 2 * (300 + standby)
 
 
 @pytest.mark.parametrize("roles", [("production",), ("production", "load", "evse", "backfeed", "pv3p")])
@@ -1184,7 +1202,7 @@ async def test_no_right_clamp_is_doubted_at_any_hour(name: str) -> None:
         told = [
             reading
             for source in ("inverters", "readings", "energy")
-            for reading in await home.answer(source)
+            for reading in await home.ask(source)
             if reading.phase is None
         ]
         reporting |= {reading.value for reading in told if reading.name == "reporting"}

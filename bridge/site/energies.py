@@ -13,7 +13,7 @@ from pydantic import Field
 
 from bridge.model import DAY_S, HOUR_S
 from bridge.site.days import HourProfile, HoursState
-from bridge.site.selection import GIVEN, MAX_ANSWER_STEP_S, Values
+from bridge.site.selection import GIVEN, MAX_ANSWER_STEP_S, STANDBY, STANDBY_MAX_W, Values
 from bridge.site.totals import RESTART_SHARE, Accumulator, SiteCounters, Totals
 from bridge.state import SOUND_ENTRIES, SavedWattHours, State, UnixTime
 
@@ -340,11 +340,14 @@ class Energies:
         self.begin(name, parts, now)
         if mark is None:
             return None
-        changes = (
-            (key, value - mark.values[key] if key[1:] == GIVEN else _grown(mark.values[key], value))
+        changes = {
+            key: value - mark.values[key] if key[1:] == GIVEN else _grown(mark.values[key], value)
             for key, value in parts.items()
-        )
-        return sum(change if key.startswith("+") else -change for key, change in changes), mark.at
+        }
+        if STANDBY in changes:
+            longest = STANDBY_MAX_W * max(0.0, now - mark.at) / HOUR_S
+            changes[STANDBY] = min(changes[STANDBY], longest)
+        return sum(change if key.startswith("+") else -change for key, change in changes.items()), mark.at
 
     def _lack(self, name: str, now: float) -> None:
         """Note an answer in which the parts are not complete; give the mark up after a week of such answers."""

@@ -12,7 +12,15 @@ from typing import Any
 from bridge.endpoints.livedata import LIVE_GENERATOR, LIVE_GRID, LIVE_LOAD, LIVE_PV, LIVE_STORAGE
 from bridge.model import Measurement, Quantity
 from bridge.records import CHARGE, CONNECTIVITY, ENERGY, FLAG, POWER, STORED, TEXT, TIME, measurement
-from bridge.site.selection import BALANCE, METERS, PRODUCTION, SourceSelection, Values, without_livedata
+from bridge.site.selection import (
+    BALANCE,
+    METERS,
+    PRODUCTION,
+    STANDBY_MAX_W,
+    SourceSelection,
+    Values,
+    without_livedata,
+)
 
 SOLAR, GRID, BATTERY, GENERATOR, HOME = FLOWS = ("solar", "grid", "battery", "generator", "home")
 SITE_PREFIX = "site/"
@@ -154,8 +162,8 @@ def _solar(values: Values, selected: SourceSelection) -> float | None:
 def _consumption(values: Values, selected: SourceSelection) -> float | None:
     """The home's power by the meter of all consumption, which leaves out what the inverters draw at night."""
     total = _power(values, selected.home)
-    standby = min(0.0, values.get((METERS[PRODUCTION], "power"), 0.0)) if PRODUCTION in selected.meters else 0.0
-    return None if total is None else round(total - standby, 3)
+    own = values.get((METERS[PRODUCTION], "power"), 0.0) if selected.solar == METERS[PRODUCTION] else 0.0
+    return None if total is None else round(total + min(max(0.0, -own), STANDBY_MAX_W), 3)
 
 
 def _power(values: Values, device: str | None) -> float | None:

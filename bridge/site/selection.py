@@ -159,6 +159,10 @@ class GridSwitch:
 DELIVERED, RECEIVED = "energy_delivered", "energy_received"
 GIVEN = "battery/given"
 """The part of an energy that the battery gives, where it is integrated from its power."""
+STANDBY = f"+{METERS[PRODUCTION]}/{RECEIVED}"
+"""The part of an energy that the inverters draw at night."""
+STANDBY_MAX_W = 100.0
+"""Inverters draw no more than this at night. A clamp that shows more is reversed, and shows what they produce."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +293,7 @@ def _home_parts(selected: SourceSelection) -> tuple[str, ...]:
         solar = [f"+{device}/{name}" for device, name in selected.solar_counters]
         return (*solar, *_meter("+", NET), *_battery("+", selected))
     if TOTAL in selected.meters:
-        standby = (f"+{METERS[PRODUCTION]}/{RECEIVED}",) if selected.solar == METERS[PRODUCTION] else ()
+        standby = (STANDBY,) if selected.solar == METERS[PRODUCTION] else ()
         return (*_meter("+", TOTAL), *standby)
     return ()
 
@@ -299,7 +303,7 @@ def _grid_parts(selected: SourceSelection) -> tuple[str, ...]:
     if NET in selected.meters or TOTAL not in selected.meters:
         return ()
     solar = [f"-{device}/{name}" for device, name in selected.solar_counters]
-    standby = (f"+{METERS[PRODUCTION]}/{RECEIVED}",) if selected.solar == METERS[PRODUCTION] else ()
+    standby = (STANDBY,) if selected.solar == METERS[PRODUCTION] else ()
     return (*_meter("+", TOTAL), *solar, *standby, *_battery("-", selected))
 
 

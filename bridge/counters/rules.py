@@ -112,7 +112,8 @@ def apply(
     rulings = (rule(reading) for rule in RULES)
     state, outcome = next(ruling for ruling in rulings if ruling is not None)
     if limits.wrap and outcome.value is not None:
-        state = replace(state, days=state.days.with_reading(outcome.value, now))
+        days = state.days.with_reading(outcome.value, now)
+        state = state if days is state.days else replace(state, days=days)
     return state, outcome
 
 
@@ -142,11 +143,16 @@ def _unwrapped(raw: float, last: float) -> float:
 
 
 def _zero(reading: Observation) -> Ruling | None:
-    """Hold a zero: the gateway is starting, since counters do not fall to 0. A level that is held stays so."""
+    """Hold a zero: the gateway is starting, since counters do not fall to 0.
+
+    A level that is held stays so, but for a small fall: the power beside it is no longer believed.
+    """
     if reading.raw > 0 or reading.last < NOISE_WH:
         return None
     held = reading.state.held
-    return _hold(reading, replace(held, seen_at=reading.now) if held else reading.level(Cause.ZERO))
+    if held is None or held.cause is Cause.SMALL:
+        return _hold(reading, reading.level(Cause.ZERO))
+    return _hold(reading, replace(held, seen_at=reading.now))
 
 
 # Rule 6: steps of 2^32 J

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -215,18 +215,14 @@ class CounterState:
         held = self.held and replace(
             self.held, counted=self.held.counted + counted, unread=self.held.unread + unread
         )
-        return replace(
-            self.with_power(power),
-            held=held,
-            interval=interval,
-            counted=self.counted + counted,
-            unread=self.unread + unread,
+        return self.with_power(
+            power, held=held, interval=interval, counted=self.counted + counted, unread=self.unread + unread
         )
 
-    def with_power(self, power: float | None) -> "CounterState":
-        """A copy that has seen this power in W."""
+    def with_power(self, power: float | None, **changes: Any) -> "CounterState":
+        """A copy that has seen this power in W, and has these other changes."""
         watts = abs(power or 0.0)
-        return replace(self, power=watts, peak=max(self.peak, min(self.power, watts)))
+        return replace(self, power=watts, peak=max(self.peak, min(self.power, watts)), **changes)
 
     def good(self, raw: float, now: float, offset: float | None = None) -> "CounterState":
         """A copy whose last good reading is `raw` (Wh), perhaps with a new `offset`."""
@@ -245,7 +241,8 @@ class CounterState:
             return replace(self, raw=published, changed_at=when, seen_at=when, held=None)
         if published > (self.published or 0.0):
             when = max(when, self.changed_at)
-            return replace(self, raw=published - self.offset, changed_at=when, seen_at=max(when, self.seen_at))
+            raw, seen_at = published - self.offset, max(when, self.seen_at)
+            return replace(self, raw=raw, changed_at=when, seen_at=seen_at, held=None)  # it has counted on since
         return self
 
     def after_clock_change(self, now: float) -> "CounterState":
@@ -295,7 +292,8 @@ class Observation:
     @property
     def slack(self) -> float:
         """Wh by which the counter can have risen since it changed."""
-        return SLACK_WH + self.while_read + self.limits.energy(self.state.unread)
+        counted = self.while_read + self.limits.energy(self.state.unread)
+        return SLACK_WH + min(counted, self.limits.energy(self.now - self.state.changed_at))
 
     @property
     def while_read(self) -> float:

@@ -19,7 +19,9 @@ GROUPED_FILES = {
     **dict.fromkeys(("acceptance", "test_page.py"), "people"),
 }
 """Files and folders of tests that need much of the machine, and the kind of program that they need."""
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
 settings.register_profile("search", settings.get_profile("unhurried"), derandomize=False)
 settings.load_profile("unhurried")  # neither a busy machine nor chance makes a test fail
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")

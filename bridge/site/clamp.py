@@ -172,7 +172,7 @@ class SolarTrust:
         fresh = [unit for unit in self._units.values() if unit.at > before.began.at + clock_offset]
         power, highest = sum(unit.power for unit in fresh), sum(unit.highest for unit in self._units.values())
         reported = power * (now.began.at - before.began.at) / HOUR_S
-        if power < max(SUN_MIN_W, SUN_MIN_SHARE * highest) or is_closed is False:
+        if not _is_bright(power, highest) or is_closed is False:
             self._round = now
         elif 2 * len(fresh) >= len(self._units) and abs(made - reported) <= AGREE_SHARE * reported:
             self._round = now
@@ -293,6 +293,11 @@ class _GoodValues:
         return self._since is not None and self._time - self._since >= RECOVERED_S
 
 
+def _is_bright(power: float, highest: float) -> bool:
+    """Whether microinverters make enough to compare a meter with: their power, and the sum of their highest (W)."""
+    return power >= max(SUN_MIN_W, SUN_MIN_SHARE * highest)
+
+
 def _has_counted_nothing(told: Values) -> bool | None:
     """Whether a meter has counted nearly nothing beside the microinverters; `None` while that is unknown."""
     counted, pcu = map(told.get, ((METERS[PRODUCTION], DELIVERED), (ENERGY_PCU, "energy_lifetime")))
@@ -347,7 +352,7 @@ def doubts(facts: Facts, readings: Iterable[Reading]) -> Iterator[str]:
     reporting = [device for (device, name), value in values.items() if name == "reporting" and value is True]
     made = sum(max(0.0, number(device, "power")) for device in reporting)
     # Reports are up to a quarter of an hour old, so at dusk they show more than the meter.
-    is_bright = made >= max(SUN_MIN_W, SUN_MIN_SHARE * sum(number(device, "max_power") for device in reporting))
+    is_bright = _is_bright(made, sum(number(device, "max_power") for device in reporting))
     shown, counted = (number(METERS[PRODUCTION], name) for name in ("power", DELIVERED))
     summed, exported = number(ENERGY_PCU, "energy_lifetime"), -number(METERS[NET], "power")
     if _has_meter(facts) and is_bright and shown < BLIND_SHARE * made:

@@ -24,7 +24,7 @@ import lab
 
 from bridge.endpoints import ENDPOINTS
 from bridge.outbox import Outbox
-from bridge.service.bridge import make_poller
+from bridge.service.assembly import make_poller
 from bridge.settings import Settings
 from bridge.store import Store
 

@@ -1,7 +1,6 @@
 """Values and errors that all stages share. The values are frozen."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -32,26 +31,20 @@ class Phase(StrEnum):
 
     @property
     def label(self) -> str:
-        """The name that people use."""
         return self.value.upper()
 
 
 class Input(StrEnum):
     """A DC input of a microinverter; one solar module is connected to each."""
 
-    C1 = "c1"
-    C2 = "c2"
-    C3 = "c3"
-    C4 = "c4"
+    C1, C2, C3, C4 = "c1", "c2", "c3", "c4"
 
     @property
     def label(self) -> str:
-        """The name that people use."""
         return f"Input {self.value[1:]}"
 
 
-Axis = Phase | Input
-"""A part of a device that is measured separately. It is never part of a measurement's name."""
+Axis = Phase | Input  # a part of a device that is measured separately
 
 
 class SourceName(StrEnum):
@@ -76,8 +69,20 @@ class SourceName(StrEnum):
     DRY_CONTACT_SETTINGS = "dry_contact_settings"
     GENERATOR = "generator"
     GEN_CONFIG = "gen_config"
+    GEN_MODE = "gen_mode"
+    GEN_SCHEDULE = "gen_schedule"
     TARIFF = "tariff"
     STATUS = "status"
+    SCHED = "sched"
+    ACB_CONFIG = "acb_config"
+    PEL_SETTINGS = "pel_settings"
+    PCS_SETTINGS = "pcs_settings"
+    DPEL = "dpel"
+    PVLIMIT = "pvlimit"
+    SC_STATUS = "sc_status"
+    FIRMWARE = "firmware"
+    ERRORS = "errors"
+    EVENT_LIST = "event_list"
 
 
 class Platform(StrEnum):
@@ -85,6 +90,8 @@ class Platform(StrEnum):
 
     SENSOR = "sensor"
     BINARY_SENSOR = "binary_sensor"
+    EVENT = "event"
+    UPDATE = "update"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +100,7 @@ class Quantity:
 
     `deadband` is the change, in `unit`, below which a value topic is not published again. `pace` is the least time,
     in seconds, between two publications of a value topic. A change of `urgent_change` or more does not wait for it;
-    0 stands for no such change.
-    `precision` is the number of decimals that Home Assistant shows.
+    0 stands for no such change. `precision` is the number of decimals that Home Assistant shows.
     """
 
     unit: str | None = None
@@ -118,8 +124,8 @@ class Measurement:
     `interval` is the least number of seconds between two publications; `None` stands for the pace of its quantity,
     which does not apply in profile `live`.
     `fallback` values are used only while no other source has the same value without `fallback`.
-    `unused` is set for units that have never worked at this gateway: their entities are disabled, and the gateway's
-    serial number in their names leaves the usual ids to the gateway that does use the unit.
+    `unused` is set for units that never worked here: their entities are disabled, and the gateway's serial number
+    in their names leaves the usual ids to the gateway that does use the unit.
     """
 
     name: str
@@ -139,8 +145,7 @@ class Measurement:
 class Reading:
     """One measured value of one device, in the unit of its quantity.
 
-    `phase` is the measured part of the device: a phase, a DC input, or `None` for the whole device. A reading with
-    `repeat` is published even if its value has not changed.
+    `phase` is the measured part, or `None` for the whole device. With `repeat` it is published even if unchanged.
     """
 
     device: str
@@ -181,9 +186,9 @@ MAX_GEAR = 256
 
 @dataclass(frozen=True, slots=True)
 class UnitFacts:
-    """What a unit is, as its answers tell. People see it with the unit's device in Home Assistant.
+    """What a unit is, as its answers tell, for its device in Home Assistant. Its owner calls it `name`.
 
-    `name` is what its owner calls it. `maker` is `None` for Enphase. `is_used` tells whether a contact has a load.
+    `maker` is `None` for Enphase. `is_used` tells whether a contact has a load.
     """
 
     name: str | None = None
@@ -198,13 +203,9 @@ class UnitFacts:
 class Facts:
     """What is known of a gateway, and is needed to read answers or to know which endpoints to ask.
 
-    Most of it comes from `/info` and `/ivp/meters`.
-
-    `mac` is known only where the gateway is a neighbour in this machine's network.
-    `meters` is `None` until `/ivp/meters` has answered or is known to be missing.
-    `clock_offset` is the gateway's clock minus this machine's, in seconds.
-    `gear` are the devices that were seen beside inverters and meters, as `kind/id`: `battery/492301002201`.
-    `units` tells what some devices are.
+    Most of it comes from `/info` and `/ivp/meters`. `mac` is known only where it is a neighbour in our network.
+    `meters` is `None` until `/ivp/meters` has answered or is missing. `clock_offset` (s) is its clock minus ours.
+    `gear` are other devices that were seen, as `battery/492301002201`. `units` tells what some devices are.
     """
 
     serial: str
@@ -216,10 +217,10 @@ class Facts:
     units: Mapping[str, UnitFacts] = field(default_factory=dict)
     mac: str | None = None
 
-    @property
-    def release(self) -> int | None:
-        """The firmware's major version: 8 of `D8.3.5169`."""
-        return next(iter(_release(self.firmware)), None)
+    def is_from(self, release: str, *, if_unknown: bool = False) -> bool:
+        """Whether its firmware is this release, such as `8.2`, or a newer one; `if_unknown` where it is unknown."""
+        own = _release(self.firmware)
+        return own >= _release(release) if own else if_unknown
 
     def is_newer(self, firmware: str | None) -> bool:
         """Whether its firmware is a newer release than this one; False where one of them is unknown."""
@@ -258,7 +259,7 @@ class Facts:
 def slug(text: str, separator: str, *, keep: str = "") -> str:
     """Replace each run of characters by `separator`, except ASCII lower-case letters, digits and those in `keep`.
 
-    There is no separator at the beginning and at the end. The result may be empty.
+    There is none at the beginning and at the end. The result may be empty.
     """
     return re.sub(rf"[^a-z0-9{re.escape(keep)}]+", separator, text).strip(separator)
 
@@ -272,18 +273,14 @@ def printable(text: str, most: int) -> str:
     return UNPRINTABLE.sub("", " ".join(text[: 4 * most].split()))[:most].strip()
 
 
-def without_accents(text: str) -> str:
-    """Replace accented letters by ASCII letters, and remove all characters that have no ASCII equivalent."""
-    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-
-
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A line for the log: something has happened to what is counted. `name` is its `event` key in JSON logs."""
+    """A line for the log: what has happened, perhaps to the counter `about`. `name` is its key in JSON logs."""
 
     name: str
     text: str
     warning: bool
+    about: str = ""
 
 
 class Priority(IntEnum):
@@ -304,11 +301,11 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One retained MQTT message. An empty payload clears the topic.
+    """One MQTT message, retained unless `retain` is unset. An empty payload clears the topic.
 
     A newer payload is sent if it differs by `deadband` or more and `interval` seconds have passed. If it differs by
-    `urgent_change` or more, it does not wait; 0 stands for no such change. A message with `repeat` is sent even if
-    the broker has its payload.
+    `urgent_change` or more, it does not wait; 0 stands for none. One with `repeat` is sent even if the broker has
+    its payload. `correlation` is the correlation data of MQTT 5.
     """
 
     topic: str
@@ -320,15 +317,22 @@ class Message:
     urgent_change: float = 0.0
     repeat: bool = False
     content_type: str | None = None
+    retain: bool = True
+    correlation: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request to the gateway. `json` makes it a POST. An answer of more than `most_bytes` is not read."""
+    """One request to the gateway, with JSON as its `body`. An answer of more than `most_bytes` is not read.
+
+    A request that is sent `once` is not repeated after a failure, since it may have taken effect.
+    """
 
     path: str
-    json: Mapping[str, int] | None = field(default=None)
+    method: str = "GET"
+    body: str | None = None
     most_bytes: int = MEGABYTE
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +354,7 @@ class BridgeError(Exception):
     │   │   ├── BrokenOff         the connection broke off
     │   │   └── Overloaded        502, 503, 504
     │   ├── Starting              the gateway asks for half a minute
+    │   ├── GatewayFault          429, 500
     │   ├── CloudUnavailable      Enphase's cloud gives no answer
     │   │   └── RateLimited       Enphase's cloud asks for a pause
     │   └── UnsupportedOption     the broker does not take an MQTT option

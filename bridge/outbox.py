@@ -7,6 +7,7 @@ the caller passes in.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -21,6 +22,8 @@ JITTER_S = 0.25
 """Seconds by which polls may come too early or too late. A payload that comes so shortly before the end of its
 topic's interval is sent at once. An earlier one waits until so many seconds after that end, so that the next poll
 can replace it. So a value that is polled as often as it may be sent is sent with each poll."""
+MAX_EVENTS = 100
+"""Messages that are not retained and wait for the broker at most; then the oldest is dropped."""
 OVERTAKE_S = 0.25
 """Seconds after which urgent changes overtake the rest of a round. Only rate limits and slow brokers make rounds
 that long."""
@@ -182,8 +185,8 @@ class _Unsent:
         return soonest
 
 
-class Outbox:
-    """Keeps the messages that the broker should have, and offers those that it does not have.
+class RetainedTopics:
+    """Keeps the retained messages that the broker should have, and offers those that it does not have.
 
     All dead bands are multiplied by `deadband_scale`; with 0 every change is sent. Without `repeats`, messages that
     ask to be repeated are sent only if they have changed, as all others.
@@ -300,6 +303,49 @@ class Outbox:
             topic.sent_at = topic.refused = None
             topic.doubted = True
             self._unsent.file(topic, self._now)
+
+
+class Outbox(RetainedTopics):
+    """The messages for the broker. Those that are not retained go first; each of them is sent, and sent once."""
+
+    def __init__(self, deadband_scale: float = 1.0, *, repeats: bool = True) -> None:
+        super().__init__(deadband_scale, repeats=repeats)
+        self._events: deque[Message] = deque(maxlen=MAX_EVENTS)
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self._events)
+
+    def put(self, message: Message, now: float = -math.inf) -> float:
+        if message.retain:
+            return super().put(message, now)
+        if message not in self._events:
+            self._events.append(message)
+        return 0.0
+
+    def pending(self, now: float) -> Iterator[Message]:
+        yield from tuple(self._events)
+        for message in super().pending(now):
+            yield message
+            yield from tuple(self._events)
+
+    def next_due(self, now: float) -> float | None:
+        return 0.0 if self._events else super().next_due(now)
+
+    def sent(self, message: Message, now: float) -> None:
+        if message.retain:
+            super().sent(message, now)
+        else:
+            self._forget(message)
+
+    def refuse(self, message: Message) -> None:
+        if message.retain:
+            super().refuse(message)
+        else:
+            self._forget(message)
+
+    def _forget(self, event: Message) -> None:
+        if self._events and self._events[0] is event:  # otherwise it was dropped meanwhile
+            self._events.popleft()
 
 
 def _within(sent: str, payload: str, *, band: float) -> bool:

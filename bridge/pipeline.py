@@ -17,10 +17,11 @@ from bridge.counters import Guarded, Ledger, is_counter, usual_cap
 from bridge.counters.state import CounterState
 from bridge.endpoints import Parsed
 from bridge.endpoints.production import ENERGY_PCU
+from bridge.in_force import InForce, InForceState
 from bridge.inverters import Inverters, UnitsState
 from bridge.model import MAX_COUNTER_WH, Axis, BadAnswer, Event, Facts, Reading, SourceName
 from bridge.site import GuardedAnswer, Site, SiteState
-from bridge.site.days import DayClock, DaysState
+from bridge.site.days import DayClock, DaysState, PhaseDays
 from bridge.state import SOUND_ENTRIES, FileState, UnixTime
 from bridge.topics import TIMESTAMP
 
@@ -38,9 +39,11 @@ MAX_GONE_DEVICES = MAX_DEVICES // 2
 
 
 class CountersState(FileState):
-    """What is kept of a gateway's counters: its lifetime counters, its site, its inverters and their days.
+    """What is kept of a gateway's counters: its lifetime counters, its site, its inverters and their days, and the
+    days of phases.
 
-    `day_time` is the unix time of the last answer, by which days begin.
+    `in_force` is what is kept of stored and live settings. `day_time` is the unix time of the last answer, by which
+    days begin.
     """
 
     suffix: ClassVar[str] = "_counters"
@@ -48,7 +51,9 @@ class CountersState(FileState):
     counters: Annotated[dict[str, CounterState], SOUND_ENTRIES] = Field(default_factory=dict)
     site: SiteState = SiteState()
     days: DaysState = Field(default_factory=dict)
+    phases: DaysState = Field(default_factory=dict)
     units: UnitsState = Field(default_factory=dict)
+    in_force: InForceState = InForceState()
     day_time: UnixTime = 0.0
 
 
@@ -57,7 +62,8 @@ class Processed:
     """An answer's readings as they may be published, what the site learns from them, and what a log should say.
 
     `held` is how many counters of the gateway are held at their last good value. `is_unconfirmed` is set if first
-    readings of counters wait for the next answer, which confirms them.
+    readings of counters wait for the next answer, which confirms them. `in_force` are the readings of what is in
+    force after it. `asks_why` is set if the controller should explain a new limit.
     """
 
     readings: Sequence[Reading]
@@ -65,6 +71,8 @@ class Processed:
     events: Sequence[Event]
     held: int
     is_unconfirmed: bool
+    in_force: Sequence[Reading] = ()
+    asks_why: bool = False
 
 
 class Pipeline:
@@ -91,6 +99,8 @@ class Pipeline:
         self._limit = DeviceLimit(published | self._ledger.devices)
         self.site = Site(netted=netted, third_party=third_party, in_home=in_home, zone=zone, state=state.site)
         self._inverters = Inverters(state.units, state.days, self._limit, zone)
+        self._phases = PhaseDays(state.phases, zone)
+        self._in_force = InForce(state.in_force)
         self._flows: Sequence[Reading] = ()
         self._pcu: object = None
         """What the gateway has last given as the sum of its inverters' energy."""
@@ -102,7 +112,9 @@ class Pipeline:
             counters=self._ledger.states,
             site=self.site.state,
             days=self._inverters.days,
+            phases=self._phases.state,
             units=self._inverters.units,
+            in_force=self._in_force.state,
             day_time=self._day_clock.at,
         )
 
@@ -150,7 +162,8 @@ class Pipeline:
         self._pcu = next((r.value for r in readings if (r.device, r.name) == PCU_COUNTER), self._pcu)
         is_believed = self._pcu == 0 and self._inverters.have_made_nothing
         _refuse_zeros(source, guarded, zeros_are_believed=is_believed or source != _source_of_solar(facts))
-        shown = list(self._inverters.with_today(_with_unknown(readings, guarded.readings), day_time))
+        known = _with_unknown(readings, guarded.readings)
+        shown = [*self._phases.with_today([*self._inverters.with_today(known, day_time)], day_time)]
         answer = GuardedAnswer(
             source,
             guarded.readings,
@@ -163,7 +176,9 @@ class Pipeline:
             storage_pending=storage_pending,
         )
         events = [*self._limit.warning(given, accepted), *guarded.events]
-        return Processed(shown, answer, events, guarded.held, guarded.is_unconfirmed)
+        in_force = self._in_force.update(source, shown, facts, now)
+        asks_why = self._in_force.asks_why
+        return Processed(shown, answer, events, guarded.held, guarded.is_unconfirmed, in_force, asks_why)
 
     def flows(self, answer: GuardedAnswer) -> Sequence[Reading]:
         """The site's readings after an answer; none where they have not changed and none of them comes from it."""

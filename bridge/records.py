@@ -10,7 +10,7 @@ Its name is the last level of the topic. Its type gives the unit, the conversion
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Self
@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticUseDefault, core_schema
 
+from bridge.control import Control
 from bridge.model import Axis, Measurement, Platform, Quantity, Reading, printable
 
 UINT32 = 2**32
@@ -271,6 +272,7 @@ Celsius = Annotated[MaybeNumber, TEMPERATURE, number(negatives=HALF_OF_UINT32)]
 Fahrenheit = Annotated[MaybeNumber, TEMPERATURE, number(scale=5 / 9, zero=32, digits=1)]
 Share = Annotated[MaybeNumber, SHARE, number()]
 Seconds = Annotated[MaybeNumber, INTERVAL, number()]
+Milliseconds = Annotated[MaybeNumber, DURATION, number(scale=0.001)]
 PlainNumber = Annotated[MaybeNumber, NUMBER, number(most=MOST_NUMBER)]
 Count = Annotated[MaybeNumber, COUNT, number(most=MOST_NUMBER)]
 Text = Annotated[str | Absent | None, TEXT, Converter(_text)]
@@ -278,6 +280,8 @@ LowerText = Annotated[str | Absent | None, TEXT, mapped(str.lower)]
 Texts = Annotated[str | Absent | None, TEXT, Converter(_list)]
 Flag = Annotated[bool | Absent | None, FLAG, Converter(_flag)]
 NotFlag = Annotated[bool | Absent | None, FLAG, Converter(_not_flag)]
+FlagKey = Annotated[bool | Absent | None, Converter(_flag)]
+"""A boolean that tells how to read other fields, and is no value of its own."""
 Connected = Annotated[bool | Absent | None, CONNECTIVITY, Converter(_flag)]
 Epoch = Annotated[datetime | Absent | None, TIME, Converter(_time)]
 
@@ -285,8 +289,10 @@ Epoch = Annotated[datetime | Absent | None, TIME, Converter(_time)]
 def wire(*names: str, **options: Any) -> Any:
     """Bind a field to its name, or names, in the answer. The options are those of `Measurement`.
 
-    `watts.now` is the field `now` of the object `watts`.
+    `watts.now` is the field `now` of the object `watts`. A `control` tells how it is set, under its first name.
     """
+    if control := options.get("control"):
+        options["control"] = replace(control, leaf=control.leaf or names[0].rpartition(".")[2])
     places = (AliasPath(*name.split(".")) if "." in name else name for name in names)
     return Field(default=ABSENT, validation_alias=AliasChoices(*places), json_schema_extra=dict(options))
 
@@ -299,22 +305,26 @@ def label(name: str) -> str:
 class Record(BaseModel):
     """One object of an answer. Fields without a quantity are keys: they become no readings.
 
-    `table` has the measurement of each other field, by its name.
+    `table` has the measurement of each other field, by its name, and `controls` how some of them are set.
     """
 
     # Validators are built with the first answer, since most homes lack most kinds of storage gear.
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
     table: ClassVar[Mapping[str, Measurement]] = {}
+    controls: ClassVar[Mapping[str, Control]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        rows = ((name, quantity_of(info), info) for name, info in cls.model_fields.items())
-        cls.table = {
-            name: measurement(name, quantity, **info.json_schema_extra)
-            for name, quantity, info in rows
-            if quantity and isinstance(info.json_schema_extra, dict)
-        }
+        rows = ((name, quantity_of(info), info.json_schema_extra) for name, info in cls.model_fields.items())
+        table, controls = dict[str, Measurement](), dict[str, Control]()
+        for name, quantity, given in rows:
+            options: dict[str, Any] = {**given} if isinstance(given, dict) else {}
+            if control := options.pop("control", None):
+                controls[name] = control
+            if quantity and isinstance(given, dict):
+                table[name] = measurement(name, quantity, **options)
+        cls.table, cls.controls = table, controls
 
     def readings(
         self, device: str, phase: Axis | None = None, *, without: frozenset[str] = frozenset()
@@ -361,7 +371,8 @@ ICONS = {
     "certificate|token": "mdi:certificate-outline",
     "inverters": "mdi:solar-panel",
     "apparent_energy|reactive_energy": "mdi:sine-wave",
-    "soh|soc|reserve|share|percent": "mdi:battery-heart-variant",
+    "percent|setpoint": "mdi:speedometer",
+    "soh|soc|reserve|share": "mdi:battery-heart-variant",
     "phase": "mdi:numeric",
     "mode": "mdi:cog-outline",
     "status|state": "mdi:state-machine",

@@ -22,6 +22,7 @@ from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -114,6 +115,30 @@ def _base(value: str) -> str:
     return value
 
 
+CONTROL_GROUPS = ("storage", "contacts", "generator", "limit", "acb", "grid")
+"""The groups of values that commands can be allowed to set. `all` stands for all but `grid`, which can leave a home
+without power.
+"""
+
+
+def _allowed(value: Any) -> Any:
+    """The groups of a list, which may be a text with commas, as a text with commas in one order.
+
+    Raises:
+        ValueError: there is no such group.
+    """
+    if value is None:
+        return None
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise ValueError("must be names of groups with commas between them")
+    named = {name.strip().lower() for name in given} - {"", "none"}
+    if unknown := sorted(named - {*CONTROL_GROUPS, "all"}):
+        raise ValueError(f"there is no group {unknown[0]!r}; there are {', '.join(CONTROL_GROUPS)} and all")
+    every = {*CONTROL_GROUPS} - {"grid"} if "all" in named else set[str]()
+    return ",".join(name for name in CONTROL_GROUPS if name in named | every)
+
+
 def _shard(value: str) -> str:
     return str(sharding.Shard.of(value, socket.gethostname()))
 
@@ -133,6 +158,14 @@ def ordinary(path: Path) -> Path:
     return path
 
 
+def _rare(seconds: float) -> float:
+    if 0 < seconds < LEAST_RARE_S:
+        raise ValueError(f"0 or at least {LEAST_RARE_S}: this is much work for the gateway")
+    return seconds
+
+
+LEAST_RARE_S = 900
+Allow = Annotated[str, BeforeValidator(_allowed)]
 File = Annotated[Path, AfterValidator(ordinary)]
 Topic = Annotated[str, AfterValidator(topic_name)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
@@ -163,16 +196,21 @@ class GatewaySettings(Section):
     tls: Literal["pin", "strict", "off"] = "pin"
     """`pin` trusts the first TLS key, and a new one with newer firmware; `strict` only the first; `off` any"""
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    """name of the site in Home Assistant"""
+    """name of the site in Home Assistant, and the end of the names of its meters"""
     site: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """text for `{site}` in the base topic, which is reduced to `a`-`z`, `0`-`9`, `-` and `_`; default: the name"""
     home: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """name of the home, the same for all gateways behind one grid meter; `enphase/home/<home>` adds them up"""
     grid_meter: bool = False
     """whether its meter is that of the whole home; needed only if several gateways of a home have a grid meter"""
+    allow: Allow | None = None
+    """what commands may set at this gateway, in place of BRIDGE_CONTROL__ALLOW"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        account = (self.username or "", self.password.get_secret_value() if self.password else "")
+        if any(re.match(r"eyJ[\w-]+\.", text) for text in account):
+            raise ValueError("username or password is a token: set token to it, and neither of them")
         if (self.username is None) != (self.password is None):
             raise ValueError("username and password go together: set both, or neither")
         if self.home is not None and not self.home_level:
@@ -391,6 +429,8 @@ def with_periods(section: type[SectionT]) -> type[SectionT]:
     fields: dict[str, Any] = {source.value: (Period | None, None) for source in SourceName}
     if taken := fields.keys() & section.model_fields:
         raise TypeError(f"a setting and a source have the same name: {', '.join(taken)}")
+    rare = Field(None, description="off unless set, and at least 900: it is much work for the gateway")
+    fields[SourceName.EVENT_LIST] = (Annotated[Period, AfterValidator(_rare)] | None, rare)
     never_off = Field(None, description="it tells which gateway this is, so it can't be turned off")
     fields[SourceName.INFO] = (Annotated[Period, Field(ge=1)] | None, never_off)
     return create_model(
@@ -420,6 +460,18 @@ class SiteSettings(Section):
     """how import and export are counted: `sum` nets the phases first, `per_phase` counts each phase alone"""
     third_party_pv: bool = False
     """whether solar power of another maker that has a meter (`pv3p`) counts as the site's solar power"""
+
+
+class ControlSettings(Section):
+    """Commands to the gateway over MQTT."""
+
+    allow: Allow = ""
+    """what commands may set: `storage`, `contacts`, `generator`, `limit`, `acb`, `grid`; `all` is all but `grid`"""
+
+    def allowed(self, gateway: GatewaySettings) -> frozenset[str]:
+        """The groups of values that commands may set at this gateway."""
+        allow = self.allow if gateway.allow is None else gateway.allow
+        return frozenset(filter(None, allow.split(",")))
 
 
 class HttpSettings(Section):
@@ -488,6 +540,7 @@ class Settings(BaseSettings):
     homeassistant: HomeAssistantSettings = HomeAssistantSettings()
     poll: PollSettings = PollSettings()
     site: SiteSettings = SiteSettings()
+    control: ControlSettings = ControlSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
     timezone: Annotated[str, AfterValidator(_zone)] | None = None
@@ -738,13 +791,60 @@ def _shown(part: str) -> str:
 
 
 def _unknown(name: str) -> str:
-    known = list(names())
-    if name.upper() in known:
+    if name.upper() in {*names()}:
         return f"{name}: must be written in small letters here"
+    near = " or ".join(VARIABLE_PREFIX + setting for setting in _nearest(name.upper()))
+    return f"{name}: no such setting" + (f"; did you mean {near}?" if near else "")
+
+
+OTHER_SECTIONS = {
+    **dict.fromkeys(("ENVOY", "ENPHASE", "IQ", "IQGATEWAY", "GATEWAYS"), "GATEWAY"),
+    **dict.fromkeys(("BROKER", "MOSQUITTO"), "MQTT"),
+    **dict.fromkeys(("HA", "HASS"), "HOMEASSISTANT"),
+    **dict.fromkeys(("WEB", "METRICS"), "HTTP"),
+    **dict.fromkeys(("LOGGING", "LOGGER"), "LOG"),
+}
+"""Our section for names that other programs give to one."""
+OTHER_NAMES = {
+    "GATEWAY__HOST": "ADDRESS HOSTNAME IP IP_ADDRESS URL",
+    "GATEWAY__TOKEN": "ACCESS_TOKEN API_KEY JWT",
+    "GATEWAY__USERNAME": "ACCOUNT EMAIL LOGIN USER USER_NAME",
+    "GATEWAY__PASSWORD": "PASS PASSWD PWD",
+    "GATEWAY__SERIAL": "SERIAL_NUMBER SERIALNUMBER SN",
+    "MQTT__URL": "ADDRESS BROKER HOST HOSTNAME IP PORT SERVER SSL TLS URI",
+    "MQTT__USERNAME": "LOGIN USER USER_NAME",
+    "MQTT__PASSWORD": "PASS PASSWD PWD",
+    "MQTT__BASE_TOPIC": "PREFIX ROOT TOPIC TOPIC_PREFIX",
+    "MQTT__CA_FILE": "CA CA_CERT",
+    "HOMEASSISTANT__PREFIX": "DISCOVERY_PREFIX DISCOVERY_TOPIC",
+    "POLL__PROFILE": "INTERVAL PERIOD",
+    "HTTP__LISTEN": "ADDRESS HOST PORT",
+    "LOG__LEVEL": "DEBUG VERBOSE",
+    "TIMEZONE": "TIME_ZONE TZ",
+    "STATE_DIR": "DATA_DIR STATE_FOLDER",
+    "CONFIG": "CONFIG_FILE TOML",
+}
+"""What other programs call a setting: our settings without the prefix, their names without the section, too."""
+
+
+def _nearest(name: str) -> Sequence[str]:
+    """The settings that an unknown name may stand for, at most two and without the prefix."""
     import difflib  # noqa: PLC0415 - 0.2 MB, needed only after a mistake
 
-    near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.5)
-    return f"{name}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    name = name.removeprefix(VARIABLE_PREFIX).replace("HOME_ASSISTANT", "HOMEASSISTANT")
+    first, _, rest = re.sub("_+", "_", re.sub(r"^GATEWAYS__\d+", "GATEWAY", name)).partition("_")
+    known = [setting.removeprefix(VARIABLE_PREFIX) for setting in names()]
+    section = OTHER_SECTIONS.get(first, first) + "__" if rest else ""
+    mine = [setting for setting in known if section and setting.startswith(section)]
+    wanted, among = (rest, mine) if mine else (name, [*known, "CONFIG"])
+    by_name = {setting: setting.rpartition("__")[2] for setting in among}
+    near = [setting for setting in among if by_name[setting] == wanted] or [
+        setting for setting in among if wanted in OTHER_NAMES.get(setting, "").split()
+    ]
+    if not near and mine:
+        close = difflib.get_close_matches(wanted, by_name.values(), n=1, cutoff=0.6)
+        near = [setting for setting in mine if by_name[setting] in close]
+    return near[:2] or difflib.get_close_matches(name, known, n=1, cutoff=0.85 if mine else 0.75)
 
 
 def _refuse_unreadable_lines() -> None:

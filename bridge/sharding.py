@@ -3,11 +3,12 @@
 import json
 import re
 import tomllib
+import unicodedata
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from bridge.model import slug, without_accents
+from bridge.model import slug
 
 MAX_FLEET_FILE_BYTES = 64 * 1024 * 1024
 """Bytes that are read of the file: about 80,000 gateways with tokens. A longer file is cut off, and so invalid."""
@@ -66,6 +67,11 @@ def jump(key: int, count: int) -> int:
         key = (key * HASH_MULTIPLIER + 1) % UINT64_RANGE
         following = int((found + 1) * (2**31 / ((key >> 33) + 1)))
     return found
+
+
+def without_accents(text: str) -> str:
+    """Replace accented letters by ASCII letters, and remove all characters that have no ASCII equivalent."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 def level(name: str) -> str:

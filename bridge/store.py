@@ -1,4 +1,4 @@
-"""The state folder: small JSON files that outlive the process, three for each gateway, one for each home of
+"""The state folder: small JSON files that outlive the process, four for each gateway, one for each home of
 several gateways and one for the bridge.
 
 Identity, counters and tree of a gateway are files of their own, because the counters are written every few minutes

@@ -62,6 +62,9 @@ class Names:
         """The topic below which this bridge publishes its own state."""
         return self.bridges + (f"/{self.instance}" if self.instance else "")
 
+    def events(self, serial: str) -> str:
+        return f"{self.base}/{serial}/events"
+
     def state(self, serial: str) -> str:
         return f"{self.base}/{serial}/state"
 

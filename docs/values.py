@@ -16,9 +16,10 @@ from pydantic.fields import FieldInfo
 from bridge.discovery.devices import DEVICE_KINDS
 from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
 from bridge.endpoints.switchgear import RELAY_MAINS
+from bridge.in_force import ROWS_IN_FORCE
 from bridge.model import Facts, Input, Phase, Quantity, Reading
 from bridge.records import Record
-from bridge.service.publisher import DIAGNOSTICS, DIAGNOSTICS_SOURCE, SITE_SOURCE
+from bridge.service.publisher import DIAGNOSTICS, DIAGNOSTICS_SOURCE, IN_FORCE_SOURCE, SITE_SOURCE
 from bridge.simulator import HOMES, Simulator
 from bridge.simulator.http import HttpRequest
 from bridge.site import ROWS as FLOWS
@@ -40,6 +41,9 @@ UNSEEN = {
     b'"lifetime": {"joulesProduced": 1, "joulesUsed": 2}}]}}',
     "inventory": b'[{"type": "ENCHARGE", "devices": [{"serial_num": "1", "real_power_w": 1, '
     b'"bmu_ibl_fw_version": "1"}]}, {"grid_profile_name": "a", "grid_profile_version": "1"}]',
+    "inverters": b'[{"serialNumber": "1", "devType": 11, "lastReportWatts": 1}]',
+    "acb_config": b'{"acb_sleep": [{"serial_num": "1", "sleep_min_soc": 20, "sleep_max_soc": 30}]}',
+    "pel_settings": b'{"PEL": true, "percent": true, "PEL_Limit": 70}',
     "secctrl": b'{"Recovery_threshold_soc": 1, "offgrid_secctrl": {"seq_reset_needed": false}}',
 }
 """Answers of real gateways that no simulated home gives."""
@@ -214,6 +218,9 @@ def _seen() -> Iterator[list[tuple[str, Reading]]]:
         for flow, own in FLOWS.items()
         for row in own.values()
     ]
+    yield [
+        (IN_FORCE_SOURCE, Reading(device, None, row, None)) for device, own in ROWS_IN_FORCE.items() for row in own
+    ]
     yield [(DIAGNOSTICS_SOURCE, Reading("gateway", None, row, None)) for row in DIAGNOSTICS]
 
 
@@ -239,7 +246,7 @@ def _key(source: str, reading: Reading) -> tuple[str, ...]:
 
 
 def sources() -> Sequence[str]:
-    return [*(endpoint.source for endpoint in in_order()), SITE_SOURCE, DIAGNOSTICS_SOURCE]
+    return [*(endpoint.source for endpoint in in_order()), SITE_SOURCE, IN_FORCE_SOURCE, DIAGNOSTICS_SOURCE]
 
 
 def in_order() -> Sequence[Endpoint]:

@@ -9,6 +9,7 @@ argument names, and without the supervisor's token: only this script needs to be
 import json
 import os
 import pwd
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -18,6 +19,8 @@ from typing import Any
 
 BRIDGE = "iqgateway2mqtt"
 EXIT_CONFIG = 78
+START = "start"
+"""The options that are for this script, and no settings of the bridge."""
 SUPERVISORS_VARIABLES = {"SUPERVISOR_TOKEN", "HASSIO_TOKEN"}
 """Variables that give access to the supervisor; the bridge does not get them."""
 TIMEOUT_S = 10
@@ -61,8 +64,17 @@ def become(user: str, state: Path) -> None:
     os.setuid(account.pw_uid)
 
 
+def check(start: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Write into the log what works and what does not, and trust the gateway's new key, if the options say so."""
+    if start.get("check") or start.get("accept_key"):
+        how = ["--accept-key"] if start.get("accept_key") else []
+        subprocess.run([BRIDGE, "check", *how], env=environment, check=False)  # noqa: S603 - our own program
+
+
 def main(options: Path, supervisor: str, user: str | None = None) -> None:
-    chosen = dict(settings(json.loads(options.read_text())))
+    given = json.loads(options.read_text())
+    start = given.pop(START, {})
+    chosen = dict(settings(given))
     if "BRIDGE_MQTT__URL" not in chosen:
         known = broker(supervisor)
         if not known:
@@ -75,6 +87,7 @@ def main(options: Path, supervisor: str, user: str | None = None) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in SUPERVISORS_VARIABLES} | chosen
     if user is not None:
         become(user, Path(os.environ["BRIDGE_STATE_DIR"]))
+    check(start, environment)
     os.execvpe(BRIDGE, [BRIDGE, "run"], environment)  # noqa: S606 - no shell
 
 

@@ -1,7 +1,11 @@
 """Runs commands as a person does, against a simulated home on real sockets, with settings of the test."""
 
 import io
+import os
+import pty
 import re
+import select
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +14,7 @@ from typing import NamedTuple, Self
 
 import pytest
 from houses import NOON_HOUR
+from programs import BRIDGE_COMMAND
 
 from bridge import commands
 from bridge.commands.session import CommandTiming
@@ -53,11 +58,6 @@ class Told:
         return line
 
 
-class _Typing(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 @dataclass
 class Shell:
     """Runs commands, and checks that none of them prints a secret."""
@@ -78,10 +78,8 @@ class Shell:
         for name in names:
             self.patch.delenv(f"BRIDGE_{name.upper()}", raising=False)
 
-    def run(
-        self, *arguments: str, stdin: str = "", typing: bool = False, timing: CommandTiming | None = None
-    ) -> Told:
-        self.patch.setattr(sys, "stdin", _Typing(stdin) if typing else io.StringIO(stdin))
+    def run(self, *arguments: str, stdin: str = "", timing: CommandTiming | None = None) -> Told:
+        self.patch.setattr(sys, "stdin", io.StringIO(stdin))
         self.capture.readouterr()
         code = commands.main(arguments, timing)
         said = self.capture.readouterr()
@@ -90,6 +88,42 @@ class Shell:
             assert not [secret for secret in self.secrets if secret in text]
             assert "Traceback" not in text
         return Told(code, said.out, said.err)
+
+
+class Person:
+    """Types at a real terminal, and sees what it shows."""
+
+    def __init__(self, *command: str) -> None:
+        self.seen = b""
+        self._ours, its = pty.openpty()
+        heeding = ("env", "--default-signal=INT")  # programs that a shell starts in the background ignore Ctrl-C
+        self._process = subprocess.Popen(
+            (*heeding, "setsid", "--ctty", "--wait", *BRIDGE_COMMAND, *command), stdin=its, stdout=its, stderr=its
+        )
+        os.close(its)
+
+    def type(self, after: str, keys: str) -> None:
+        """Type when this text is shown. If it does not come, the test fails."""
+        start = len(self.seen)
+        while after.encode() not in self.seen[start:]:
+            assert select.select([self._ours], [], [], 60)[0], f"not shown: {after!r}, but {self.seen!r}"
+            if not (more := self._read()):
+                break
+            self.seen += more
+        os.write(self._ours, keys.encode())
+
+    def end(self) -> int:
+        """Read to the end. Returns the exit code."""
+        while select.select([self._ours], [], [], 60)[0] and (more := self._read()):
+            self.seen += more
+        os.close(self._ours)
+        return self._process.wait(60)
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._ours, 4096)
+        except OSError:  # no process has the terminal open any more
+            return b""
 
 
 @pytest.fixture

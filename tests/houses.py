@@ -12,7 +12,7 @@ from running import Clock, confirmed, settings, settled, tree, until
 
 from bridge.service.leftovers import names_of
 from bridge.settings import Settings
-from bridge.simulator import HOMES, PASSWORD, USER, Home, Simulator
+from bridge.simulator import HOMES, PASSWORD, USER, Home, Personality, Simulator
 from bridge.simulator.presets import PRODUCTION, MeterSpec
 from bridge.simulator.serve import Certificate, self_signed, serve
 
@@ -22,9 +22,16 @@ NOON_HOUR = 12.0
 class House:
     """A simulated gateway that can be unplugged and keeps its address. Tests move its clock."""
 
-    def __init__(self, folder: Path, broker: Served, home: Home | str, kind: type[Simulator] = Simulator) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        broker: Served,
+        home: Home | str,
+        kind: type[Simulator] = Simulator,
+        personality: Personality | str | None = None,
+    ) -> None:
         self.folder, self.broker, self.clock = folder, broker, Clock()
-        self.simulator = kind(home, clock=self.clock, start_hour=NOON_HOUR)
+        self.simulator = kind(home, clock=self.clock, start_hour=NOON_HOUR, personality=personality)
         self.secure = self.simulator.home.secure
         self.watcher = Watcher()
         self.cloud = ""
@@ -103,19 +110,28 @@ class House:
 
 
 @asynccontextmanager
-async def house(folder: Path, home: str = "three-phase") -> AsyncIterator[House]:
+async def house(
+    folder: Path, home: str = "three-phase", personality: Personality | str | None = None
+) -> AsyncIterator[House]:
     """A running home with its broker and a subscriber."""
     with Mosquitto(folder) as broker:
-        async with housed(folder, broker, home) as built, watching(broker.port) as built.watcher:
+        async with (
+            housed(folder, broker, home, personality=personality) as built,
+            watching(broker.port) as built.watcher,
+        ):
             yield built
 
 
 @asynccontextmanager
 async def housed(
-    folder: Path, broker: Served, home: Home | str, kind: type[Simulator] = Simulator
+    folder: Path,
+    broker: Served,
+    home: Home | str,
+    kind: type[Simulator] = Simulator,
+    personality: Personality | str | None = None,
 ) -> AsyncIterator[House]:
     """A running home at an existing broker, without a subscriber."""
-    built = House(folder, broker, home, kind)
+    built = House(folder, broker, home, kind, personality)
     async with serve(built.simulator, tls=False) as built.cloud:
         await built.plug()
         try:

@@ -76,7 +76,7 @@ def _component(key: str, platform: str, component: Mapping[str, Any]) -> Iterato
         yield f"{key}: no id of a channel"
     if platform == "sensor":
         yield from _sensor(key, component)
-    if "value_template" in component and component.get("unit_of_measurement") != "kWh":
+    if "value_template" in component and component.get("unit_of_measurement") != "kWh" and platform != "update":
         yield f"{key}: a template costs a run of Python for each message"
 
 

@@ -53,7 +53,7 @@ def write_openhab_example() -> None:
             f"{VARIABLE_PREFIX}GATEWAY__HOST": f"https://{address}",
             f"{VARIABLE_PREFIX}GATEWAY__TOKEN": simulator.token(),
         }
-        published = run(sys.executable, "-m", "bridge", "once", **gateway)
+        published = run(sys.executable, "-m", "bridge", "once", "--discovery", **gateway)
     run(sys.executable, OPENHAB_EXAMPLE / "generate.py", OPENHAB_EXAMPLE, told=published)
 
 

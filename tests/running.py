@@ -24,7 +24,7 @@ SLOW_TOPIC = re.compile(r"/gateway/(last_answer|answer_time|failures)$")
 """Value topics that are published at most once a minute, unlike their document."""
 NUMBER = re.compile(r"-?[\d.]+")
 URGENT_WH = 10
-STATE_TOPIC = re.compile(r"^[^/]+/\w+/(state$|availability/)")
+STATE_TOPIC = re.compile(r"^[^/]+/\w+/(state$|events$|availability/)")
 COUNTER_TOPIC = re.compile(r"/(energy_(lifetime|delivered|received|charged|discharged)|apparent_energy)$")
 ZERO_COUNTERS = tuple(
     f"energy/{name}/energy_lifetime"
@@ -32,7 +32,7 @@ ZERO_COUNTERS = tuple(
 )
 """Counters that are 0 where a home lacks the equipment: a zero is published after a quarter of an hour only."""
 DISCOVERY_PREFIX = "homeassistant/device/"
-GROUPED_KINDS = ("site", "energy", "live", "report", "storage")
+GROUPED_KINDS = ("site", "energy", "live", "report", "storage", "limit")
 """The kinds of devices that Home Assistant shows as one device."""
 
 
@@ -160,7 +160,8 @@ def disagreements(seen: Mapping[str, str], serial: str, *, exact: bool = False) 
     odd = {topic for topic, _ in told.items() ^ values.items() if not SLOW_TOPIC.search(topic)}
     odd = {topic for topic in odd if exact or not _may_wait(topic, told, values)}
     announced = {topic: json.loads(text) for topic, text in seen.items() if topic.startswith(DISCOVERY_PREFIX)}
-    wanted = {entity["state_topic"] for body in announced.values() for entity in body["components"].values()}
+    entities = [entity for body in announced.values() for entity in body["components"].values()]
+    wanted = {entity["state_topic"] for entity in entities if entity["platform"] != "event"}
     wanted |= {_config(serial, device) for device, body in documents.items() if body.get("enabled") is not False}
     return sorted(odd | (wanted - seen.keys()))
 
@@ -174,7 +175,7 @@ def _may_wait(topic: str, told: Mapping[str, str], values: Mapping[str, str]) ->
 
 def _config(serial: str, topic: str) -> str:
     """Return the discovery topic of a device. Some devices share one."""
-    _, _, kind, *name = topic.split("/")
+    _, _, kind, *name = topic.replace("/acb/", "/inverter/").split("/")  # AC Batteries report as inverters do
     device = "_".join([kind] if kind in GROUPED_KINDS else [kind, *name])
     return f"{DISCOVERY_PREFIX}iqgateway_{serial}_{device}/config"
 

@@ -43,7 +43,7 @@ def home(
 
 THREE, SPLIT, SINGLE = home(3), home(2), home(1)
 NO_METERS = Facts(SERIAL, "D8.3.5169", meters=())
-STRUCTURES = {"packages", "modules", "seasons", "seasons_sell"}
+STRUCTURES = {"packages", "modules", "seasons", "seasons_sell", "event_list"}
 """Fields of documents that have no value topic."""
 UNKNOWN = Facts(SERIAL, "D8.3.5169")
 """The facts of a gateway whose meters are not known yet."""
@@ -345,6 +345,8 @@ def storage(batteries: int) -> dict[str, Any]:
             "ENC_agg_avail_energy": 4450,
             "ENC_agg_backup_energy": 1984,
             "Enc_max_available_capacity": 9920,
+            "configured_backup_soc": 22,
+            "VLS_Limit": 12,
             "freq_bias_hz": 0.5,
             "freq_bias_hz_phaseb": 0.25,
             "freq_bias_hz_phasec": 0.125,
@@ -357,6 +359,8 @@ def storage(batteries: int) -> dict[str, Any]:
         },
         "generator": {"admin_state": "close", "oper_state": "open", "present": 1, "type": 1, "start_soc": 30},
         "gen_config": {"manufacturer": "Maker", "name_plate_rating_wat": 14.0, "max_cont_gen_amps": 58.25},
+        "gen_mode": {"gen_cmd": "auto"},
+        "gen_schedule": {"exercise_config": {"freq_in_weeks": 1, "start": 750, "duration": 30, "day": "Sun"}},
         "tariff": {
             "tariff": {
                 "currency": {"code": "EUR"},
@@ -364,7 +368,13 @@ def storage(batteries: int) -> dict[str, Any]:
                 "single_rate": {"rate": 0.21835, "sell": 0.08},
                 "seasons": [{"id": "winter"}],
             },
-            "schedule": {"override": False, "override_backup_soc": 33.0},
+            "schedule": {"override": False, "override_backup_soc": 33.0, "batt_mode": "economy"},
+        },
+        "sched": {
+            "acb_current_mode": 1,
+            "Charge From Grid Allowed": False,
+            "Agg VLS Energy": 1190,
+            "sched_mode_key": ["ID - Idle", "ZN - Zero Net"],
         },
         "status": {
             "inventory": {

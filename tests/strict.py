@@ -28,6 +28,8 @@ SHARED = {
 ENTITY = {
     "sensor": SHARED | {"unit_of_measurement", "state_class", "suggested_display_precision", "value_template"},
     "binary_sensor": SHARED | {"payload_on", "payload_off"},
+    "event": SHARED | {"event_types"},
+    "update": SHARED | {"value_template"},
 }
 REQUIRED = {"unique_id", "name", "state_topic"}
 NUMERIC: dict[str | None, tuple[str | None, set[str | None]]] = {
@@ -68,6 +70,11 @@ def check_entity(platform: str, entity: Mapping[str, Any], *, is_whole: bool = T
     assert entity.get("enabled_by_default", False) is False, "true is the default and is not sent"
     if platform == "sensor":
         check_sensor(entity, is_whole=is_whole)
+    elif platform == "update":
+        assert entity["device_class"] == "firmware"
+    elif platform == "event":
+        assert all(re.fullmatch("[a-z_]+", kind) for kind in entity["event_types"])
+        assert len(set(entity["event_types"])) == len(entity["event_types"]) > 0
     else:
         assert entity.get("device_class", "connectivity") == "connectivity"
 

@@ -7,8 +7,8 @@ import pytest
 from houses import House, house
 from running import running, until
 
-from bridge.simulator.cloud import CLOUD_PATHS
-from bridge.simulator.gateway import CHECK_PATH, INFO_PATH
+from bridge.simulator.cloud import CHECK_PATH, CLOUD_PATHS
+from bridge.simulator.gateway import INFO_PATH
 
 pytestmark = pytest.mark.hasty
 

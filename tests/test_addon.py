@@ -79,7 +79,7 @@ def test_the_defaults_are_complete_and_right() -> None:
             assert choices is None or value in choices[1].split("|")
 
 
-@pytest.mark.parametrize("path", [path for path in OPTIONS if path[0] != "more"], ids="__".join)
+@pytest.mark.parametrize("path", [path for path in OPTIONS if path[0] not in {"start", "more"}], ids="__".join)
 def test_each_option_is_a_setting(path: tuple[str, ...]) -> None:
     section, name = path
     model = Settings.model_fields[section].annotation
@@ -242,6 +242,30 @@ async def test_a_broker_with_tls_and_a_password(tmp_path: Path) -> None:
 def test_the_image_locks_what_it_installs() -> None:
     """The supervisor builds with this folder alone, so that it has a copy of the container's requirements."""
     assert (ADDON / "requirements.txt").read_bytes() == (ROOT / "requirements.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("start", "calls"),
+    [
+        ({}, ["run"]),
+        ({"check": False, "accept_key": False}, ["run"]),
+        ({"check": True}, ["check", "run"]),
+        ({"check": True, "accept_key": True}, ["check --accept-key", "run"]),
+    ],
+)
+def test_without_a_terminal_it_can_be_checked_at_the_start(
+    tmp_path: Path, start: dict[str, bool], calls: list[str]
+) -> None:
+    """The bridge runs even after a check with problems. A program stands in for it, and says how it is called."""
+    stand_in = tmp_path / "iqgateway2mqtt"
+    stand_in.write_text('#!/bin/sh\necho "$@"; env | grep -c ^BRIDGE_START; test "$1" = run\n')
+    stand_in.chmod(0o700)
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps({**CONFIG["options"], "mqtt": {"url": "mqtt://192.0.2.1"}, "start": start}))
+    command = (sys.executable, str(ADDON / "start.py"), str(file), "http://192.0.2.2")
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [line for call in calls for line in (call, "0")]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -69,7 +69,7 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
         yield broker
 
 
-def blocks(heading: str, language: str = "conf") -> list[str]:
+def blocks(heading: str, language: str = "ini") -> list[str]:
     """The code blocks of docs/brokers.md under a heading."""
     section = re.split(rf"^## {heading}$", DOCUMENT_OF_BROKERS.read_text(), flags=re.MULTILINE)[1]
     section = re.split(r"^## ", section, flags=re.MULTILINE)[0]

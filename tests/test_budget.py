@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bridge.endpoints import ENDPOINTS
 from bridge.service.sources import MAX_SLOWDOWN, Source, Sources
 
-NAMES = [endpoint.source for endpoint in ENDPOINTS]
+NAMES = [endpoint.source for endpoint in ENDPOINTS if endpoint.every.normal]  # those that are on by default
 
 
 def made(budget: float = 0.25) -> Sources:

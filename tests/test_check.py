@@ -30,8 +30,13 @@ from bridge.store import Store
 
 __all__ = ["shell"]
 SOURCES = {endpoint.source for endpoint in ENDPOINTS}
-SWITCHES = {"relay", "dry_contacts", "dry_contact_settings", "generator", "gen_config"}
-"""Sources that are asked only of a home with a controller or similar gear."""
+SWITCHES = {
+    *("relay", "dry_contacts", "dry_contact_settings", "generator", "gen_config"),
+    *("acb_config", "sc_status", "errors", "event_list"),
+    *("gen_mode", "gen_schedule", "acb_config", "sc_status"),
+}
+"""Sources that are asked only of a home with a controller or similar gear, with AC Batteries, or with a limit, or
+where the owner turns them on."""
 SHORT_TIMING = CommandTiming(request=0.5, echo=0.5)
 ASKED = SOURCES - SWITCHES
 """The sources that are asked of a home with batteries and no other gear."""

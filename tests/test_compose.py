@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not FILE.exists(), reason="this is no checkout o
 INTERPOLATED = re.compile(r"\$\{(\w+)(:\?|:-)?([^}]*)\}")
 KNOWN = {
     *("build", "image", "restart", "read_only", "cap_drop", "security_opt", "env_file", "environment"),
-    "mem_limit",
+    *("mem_limit", "profiles", "extra_hosts"),
     *("ports", "volumes", "configs"),
 }
 """The keys of a service that are used here, from the Compose specification: other keys are refused."""
@@ -68,22 +68,13 @@ def test_it_has_nothing_that_compose_refuses(project: dict[str, Any]) -> None:
 def test_every_variable_is_a_setting(bridge: dict[str, Any]) -> None:
     told = bridge["environment"]
     assert told.keys() <= {*names()}
-    taken = {name: found for value in told.values() for name, *found in INTERPOLATED.findall(value)}
-    assert taken.keys() <= {*names()}
-    assert all(how for how, _ in taken.values()), "without either, compose warns and goes on"
-    assert {name for name, (how, _) in taken.items() if how == ":?"} == {"BRIDGE_GATEWAY__HOST"}
     assert bridge["env_file"] == [{"path": ".env", "required": False}]
 
 
 def test_what_it_says_makes_good_settings(monkeypatch: pytest.MonkeyPatch, bridge: dict[str, Any]) -> None:
-    """With all defaults, as compose fills them in."""
     for name, value in bridge["environment"].items():
-        monkeypatch.setenv(name, INTERPOLATED.sub(lambda m: "192.0.2.7" if m[2] == ":?" else m[3], value))
-    settings = Settings()
-    assert settings.gateway.host == "192.0.2.7"
-    assert settings.mqtt.url == "mqtt://broker:1883"
-    assert settings.timezone is None
-    assert settings.http.listen == "0.0.0.0:8080"
+        monkeypatch.setenv(name, value)
+    assert Settings().http.listen == "0.0.0.0:8080"
 
 
 def test_it_is_made_for_the_image(bridge: dict[str, Any]) -> None:
@@ -102,6 +93,19 @@ def test_it_is_locked_up(project: dict[str, Any], bridge: dict[str, Any]) -> Non
     assert bridge["security_opt"] == ["no-new-privileges:true"]
     for service in project["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+def test_its_broker_does_not_clash_with_one_of_the_machine(project: dict[str, Any]) -> None:
+    """It starts only if it is asked for, and its port can be moved away."""
+    guide = GUIDE.read_text()
+    (profile,) = project["services"]["broker"]["profiles"]
+    assert f"COMPOSE_PROFILES={profile}" in guide
+    assert "profiles" not in project["services"]["bridge"]
+    (port,) = project["services"]["broker"]["ports"]
+    (name,) = {name for name, *_ in INTERPOLATED.findall(port)}
+    assert f"{name}=" in guide
+    (machine,) = {host.partition(":")[0] for host in project["services"]["bridge"]["extra_hosts"]}
+    assert f"`{machine}`" in guide
 
 
 def test_the_guide_uses_its_names(bridge: dict[str, Any]) -> None:

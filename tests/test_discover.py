@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from brokers import OWN_NETWORK
 from cli import NOWHERE, Shell, Told, served, shell
 from nearby import LOOPBACK, alone, announced, announcing, announcing_names
+from programs import BRIDGE_COMMAND, started
 
 from bridge.gateway import mdns
 from bridge.gateway.mdns import DiscoveredGateway, Search
@@ -93,7 +95,25 @@ def test_without_the_extra_it_says_what_to_install(shell: Shell, monkeypatch: py
     monkeypatch.setitem(sys.modules, "zeroconf.asyncio", None)
     told = discover(shell)
     assert told.code == 78
-    assert "install 'iqgateway2mqtt[discover]'" in told.errors
+    assert f"this installs it: {sys.executable} -m pip install '" in told.errors
+    assert told.errors.endswith("[discover]'\n")
+
+
+async def test_without_a_network_it_says_so_and_what_to_do() -> None:
+    """A namespace of its own has no network at all."""
+    async with started(*OWN_NETWORK, *BRIDGE_COMMAND, "discover", "--seconds", "1") as program:
+        assert await program.ended() == 69, program.err
+    (line,) = program.out
+    assert "problem  mDNS" in line
+    assert "this machine has no network" in line
+    assert "BRIDGE_GATEWAY__HOST" in line
+    assert program.err == ["Listening for 1 s ..."]
+
+
+def test_an_interface_of_another_machine_is_named(shell: Shell) -> None:
+    told = shell.run("discover", "--seconds", "1", "--interface", "192.0.2.7")
+    assert told.code == 78
+    assert "--interface: 192.0.2.7 is no address of this machine" in told.errors
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ ID = f"iqgateway_{SERIAL}"
 URL = "https://envoy.local"
 BATTERY, INVERTER = "492300000001", "482200000001"
 BRIDGE_TOPIC = "enphase/bridge/state"
+OWN_ENTITIES = 2
+"""Entities of a gateway that are no rows: its connection, and what happens."""
 
 
 def gateway(facts: Facts = THREE, **options: Any) -> AnnouncedGateway:
@@ -106,7 +108,7 @@ def test_a_gateway_of_which_little_is_known() -> None:
     about = announced([], gateway(Facts(SERIAL)))
     assert list(about) == ["gateway"]
     assert not {"sw_version", "hw_version", "model_id"} & about["gateway"]["device"].keys()
-    assert list(about["gateway"]["components"]) == ["state"]
+    assert list(about["gateway"]["components"]) == ["state", "events"]
 
 
 def test_all_others_refer_to_the_gateway(devices: dict[str, dict[str, Any]]) -> None:
@@ -258,7 +260,7 @@ def test_two_gateways_share_no_identity() -> None:
     one = check(announce(DiscoveryOptions(Names()), gateway(facts), rows))
     two = check(announce(DiscoveryOptions(Names()), gateway(other, site="Cabin", suffix="Cabin"), rows))
 
-    assert len(one) == len(two) == len(rows) + 1
+    assert len(one) == len(two) == len(rows) + OWN_ENTITIES
     assert not one.keys() & two.keys()
     for of in (itemgetter("state_topic"), entity_id):
         assert not set(map(of, one.values())) & set(map(of, two.values()))
@@ -366,6 +368,17 @@ def test_whether_the_gateway_answers_is_an_entity_of_its_own(devices: dict[str, 
         "device_class": "connectivity",
         "entity_category": "diagnostic",
     }
+
+
+def test_what_happens_is_an_entity_of_its_own(devices: dict[str, dict[str, Any]]) -> None:
+    """The types are those of the contract, and one for the entries of the gateway's own list."""
+    entity = devices["gateway"]["components"]["events"]
+    assert (entity["platform"], entity["state_topic"]) == ("event", f"enphase/{SERIAL}/events")
+    assert " ".join(sorted(entity["event_types"])) == (
+        "battery_back battery_silent clamp_suspicious counter_held firmware_changed gateway_event "
+        "gateway_restarted generator_started generator_stopped grid_back grid_lost inverter_back inverter_silent "
+        "production_free production_limited token_expiring token_refused"
+    )
 
 
 @pytest.mark.parametrize(
@@ -591,26 +604,26 @@ def test_enabled_by_default_in_a_three_phase_home(devices: dict[str, dict[str, A
     """Together with the site's 18 entities these are about 70."""
     found = shown(devices)
     assert {name: sorted(keys) for name, keys in found.items()} == {
-        "gateway": ["firmware", "inverters_reporting", "problem", "state"],
+        "gateway": ["events", "firmware", "inverters_reporting", "problem", "state"],
         "meter_production": METER,
         "meter_net-consumption": METER,
         **{f"inverter_4822{unit:08d}": ["power"] for unit in range(1, 21)},
         "battery_492300000001": ["power", "soc", "status", "temperature"],
         "battery_492300000002": ["power", "soc", "status", "temperature"],
-        "storage": ["settings_charge_from_grid", "settings_mode", "settings_reserve"],
+        "storage": ["control_action", "control_charge_from_grid", "control_mode", "control_reserve"],
         "controller_482303009999": ["communicating", "grid_connected", "last_report", "temperature"],
         "relay_mains": ["grid_connected"],
         "relay_nc1": ["state"],
         "generator_1": ["state"],
     }
     without_controller = [keys for name, keys in found.items() if not name.startswith(("contr", "relay", "gen"))]
-    assert sum(map(len, without_controller)) - len(found["gateway"]) == 51
+    assert sum(map(len, without_controller)) - len(found["gateway"]) == 52
 
 
 def test_the_token_is_shown_where_there_is_one() -> None:
     into = tree()
     publish(DIAGNOSTICS_SOURCE, list(Diagnostics(token_expires=datetime.fromtimestamp(NOW, UTC)).readings()), into)
-    assert shown(announced(into.rows)) == {"gateway": ["state", "problem", "token_expires"]}
+    assert shown(announced(into.rows)) == {"gateway": ["state", "events", "problem", "token_expires"]}
 
 
 def test_a_device_with_one_phase_shows_what_a_phase_would() -> None:
@@ -641,7 +654,7 @@ def test_component_form_says_the_same_of_each_entity() -> None:
         for form in ("device", "component")
     )
     assert device.keys() == component.keys()
-    assert len(device) == len(rows) + 1
+    assert len(device) == len(rows) + OWN_ENTITIES
     for unique_id, entity in device.items():
         different = {key for key, value in entity.items() if component[unique_id].get(key, ABSENT) != value}
         different |= component[unique_id].keys() - entity.keys()
@@ -668,7 +681,7 @@ def test_component_form_announces_the_gateway_first() -> None:
 @pytest.mark.parametrize("form", ["device", "component"])
 def test_another_prefix(form: str) -> None:
     settings = DiscoveryOptions(Names(), "hass/discovery", form)
-    assert len(check(announce(settings, gateway(), [row("meter/load")]), "hass/discovery")) == 2
+    assert len(check(announce(settings, gateway(), [row("meter/load")]), "hass/discovery")) == 1 + OWN_ENTITIES
 
 
 @pytest.mark.parametrize("form", ["device", "component"])
@@ -680,7 +693,10 @@ def test_every_entity_has_a_value_topic(count: int, form: str) -> None:
     entities = check(announce(DiscoveryOptions(Names(), form=form), gateway(facts), into.rows))
 
     topics = {message.topic for message in messages if message.content_type is None}
-    assert {item["state_topic"] for item in entities.values()} - topics == {f"enphase/{SERIAL}/state"}
+    assert {item["state_topic"] for item in entities.values()} - topics == {
+        f"enphase/{SERIAL}/state",
+        f"enphase/{SERIAL}/events",
+    }
     assert topics <= {item["state_topic"] for item in entities.values()}
 
 
@@ -735,12 +751,13 @@ def test_what_is_gone_in_component_form_is_left_out() -> None:
             DiscoveryOptions(Names(), form="component"), gateway(), [row("meter/load")], [row("meter/load", "x")]
         )
     )
-    assert len(check(messages)) == 2
+    assert len(check(messages)) == 1 + OWN_ENTITIES
 
 
 def test_what_is_there_is_not_taken_back() -> None:
     both = [row("meter/load")]
     assert check(announce(DiscoveryOptions(Names()), gateway(), both, both)).keys() == {
         f"{ID}_gateway_state",
+        f"{ID}_gateway_events",
         f"{ID}_meter_load_power",
     }

@@ -31,6 +31,7 @@ from bridge import __version__, discovery  # noqa: E402
 from bridge.commands import parser, report  # noqa: E402
 from bridge.discovery.devices import AnnouncedGateway  # noqa: E402
 from bridge.endpoints import ENDPOINTS  # noqa: E402
+from bridge.events import EventKind, GatewayEvent  # noqa: E402
 from bridge.model import Facts, Message  # noqa: E402
 from bridge.pipeline import Pipeline  # noqa: E402
 from bridge.records import TEXT  # noqa: E402
@@ -47,6 +48,7 @@ from bridge.web.metrics import METRICS, NAME_ENDINGS  # noqa: E402
 
 DOCUMENTS = generate.documents()
 README = ROOT / "README.md"
+COMMANDS, SETTINGS_PAGE = ROOT / "docs/commands.md", ROOT / "docs/settings.md"
 TOPICS, MOVING = ROOT / "docs/topics.md", ROOT / "docs/moving.md"
 DEMO_COMMAND = "python3 -m venv .venv && .venv/bin/pip install -q '.[demo]' && .venv/bin/iqgateway2mqtt demo"
 TEST_COMMAND = (
@@ -201,9 +203,9 @@ def test_every_diagnostic_is_in_the_tables() -> None:
 # Settings
 
 
-def test_every_setting_stands_in_the_readme() -> None:
+def test_every_setting_stands_in_the_documents() -> None:
     table = generate.settings_table()
-    assert table in README.read_text()
+    assert table in SETTINGS_PAGE.read_text()
     assert [name for name in (*names(), CONFIG_VARIABLE) if f"| `{name}` |" not in table] == []
 
 
@@ -263,11 +265,11 @@ def test_every_command_is_shown() -> None:
 
 
 def test_every_home_of_the_simulator_is_named() -> None:
-    assert [home for home in HOMES if f"`{home}`" not in README.read_text()] == []
+    assert [home for home in HOMES if f"`{home}`" not in COMMANDS.read_text()] == []
 
 
 def test_exit_codes_are_those_of_the_commands() -> None:
-    table = README.read_text().partition("## Exit codes")[2].partition("##")[0]
+    table = COMMANDS.read_text().partition("\n## Exit codes")[2].partition("##")[0]
     shown = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
     assert shown == {
         *(0, 2, report.EXIT_UNAVAILABLE, report.EXIT_REFUSED),
@@ -277,8 +279,14 @@ def test_exit_codes_are_those_of_the_commands() -> None:
 
 @pytest.mark.parametrize("command", [DEMO_COMMAND, TEST_COMMAND])
 def test_the_readme_has_the_demo_and_the_test_as_one_command_each(command: str) -> None:
-    lines = [line for _, block in blocks("sh") for line in block.splitlines()]
-    assert lines.count(command) == 1
+    found = [name for name, block in blocks("sh") if command in block.splitlines()]
+    assert [name.partition(":")[0] for name in found] == ["README.md"]
+
+
+def test_the_readme_is_short_and_shows_a_picture_first() -> None:
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 125
+    assert any(line.startswith("![") for line in lines[:10])
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
@@ -298,6 +306,8 @@ class PublishedValues:
     discovery: frozenset[str]
     entities: frozenset[str]
     documents: tuple[frozenset[str], ...]
+    values: dict[str, str]
+    """The payloads of the topics below the gateway's own, such as `site/grid/power`."""
 
 
 @cache
@@ -326,6 +336,8 @@ def home() -> PublishedValues:
     sent += tree.update(DIAGNOSTICS_SOURCE, list(known.readings()), when)
     sent.append(online(f"{tree.names.bridge}/state", is_online=True))
     sent.append(online(tree.names.state(facts.serial), is_online=True))
+    event = GatewayEvent(EventKind.INVERTER_SILENT, values.NOW, "1", facts.serial, "")
+    sent.append(event.message(tree.names.events(facts.serial)))
     sent.append(bridge_info(tree.names, __version__, when, [facts.serial], 60))
     gateway = AnnouncedGateway(facts, "https://envoy.local")
     found = list(discovery.announce(discovery.DiscoveryOptions(tree.names), gateway, tree.rows))
@@ -336,7 +348,12 @@ def home() -> PublishedValues:
         frozenset(message.topic for message in found),
         frozenset(map(entity_id, entities)),
         tuple(frozenset(json.loads(message.payload)) for message in sent if message.content_type),
+        {message.topic.split("/", 2)[2]: str(message.payload) for message in sent},
     )
+
+
+COMMAND_TOPIC = re.compile(r"/(set|request|response|command)$")
+"""Topics that are there only once somebody has sent a command."""
 
 
 @each_document
@@ -346,7 +363,9 @@ def test_topics_that_are_shown_exist(path: Path) -> None:
     unknown = [
         name
         for name in named
-        if not any(topic_matches_sub(name, t) for t in home().topics) and not name.startswith("enphase/bridge/+/")
+        if not any(topic_matches_sub(name, t) for t in home().topics)
+        and not name.startswith("enphase/bridge/+/")
+        and not COMMAND_TOPIC.search(name)
     ]
     assert unknown == []
 
@@ -363,7 +382,7 @@ def test_the_topics_that_others_move_to_exist() -> None:
     named = {
         topic
         for line in tables
-        for topic in re.findall(r"`((?:site|meter|live|energy|inverter|gateway)/[^`]+)`", line)
+        for topic in re.findall(r"`((?:site|meter|live|energy|report|inverter|battery|gateway)/[^`]+)`", line)
     }
     known = {re.sub(r"^enphase/\d+/", "", topic) for topic in home().topics}
     one_phase = {re.sub(r"/l1/", "/", topic) for topic in known}
@@ -372,6 +391,53 @@ def test_the_topics_that_others_move_to_exist() -> None:
     assert [
         topic for topic, like in filters.items() if not any(topic_matches_sub(like, t) for t in known | one_phase)
     ] == []
+
+
+def moved(heading: str) -> list[tuple[str, str]]:
+    """The rows of a table of moving.md: a path in the gateway's answer, such as `["soc"]`, and our name."""
+    section = MOVING.read_text().partition(f"\n### {heading}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    return re.findall(r'^\| `(\["[^`]+)` \| `([^`]+)`', section, re.MULTILINE)
+
+
+def answer(source: str) -> Any:
+    return next(json.loads(body) for endpoint, body in values.answers(DEMO_HOME) if endpoint.source == source)
+
+
+def picked(document: Any, path: str) -> Any:
+    """The value at a path as templates of Home Assistant have it, such as `["pv"]["agg_p_mw"]/1000`."""
+    for level in re.findall(r'\["(\w+)"\]', path):
+        document = document[level]
+    return document / 1000 if path.endswith("/1000") else document
+
+
+def assert_same(topic: str, theirs: Any) -> None:
+    text = home().values[topic]
+    if re.fullmatch(r"ON|OFF|.*T.*", text):
+        expected = text == "ON" if text in {"ON", "OFF"} else datetime.fromisoformat(text).timestamp()
+        assert theirs == expected, topic
+    else:
+        assert theirs == pytest.approx(float(text), abs=0.001), topic
+
+
+def test_whoever_moves_from_the_readings_finds_the_same_values() -> None:
+    rows, compared = moved("Firmware 7 and 8"), 0
+    for meter, role in zip(answer("readings"), ("production", "net-consumption"), strict=False):
+        for parts, level in [(meter, ""), *((meter["channels"][place], f"l{place + 1}/") for place in range(3))]:
+            for path, name in rows:
+                if level or name not in {"power_factor", "current"}:
+                    phases = len(parts["channels"]) if not level and name == "voltage" else 1
+                    assert_same(f"meter/{role}/{level}{name}", picked(parts, path) / phases)
+                    compared += 1
+    assert len(rows) == len(meter.keys() - {"channels"})
+    assert compared == 2 * (4 * len(rows) - 2)
+
+
+def test_whoever_moves_from_the_live_data_finds_the_same_values() -> None:
+    rows, meters = moved("Firmware 8 with batteries"), answer("livedata")["meters"]
+    for path, topic in rows:
+        assert_same(topic, picked(meters, path))
+    named = {re.findall(r"\w+", path)[0] for path, _ in rows}
+    assert named == meters.keys()
 
 
 def test_every_document_is_in_the_index() -> None:

@@ -3,7 +3,8 @@
 import json
 import tracemalloc
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 from samples import THREE, answers, body, parse, values
@@ -44,7 +45,7 @@ def is_refused(source: str, answer: bytes) -> bool:
     except BadAnswer as refusal:
         return 10 < len(str(refusal)) < 200 and "\n" not in str(refusal)
     # the settings of a generator, which nobody has described, are an empty object
-    return (source, answer, parsed.readings) == ("gen_config", b"{}", ())
+    return source in {"gen_config", "gen_mode", "gen_schedule"} and (answer, parsed.readings) == (b"{}", ())
 
 
 @pytest.mark.parametrize("source", BY_SOURCE)
@@ -94,15 +95,27 @@ GOOD: dict[str, Any] = {
     "dry_contact_settings": {"dry_contacts": [{"id": "NC1", "mode": "manual"}]},
     "generator": {"admin_state": "open", "oper_state": "open"},
     "gen_config": {"manufacturer": "Maker"},
+    "gen_mode": {"gen_cmd": "auto"},
+    "gen_schedule": {"exercise_config": {"start": 750, "day": "Sun"}, "default_soc": {"start_soc": 30}},
     "tariff": {"tariff": {"storage_settings": {"mode": "backup"}}},
     "status": {"inventory": {"serial_nums": {"1": {"msg_retry_count": 5}}}},
+    "sched": {"acb_current_mode": 0, "sched_mode_key": ["ID - Idle"]},
+    "acb_config": {"acb_sleep": [{"serial_num": "1", "sleep_min_soc": 5}]},
+    "pel_settings": {"PEL": False},
+    "pcs_settings": {"mainCircuitBreaker": 200.0},
+    "dpel": {"dynamic_pel_settings": {"enable": False}},
+    "pvlimit": {"enable": False, "pv_limit_pct": 100},
+    "sc_status": {"response": {"groups": [{"id": "PV", "setpoint_val": 100.0}]}},
+    "firmware": {"SiteSync": {"Current_Status_str": "No Update Running"}},
+    "errors": {"enpower_error_flags": 0},
+    "event_list": {"aaData": [["1", "Microinverter failed to report: Set", "1", "pcu ", "Sat Jun 03, 2023"]]},
 }
 
 
 def test_there_is_a_good_answer_for_each() -> None:
     assert GOOD.keys() == BY_SOURCE.keys()
     for source, answer in GOOD.items():
-        assert values(source, answer), source
+        assert parse(source, answer).readings, source
 
 
 @pytest.mark.parametrize("source", BY_SOURCE)
@@ -164,6 +177,10 @@ NOTHING_THERE: dict[str, Any] = {
     "dry_contacts": {"dry_contacts": []},
     "generator": {"admin_state": "unknown", "oper_state": "unknown", "present": 0, "type": 0},
     "gen_config": {},
+    "gen_mode": {},
+    "gen_schedule": {"default_soc": {"start_soc": 30}},
+    "acb_config": {"acb_sleep": []},
+    "sc_status": {"events": []},
 }
 
 
@@ -237,8 +254,20 @@ PERIODS = {
     "dry_contact_settings": (900, 900),
     "generator": (60, 30),
     "gen_config": (3600, 3600),
+    "gen_mode": (300, 300),
+    "gen_schedule": (3600, 3600),
     "tariff": (300, 300),
     "status": (3600, 3600),
+    "sched": (90, 90),
+    "acb_config": (900, 900),
+    "pel_settings": (14400, 14400),
+    "pcs_settings": (14400, 14400),
+    "dpel": (1800, 1800),
+    "pvlimit": (600, 600),
+    "sc_status": (1800, 1800),
+    "firmware": (900, 900),
+    "errors": (900, 900),
+    "event_list": (0, 0),
 }
 """Seconds between polls in the profiles `normal` and `live`."""
 
@@ -246,7 +275,37 @@ PERIODS = {
 def test_periods() -> None:
     assert {e.source: (e.period("normal"), e.period("live")) for e in ENDPOINTS} == PERIODS
     for endpoint in ENDPOINTS:
-        assert endpoint.period("gentle") >= endpoint.period("normal") >= endpoint.period("live") >= 1
+        is_off = PERIODS[endpoint.source] == (0, 0)
+        assert endpoint.period("gentle") >= endpoint.period("normal") >= endpoint.period("live") >= 1 - is_off
+
+
+FIRST_SOURCES = {
+    *("info", "device_list", "meters", "readings", "production", "energy", "inverters", "device_data", "livedata"),
+    *("consumption", "grid", "inventory", "power", "secctrl", "relay", "dry_contacts", "dry_contact_settings"),
+    *("generator", "gen_config", "tariff", "status"),
+}
+"""Sources whose cost was accepted before there were those of limits and of what is in force."""
+
+
+@pytest.mark.parametrize("profile", ["normal", "live"])
+@pytest.mark.parametrize(
+    ("gear", "most_in_five_minutes"),
+    [
+        ((), 1),
+        (("limit/production",), 1),
+        (("battery/1", "controller/2", "limit/export"), 5),
+        (("acb/1", "limit/export"), 5),
+    ],
+)
+def test_what_the_newer_sources_cost(
+    profile: Literal["normal", "live"], gear: tuple[str, ...], most_in_five_minutes: float
+) -> None:
+    """At most one request more in five minutes for a home without storage, and one in a minute for one with."""
+    facts = replace(THREE, gear=frozenset(gear))
+    added = [e for e in ENDPOINTS if e.source not in FIRST_SOURCES and e.period(profile)]
+    newer = [endpoint for endpoint in added if endpoint.wanted(facts)]
+    assert 0 < sum(300 / endpoint.period(profile) for endpoint in newer) <= most_in_five_minutes
+    assert not [endpoint.source for endpoint in newer if endpoint.period(profile) < 60]
 
 
 def test_info_then_meters_come_first() -> None:

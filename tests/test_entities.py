@@ -52,18 +52,19 @@ def test_each_has_a_topic_or_only_the_slow_pages_have_it() -> None:
 
 def differences(offer: values.Offer) -> Iterator[str]:
     """Differences of unit and class. A list of values is a text here, so that new values show. Counters are
-    counters.
+    counters. Sleep is ON or OFF, since no light endpoint tells more.
     """
     reading = offer.ours
     assert reading is not None
     quantity = reading.quantity
-    if quantity.platform != offer.platform:
+    if quantity.platform != offer.platform and not offer.key.endswith("sleep_state"):
         yield "platform"
     if offer.device_class not in {"enum", None, quantity.device_class} and offer.key != "reserve_soc":
         yield "device class"
     if offer.unit and quantity.unit != {"°F": "°C", "mWh": "Wh"}.get(offer.unit, offer.unit):
         yield "unit"
-    counts = "total" if "report/" in str(offer.topic) else "total_increasing"
+    is_report = "report/" in str(offer.topic) and reading.name != "energy_today"
+    counts = "total" if is_report else "total_increasing"
     if offer.state_class == "total_increasing" and quantity.state_class != counts:
         yield "state class"
     if ("/<phase>/" in str(offer.topic)) is not offer.key.endswith("_l1"):

@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import ipaddress
 import logging
+import re
 import socket
 import ssl
 import tempfile
@@ -164,7 +165,7 @@ async def test_everything_else_gets_the_token(simulator: RecordingSimulator, add
 
 async def test_json_is_posted(simulator: RecordingSimulator, address: str) -> None:
     async with opened(address, simulator) as gateway:
-        await gateway.fetch(Request("/ivp/livedata/stream", json={"enable": 1}))
+        await gateway.fetch(Request("/ivp/livedata/stream", "POST", '{"enable": 1}'))
         answer = await gateway.fetch(LIVEDATA_REQUEST)
     assert [seen.method for seen in simulator.requests] == ["POST", "GET"]
     assert b'"enabled"' in answer.body
@@ -340,7 +341,7 @@ async def test_no_more_is_read_than_an_endpoint_may_send(
     simulator: RecordingSimulator, address: str, source: str
 ) -> None:
     endpoint = BY_SOURCE[source]
-    simulator.faults.add(endpoint.path, "huge:4")
+    simulator.faults.add(endpoint.path.partition("?")[0], "huge:4")
     async with opened(address, simulator) as gateway:
         with pytest.raises(BadAnswer, match=f"longer than {endpoint.limits.size} bytes"):
             await gateway.fetch(endpoint.request)
@@ -395,6 +396,47 @@ async def listening(serve: Any, context: ssl.SSLContext | None = None) -> AsyncI
         for writer in writers:
             writer.transport.abort()
         await asyncio.sleep(0)
+
+
+REQUEST_LINE = re.compile(
+    r"(?:Enphase's cloud: )?(GET|POST) (/\S*): (?:(\d{3}), (\d+) bytes|no connection .*), \d+ ms"
+)
+
+
+async def test_debug_has_a_line_for_each_request(
+    simulator: RecordingSimulator, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The simulator's log of requests is the judge: logins, token checks, refusals and retries included."""
+    async with with_account(address, simulator) as gateway:
+        simulator.faults.add(METERS_REQUEST.path, "reset", times=1)
+        simulator.faults.add(READINGS_REQUEST.path, "500", times=1)
+        info = await gateway.fetch(INFO_REQUEST)
+        for request in (METERS_REQUEST, LIVEDATA_REQUEST):
+            await gateway.fetch(request)
+        with pytest.raises(Unavailable):
+            await gateway.fetch(READINGS_REQUEST)
+        simulator.revoke_tokens()
+        await gateway.fetch(METERS_REQUEST)
+    lines = [match for text in caplog.messages if (match := REQUEST_LINE.fullmatch(text))]
+    seen = list(simulator.requests)
+    assert [(line[1], line[2]) for line in lines] == [(request.method, request.path) for request in seen]
+    broken = next(place for place, line in enumerate(lines) if not line[3])
+    assert lines[broken][2] == METERS_REQUEST.path
+    del lines[broken], seen[broken]
+    assert [int(line[3]) for line in lines] == [request.status for request in seen]
+    assert lines[0][4] == str(len(info.body))
+    assert all(record.levelno == logging.DEBUG for record in caplog.records if REQUEST_LINE.match(record.message))
+
+
+async def test_debug_tells_a_request_whose_answer_does_not_end(
+    simulator: RecordingSimulator, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(address, simulator, limits=SHORT_LIMITS) as gateway:
+        simulator.faults.add(READINGS_REQUEST.path, "hang")
+        with pytest.raises(Unavailable):
+            await gateway.fetch(READINGS_REQUEST)
+    (line,) = [text for text in caplog.messages if text.startswith(f"GET {READINGS_REQUEST.path}: ")]
+    assert re.search(r"given up, \d+ ms$", line)
 
 
 async def test_a_restarted_gateway_is_found_again(simulator: RecordingSimulator) -> None:

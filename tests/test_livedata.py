@@ -6,7 +6,7 @@ from samples import FLOWS, NO_METERS, SINGLE, SPLIT, THREE, UNKNOWN, home, known
 from bridge.model import Facts, Request
 from bridge.records import COUNT, NUMBER, TEXT, TIME
 
-STREAM_REQUEST = Request("/ivp/livedata/stream", json={"enable": 1})
+STREAM_REQUEST = Request("/ivp/livedata/stream", "POST", '{"enable": 1}')
 
 
 def lines_of(found: dict[str, str]) -> set[str]:

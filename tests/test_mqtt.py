@@ -52,7 +52,8 @@ from websockets.typing import Subprotocol
 from bridge.model import BridgeError, Message, Rejected, Unavailable
 from bridge.mqtt import Broker, BrokerTiming, ConnectionLimits, MessageRefused
 from bridge.mqtt.connect import MAX_UNACKNOWLEDGED, BrokerAddress, _closed_before_connack, _in_thread
-from bridge.mqtt.connection import MAX_BURST, LoopAdapter
+from bridge.mqtt.connection import MAX_BURST
+from bridge.mqtt.loop import LoopAdapter
 from bridge.settings import MqttSettings
 
 

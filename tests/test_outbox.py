@@ -58,6 +58,13 @@ def test_an_outage_costs_one_place_per_topic_and_ends_with_the_newest_value() ->
     assert payloads(outbox) == ["999"]
 
 
+def test_an_event_that_is_put_again_before_it_is_sent_is_sent_once() -> None:
+    outbox, event = Outbox(), Message("enphase/1/events", "{}", qos=1, retain=False)
+    for message in (event, replace(event)):
+        outbox.put(message)
+    assert drain(outbox) == [event]
+
+
 @pytest.mark.parametrize(
     ("deadband", "sent", "newer", "counts"),
     [
@@ -736,3 +743,36 @@ class AnyInterleaving(RuleBasedStateMachine):
 
 TestAnyInterleaving = AnyInterleaving.TestCase
 TestAnyInterleaving.settings = settings(max_examples=200, stateful_step_count=60)
+
+
+def test_messages_that_are_not_retained_are_all_sent_once_and_first() -> None:
+    outbox = Outbox()
+    outbox.put(Message("value", "1"))
+    events = [Message("response", text, retain=False) for text in ("accepted", "sent", "failed")]
+    for event in events:
+        outbox.put(event)
+    assert (outbox.next_due(0), len(outbox)) == (0.0, 4)
+    sent = []
+    for message in outbox.pending(0):
+        outbox.sent(message, 0)
+        sent.append(message.payload)
+        if message.payload == "1":
+            outbox.put(Message("response", "confirmed", retain=False))
+    assert sent == ["accepted", "sent", "failed", "1", "confirmed"]
+    outbox.forget()
+    assert [message.payload for message in outbox.pending(0)] == ["1"]
+
+
+def test_a_broker_that_refuses_one_does_not_get_it_again() -> None:
+    outbox = Outbox()
+    outbox.put(Message("response", "accepted", retain=False))
+    (message,) = outbox.pending(0)
+    outbox.refuse(message)
+    assert not list(outbox.pending(0))
+
+
+def test_an_outage_costs_a_hundred_of_them_at_most() -> None:
+    outbox = Outbox()
+    for number in range(150):
+        outbox.put(Message("response", str(number), retain=False))
+    assert [message.payload for message in outbox.pending(0)] == [str(number) for number in range(50, 150)]

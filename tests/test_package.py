@@ -126,11 +126,13 @@ def test_wheel_has_what_is_needed_and_nothing_else(wheel: Path) -> None:
         f">={OLDEST}",
         "MIT",
     )
-    assert not [
-        name
-        for name in names
-        if not re.search(r"\.(py|typed|service)$|-as-service$|/page/\w+\.(html|css|js|svg)$|dist-info/", name)
-    ]
+    links = re.findall(r"\]\(([^)]+)\)", str(told.get_payload()))
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert [link for link in links if link.endswith(".png") and "/raw." not in link] == []
+    assert len(links) > 10
+    wanted = r"\.(py|typed|service)$|-as-service$|/page/\w+\.(html|css|js|svg)$|/simulator/\w+\.json$|dist-info/"
+    assert not [name for name in names if not re.search(wanted, name)]
+    assert "bridge/simulator/first_documents.json" in names
 
 
 @pytest.mark.parametrize("version", PYTHONS)
@@ -155,6 +157,20 @@ def test_types_are_seen_from_outside(wheel: Path, tmp_path: Path) -> None:
     code = "import bridge\nnumber: int = bridge.__version__\n"
     done = subprocess.run([*mypy, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert 'expression has type "str", variable has type "int"' in done.stdout
+
+
+@pytest.mark.parametrize("seeded", [True, False], ids=["with pip", "with uv alone"])
+def test_the_command_for_a_missing_extra_installs_it(wheel: Path, tmp_path: Path, *, seeded: bool) -> None:
+    """Once it comes from a wheel and once from a folder with the sources."""
+    source = wheel if seeded else ROOT
+    python = environment(tmp_path, OLDEST, *(["pip"] if seeded else []), source)
+    command = (str(python.with_name("iqgateway2mqtt")), "completion", "bash")
+    before = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert before.returncode == 78
+    advice = before.stderr.partition("this installs it: ")[2].strip()
+    assert advice.endswith(f" '{source}[completion]'")
+    run("env", f"PATH={Path(UV).parent}:{os.environ['PATH']}", "sh", "-c", advice, cwd=tmp_path)
+    assert "complete -" in run(*command, cwd=tmp_path)
 
 
 def test_uv_runs_it_without_installing(wheel: Path, tmp_path: Path) -> None:
@@ -186,7 +202,7 @@ def test_the_development_tools_are_the_same_in_the_extra_and_in_the_groups() -> 
     project = tomllib.loads(PYPROJECT.read_text())
     groups = project["dependency-groups"]
     tools = [tool for tool in project["project"]["optional-dependencies"]["dev"] if "iqgateway2mqtt[" not in tool]
-    assert sorted(tools) == sorted(groups["lint"] + groups["test"])
+    assert sorted(tools) == sorted(groups["docs"] + groups["lint"] + groups["test"])
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])

@@ -21,7 +21,7 @@ from test_web import GATEWAY, NOON, STATUS, going
 from bridge.commands.run import run_with_listener
 from bridge.endpoints import ENDPOINTS
 from bridge.model import Reading
-from bridge.records import CHARGE, POWER, VOLTAGE, measurement
+from bridge.records import CHARGE, FLAG, POWER, TEXT, VOLTAGE, measurement
 from bridge.service.bridge import Bridge
 from bridge.service.status import GatewayStatus, HomeStatus, SourceStatus, Status
 from bridge.settings import HttpSettings
@@ -334,6 +334,31 @@ async def test_the_page_claims_only_what_was_read(browser: Browser) -> None:
         assert await first.locator(".errors li").all_inner_texts() == ["readings: no connection: refused"]
         assert await first.locator(".none").inner_text() == "No meter has been read yet."
         assert await second.locator(".none").inner_text() == "This gateway has no meters that tell phases."
+
+
+async def test_what_the_controller_does_is_told(browser: Browser) -> None:
+    """A limit and the battery's task are shown where they are known, and the stored settings only if not obeyed."""
+    limited = (
+        reading("limit/production", "active", True, FLAG),
+        reading("limit/production", "cause", "installer's export limit of 500 W", TEXT),
+        reading("storage/control", "action", "Charge From PV", TEXT),
+        reading("storage/control", "reserve", 20.0, CHARGE),
+        reading("storage/settings", "obeyed", "no", TEXT),
+    )
+    free = (
+        reading("limit/production", "active", False, FLAG),
+        reading("limit/production", "cause", "none", TEXT),
+        reading("storage/settings", "obeyed", None, TEXT),
+    )
+    one = replace(GATEWAY, sources=(source("sched", "good", fresh=True, age=5.0, took=0.1),))
+    roofs = (replace(one, readings=limited), replace(one, host="192.0.2.8", readings=free))
+    async with shown(replace(STATUS, gateways=roofs)) as port, opened(browser, port) as page:
+        facts = page.locator(".facts dl")
+        await expect(facts.first).to_contain_text("limited: installer's export limit of 500 W", timeout=TIMEOUT_MS)
+        for told in ("Charge From PV", "20 %", "the controller does not obey them"):
+            await expect(facts.first).to_contain_text(told)
+        for name in ("Solar power", "task", "Reserve", "Stored settings"):
+            await expect(facts.nth(1)).not_to_contain_text(name)
 
 
 async def test_old_values_say_of_when_they_are(browser: Browser) -> None:

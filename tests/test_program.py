@@ -76,7 +76,7 @@ def test_ctrl_c_while_the_program_is_loaded(command: str, module: str) -> None:
         ("demo", "bridge.commands.demo"),
         ("simulate", "bridge.commands.demo"),
         ("once", "bridge.commands.run"),
-        ("discover", "bridge.commands.setup"),
+        ("discover", "bridge.commands.session"),
         ("setup", "bridge.commands.setup"),
     ],
 )

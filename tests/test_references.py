@@ -13,7 +13,7 @@ from test_endpoints import GOOD
 import bridge
 from bridge import endpoints
 from bridge.discovery.devices import DEVICE_KINDS
-from bridge.endpoints import info, inventory, livedata, meters, production, storage, switchgear
+from bridge.endpoints import controller, info, inventory, livedata, meters, production, storage, switchgear
 from bridge.model import SourceName
 from bridge.records import Record
 from bridge.site import FLOWS, ROWS
@@ -42,12 +42,14 @@ OWN = {
     "battery/given",
     "home/timestamp",
     "meters_source",
+    "in_force",
 }
 """Texts that are no such names: Home Assistant's word for a counter, beginnings of devices, a part of sums,
-the time of a document, and a key of the page."""
+the time of a document, and keys of the page."""
 EVENTS = {
     "device_limit",
     "clamp_suspicious",
+    "clamp_trusted",
     "sun_silent",
     "home_negative",
     "home_problem",
@@ -63,7 +65,7 @@ def names() -> Iterator[str]:
     for flow, rows in ROWS.items():
         yield from rows
         yield from (f"{place}{flow}/{name}" for name in rows for place in ("site/", ""))
-    for module in (info, inventory, livedata, meters, production, storage, switchgear):
+    for module in (controller, info, inventory, livedata, meters, production, storage, switchgear):
         for item in vars(module).values():
             if isinstance(item, type) and issubclass(item, Record):
                 yield from item.table

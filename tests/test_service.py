@@ -11,8 +11,9 @@ from houses import House, house, housed, publish
 from running import running, settings, tree, until
 
 from bridge.endpoints import BY_SOURCE
-from bridge.simulator.gateway import DEVICE_DATA_PATH, INVERTERS_PATH, LIVEDATA_PATH, METERS_PATH, STREAM_PATH
+from bridge.simulator.gateway import DEVICE_DATA_PATH, INVERTERS_PATH, LIVEDATA_PATH, METERS_PATH
 from bridge.simulator.meters import STREAM_DURATION_S as QUARTER
+from bridge.simulator.meters import STREAM_PATH
 from bridge.simulator.presets import InverterSpec
 from bridge.simulator.truth import Flow, Truth
 
@@ -24,8 +25,14 @@ SOURCES = [
     "inventory",
     "power",
     "secctrl",
+    "sched",
     "tariff",
     "status",
+    "pel_settings",
+    "pcs_settings",
+    "dpel",
+    "pvlimit",
+    "firmware",
     "meters",
     "readings",
     "production",
@@ -37,6 +44,7 @@ SOURCES = [
     "grid",
     "site",
 ]
+UPDATE = "update_running update_status update_progress update_failure auto_update storage_firmware"
 GATEWAY = (
     "firmware serial_number part_number euaid sequence api_version metered web_tokens build_id build_time "
     "release_version release_stage time comms_bridge auto_scan inverters_total inverters_reporting "
@@ -60,7 +68,14 @@ TOTALS = (
 )
 SETTINGS = (
     "mode mode_subtype reserve reserve_lowest charge_from_grid optimized changed "
-    "override override_reserve override_rate override_mode"
+    "override override_reserve override_rate override_mode obeyed"
+)
+CONTROL = (
+    "mode reserve reserve_lowest charge_from_grid action forced_discharge energy_lowest energy_backup energy_max"
+)
+PANEL = (
+    "active solar battery ev_charger panel busbar main_breaker main_busbar der_breaker der3_breaker solar_breaker "
+    "battery_breaker meter_location relay_action"
 )
 MAINS = (
     "grid_connected state admin_state der1_state der2_state der3_state srt12_state srt13_state "
@@ -68,7 +83,7 @@ MAINS = (
 )
 COUNTER = "power energy_today energy_7d energy_lifetime"
 TREE = {
-    "gateway": GATEWAY,
+    "gateway": f"{GATEWAY} {UPDATE}",
     "battery/492301002201": BATTERY,
     "battery/492301002214": BATTERY,
     "relay/mains": MAINS,
@@ -78,6 +93,11 @@ TREE = {
     },
     "storage/offgrid": "active balanced f v vd_neg vq_neg vd_zero vq_zero",
     "storage/settings": SETTINGS,
+    "storage/control": CONTROL,
+    "limit/production": "active cause percent power",
+    "limit/export": "active power",
+    "limit/installer": "active power",
+    "limit/breaker": PANEL,
     "tariff/current": "currency rate rate_sell",
     "device/122301009007": "type status interface",
     "meter/production": f"{METER} {READING} measured_at",
@@ -155,6 +175,8 @@ async def test_every_topic_of_the_tree(tmp_path: Path) -> None:
             for place, names in shown(unit).items()
         }
         wanted = {f"{device}/{name}" for device, names in (TREE | inverters).items() for name in names.split()}
+        counted = ("meter/production", "report/total-consumption")
+        wanted |= {f"{device}/l{n}/energy_today" for device in counted for n in (1, 2, 3)}
         wanted |= {"state", *(f"availability/{source}" for source in SOURCES)}
         assert sorted(found) == sorted(wanted)
         await until(lambda: set(home.availability.values()) == {"online"})
@@ -308,7 +330,7 @@ async def test_an_endpoint_that_is_not_there_has_no_availability(tmp_path: Path)
     """Without storage gear the gateway answers 404: the source is neither online nor offline."""
     async with house(tmp_path, "single-phase") as home, running(home.settings()):
         await home.settled()
-        gear = {"device_list", "power", "secctrl", "tariff", "status"}
+        gear = {"device_list", "power", "secctrl", "tariff", "status", "sched", "pcs_settings", "firmware"}
         there = {source: "online" for source in SOURCES if source not in gear}
         await until(lambda: home.availability == there)
         assert not any(home.simulator.count(BY_SOURCE[source].path) for source in gear - {"device_list"})
@@ -339,6 +361,17 @@ async def test_two_gateways_have_trees_of_their_own(tmp_path: Path) -> None:
     assert {"IQ Gateway 3111", "Production meter 3111", "Meter reports 3111"} <= first
     assert {"IQ Gateway 3333", "Production meter 3333", "Meter reports 3333"} <= second
     assert not first & second
+
+
+async def test_a_single_gateway_with_a_name_names_its_meters_too(tmp_path: Path) -> None:
+    async with house(tmp_path, "single-phase") as home:
+        gateway = {"token": home.simulator.token(), "name": "Cabin"}
+        async with running(home.settings(gateway=gateway)):
+            wanted = {"Cabin", "IQ Gateway Cabin", "Production meter Cabin", "Net consumption meter Cabin"}
+            await until(lambda: _names(home) >= wanted)
+        inverters = {f"Inverter {unit.serial}" for unit in home.simulator.home.inverters}
+        groups = {"Energy counters Cabin", "Live data Cabin", "Meter reports Cabin", "Limits Cabin"}
+        assert wanted <= _names(home) <= wanted | inverters | groups
 
 
 def _names(home: House) -> set[str]:

@@ -152,6 +152,8 @@ VALUES: dict[str, str] = {
     "GATEWAY__SITE": "South side",
     "GATEWAY__HOME": "Two roofs",
     "GATEWAY__GRID_METER": "True",
+    "GATEWAY__ALLOW": "contacts,grid",
+    "CONTROL__ALLOW": "storage,acb",
     "CLOUD__LOGIN_URL": "https://example.org/login",
     "CLOUD__TOKEN_URL": "https://example.org/tokens",
     "CLOUD__ENTREZ_URL": "https://example.org/entrez",
@@ -174,7 +176,7 @@ VALUES: dict[str, str] = {
     "HOMEASSISTANT__PREFIX": "hass",
     "POLL__PROFILE": "live",
     "POLL__BUDGET": "0.5",
-    **{f"POLL__{endpoint.source.upper()}": f"{17 + place}.0" for place, endpoint in enumerate(ENDPOINTS)},
+    **{f"POLL__{endpoint.source.upper()}": f"{1017 + place}.0" for place, endpoint in enumerate(ENDPOINTS)},
     "LOG__LEVEL": "DEBUG",
     "LOG__FORMAT": "json",
     "HTTP__LISTEN": "192.0.2.8:8088",
@@ -460,8 +462,16 @@ def test_the_bounds_of_a_period(value: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("source", SourceName)
 def test_each_source_has_a_period_of_its_own(source: SourceName) -> None:
     """No source may have the name of another setting of `poll`."""
-    poll = load(poll={source.value: 7.5}).poll
-    assert [poll.period(name) for name in SourceName] == [7.5 if name is source else None for name in SourceName]
+    poll = load(poll={source.value: 907.5}).poll
+    assert [poll.period(name) for name in SourceName] == [907.5 if name is source else None for name in SourceName]
+
+
+@pytest.mark.parametrize("value", ["0", "900", "7200"])
+def test_the_gateways_list_of_events_is_read_rarely(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, POLL__EVENT_LIST=value)
+    assert load().poll.period(SourceName.EVENT_LIST) == float(value)
+    environment(monkeypatch, POLL__EVENT_LIST="899")
+    assert refusal() == "BRIDGE_POLL__EVENT_LIST: 0 or at least 900: this is much work for the gateway"
 
 
 def test_words_of_choice_are_told() -> None:
@@ -475,6 +485,8 @@ def test_words_of_choice_are_told() -> None:
     ("given", "line"),
     [
         ({"GATEWAY__USERNAME": "a"}, "BRIDGE_GATEWAY: username and password go together"),
+        ({"GATEWAY__USERNAME": "eyJh.eyJh.x"}, "BRIDGE_GATEWAY: username or password is a token: set token to it"),
+        ({"GATEWAY__USERNAME": "a", "GATEWAY__PASSWORD": "eyJh.eyJh.x"}, "BRIDGE_GATEWAY: username or password is"),
         ({"GATEWAY__PASSWORD": SECRET}, "BRIDGE_GATEWAY: username and password go together"),
         ({"MQTT__PASSWORD": SECRET}, "BRIDGE_MQTT: password needs username"),
         ({"MQTT__KEY_FILE": "a"}, "BRIDGE_MQTT: key_file needs cert_file"),
@@ -536,6 +548,54 @@ def test_an_unknown_name_is_told_with_the_nearest(
     assert line.startswith(f"{name.upper()}: no such setting")
     if near:
         assert line.endswith(f"; did you mean {near}?")
+
+
+@pytest.mark.parametrize(
+    ("slips", "hint"),
+    [
+        ("GATEWAY__IP GATEWAY__ADDRESS GATEWAY_URL ENVOY_HOST ENVOY__HOST IQ_GATEWAY_HOST", "GATEWAY__HOST"),
+        ("TOKEN GATEWAY_TOKEN GATEWAY__JWT ENPHASE_TOKEN GATEWAYS__0__TOKN", "GATEWAY__TOKEN"),
+        ("GATEWAY__USER GATEWAY__EMAIL ENPHASE_USERNAME", "GATEWAY__USERNAME"),
+        ("MQTT__HOST MQTT_HOST MQTT__PORT MQTT__BROKER MQTT_SERVER MQTT__TLS BROKER_HOST URL", "MQTT__URL"),
+        ("MQTT__USER MQTT_USER MQTT__LOGIN MQTT__USER_NAME", "MQTT__USERNAME"),
+        ("MQTT__PASS MQTT__PASSWD MQTT_PASSWORD", "MQTT__PASSWORD"),
+        ("MQTT__TOPIC MQTT__PREFIX TOPIC MQTT_BASETOPIC", "MQTT__BASE_TOPIC"),
+        ("HA__DISCOVERY HOME_ASSISTANT__DISCOVERY DISCOVERY HOMEASSISTANT_DISCOVERY", "HOMEASSISTANT__DISCOVERY"),
+        ("DISCOVERY_PREFIX", "HOMEASSISTANT__PREFIX"),
+        ("HTTP__PORT WEB_PORT LISTEN", "HTTP__LISTEN"),
+        ("LOG_LEVEL LOGGING_LEVEL DEBUG LOG__DEBUG", "LOG__LEVEL"),
+        ("POLL__INTERVAL INTERVAL", "POLL__PROFILE"),
+        ("TZ TIME_ZONE", "TIMEZONE"),
+        ("CONFIG_FILE", "CONFIG"),
+        ("HOST", "GATEWAY__HOST"),
+        ("USER USER_NAME LOGIN", "GATEWAY__USERNAME or BRIDGE_MQTT__USERNAME"),
+        ("PASSWORD", "GATEWAY__PASSWORD or BRIDGE_MQTT__PASSWORD"),
+        ("PORT", "MQTT__URL or BRIDGE_HTTP__LISTEN"),
+        ("GATEWAY__CA_FILE GATEWAY__QQQQ MQTT__ANYTHING POLL__SUN QQQQQQQQ SOLAR", ""),
+    ],
+)
+def test_what_other_programs_call_a_setting_leads_to_it(
+    slips: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in slips.split():
+        monkeypatch.setenv(f"BRIDGE_{name}", SECRET)
+        asked = f"; did you mean BRIDGE_{hint}?" if hint else ""
+        assert refusal() == f"BRIDGE_{name}: no such setting{asked}"
+        monkeypatch.delenv(f"BRIDGE_{name}")
+
+
+def test_a_swapped_letter_leads_to_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting of a section, with the last two letters of its name swapped."""
+    misled = {}
+    for name in sorted(names()):
+        slip = f"{name[:-2]}{name[-1]}{name[-2]}"
+        if "__" not in name or slip in {*names()}:
+            continue
+        monkeypatch.setenv(slip, SECRET)
+        if f"; did you mean {name}?" not in (said := refusal()):
+            misled[slip] = said
+        monkeypatch.delenv(slip)
+    assert misled == {}
 
 
 def test_all_unknown_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -830,3 +890,38 @@ async def test_what_is_no_file_stops_the_program_with_one_line(name: str, kind: 
         assert await program.ended() == 78
     assert len(program.err) == 1
     assert f"BRIDGE_{name}: {odd} is no ordinary file" in program.err[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ("", set()),
+        ("none", set()),
+        ("storage", {"storage"}),
+        (" Storage , acb,", {"storage", "acb"}),
+        ("all", {"storage", "contacts", "generator", "limit", "acb"}),
+        ("all,grid", {"storage", "contacts", "generator", "limit", "acb", "grid"}),
+    ],
+)
+def test_commands_are_allowed_by_group(monkeypatch: pytest.MonkeyPatch, given: str, allowed: set[str]) -> None:
+    monkeypatch.setenv("BRIDGE_CONTROL__ALLOW", given)
+    found = load()
+    assert found.control.allowed(found.gateway) == allowed
+
+
+def test_a_gateway_of_a_list_replaces_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gateways = [{"host": "a", "allow": "grid"}, {"host": "b", "allow": ""}, {"host": "c"}]
+    monkeypatch.setenv("BRIDGE_GATEWAYS", json.dumps(gateways))
+    monkeypatch.setenv("BRIDGE_CONTROL__ALLOW", "storage")
+    found = load()
+    assert [found.control.allowed(gateway) for gateway in found.every_gateway] == [{"grid"}, set(), {"storage"}]
+
+
+@pytest.mark.parametrize("name", ["BRIDGE_CONTROL__ALLOW", "BRIDGE_GATEWAY__ALLOW"])
+def test_an_unknown_group_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "storage,roof")
+    with pytest.raises(BadSetting) as problem:
+        load()
+    assert str(problem.value) == (
+        f"{name}: there is no group 'roof'; there are storage, contacts, generator, limit, acb, grid and all"
+    )

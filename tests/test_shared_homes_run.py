@@ -1,5 +1,6 @@
 """The whole service with two gateways of one home, over real sockets: what a subscriber sees."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from brokers import Mosquitto, watching
 from houses import MAIN_ROOF, SHARED_POLL, two_gateways
 from running import running, settings, until
 
-from bridge.commands.run import poll_once
+from bridge.commands.run import poll_once, run_once
 from bridge.discovery import MIGRATE_PAYLOAD
 from bridge.model import Unsupported
 from bridge.simulator.presets import METER_EIDS, NET_CONSUMPTION, PRODUCTION
@@ -346,10 +347,26 @@ async def test_the_flows_of_two_captured_gateways_add_up(mosquitto_here: Mosquit
 
 async def test_once_shows_the_home(mosquitto_here: Mosquitto, tmp_path: Path) -> None:
     async with two_gateways(mosquitto_here, tmp_path) as two:
-        found, errors = await poll_once(two.settings("villa", "villa"))
+        found, polled = await poll_once(two.settings("villa", "villa"))
         power = {
             flow: float(found[f"enphase/home/villa/{flow}/power"].payload) for flow in ("solar", "grid", "home")
         }
         assert power["home"] == pytest.approx(power["solar"] + power["grid"])
         assert found[AVAILABILITY].payload == "online"
-        assert all(isinstance(error, Unsupported) for error in errors)
+        assert all(isinstance(error, Unsupported) for one in polled for error in one.errors.values())
+        assert [one.status.serial for one in polled] == [two.roof.serial, two.barn.serial]
+
+
+async def test_the_summary_of_once_has_each_gateway_and_the_home(
+    mosquitto_here: Mosquitto, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with two_gateways(mosquitto_here, tmp_path) as two:
+        await asyncio.to_thread(run_once, two.settings("villa", "villa"), "site")
+    captured = capsys.readouterr()
+    found = dict(line.split(" ", 1) for line in captured.out.splitlines())
+    lines = captured.err.splitlines()
+    assert len(lines) == 2 * 5 + 2
+    home = round(float(found["enphase/home/villa/home/power"]))
+    (line,) = [line for line in lines if " home  " in line]
+    assert line.split("  ")[-1].strip().startswith("villa: solar ")
+    assert line.endswith(f", home {home} W")

@@ -55,7 +55,7 @@ class Home:
         parsed = BY_SOURCE[source].parse(body, self.facts, self.now)
         self.facts = parsed.facts or self.facts
         if parsed.request:
-            await self._client.post(parsed.request.path, json=dict(parsed.request.json or {}))
+            await self._client.post(parsed.request.path, content=parsed.request.body)
         answer = GuardedAnswer(source, repaired(source, parsed.readings), self.facts, self.now, parsed.fresh)
         for reading in self.site.update(answer):
             self.shown[f"{reading.device.removeprefix('site/')}/{reading.name}"] = reading.value

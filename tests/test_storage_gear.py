@@ -272,14 +272,27 @@ GEAR = (
     "dry_contact_settings",
     "generator",
     "gen_config",
+    "gen_mode",
+    "gen_schedule",
     "tariff",
     "status",
+    "sched",
+    "pcs_settings",
+    "sc_status",
+    "firmware",
 )
+OF_GENERATOR = ("gen_config", "gen_mode", "gen_schedule")
+OF_EVERY_HOME = {"device_data", "pvlimit", "dpel", "pel_settings", "event_list"}
+"""Sources outside the brief that no gear is needed for."""
+
+
+STORED = {"secctrl", "tariff", "status", "sched", "pcs_settings", "firmware"}
+"""Sources of each storage."""
 
 
 def asked(facts: Facts) -> set[str]:
     return {str(endpoint.source) for endpoint in ENDPOINTS if endpoint.wanted(facts)} - {
-        endpoint.source for endpoint in ENDPOINTS if endpoint.appendix or endpoint.source == "device_data"
+        endpoint.source for endpoint in ENDPOINTS if endpoint.appendix or endpoint.source in OF_EVERY_HOME
     }
 
 
@@ -292,11 +305,12 @@ def test_old_firmware_is_not_asked_for_storage_gear(firmware: str) -> None:
     ("gear", "sources"),
     [
         ((), {"inventory"}),
-        (("battery/1",), {"inventory", "power", "secctrl", "tariff", "status"}),
-        (("acb/1",), {"inventory", "secctrl", "tariff", "status"}),
-        (("controller/1",), {"inventory", *GEAR} - {"power", "gen_config"}),
-        (("collar/1",), {"inventory", *GEAR} - {"power", "gen_config"}),
-        (("battery/1", "combiner/2", "generator/1"), {"inventory", *GEAR}),
+        (("battery/1",), {"inventory", "power", *STORED}),
+        (("acb/1",), {"inventory", "acb_config", *STORED}),
+        (("controller/1",), {"inventory", "errors", *GEAR} - {"power", *OF_GENERATOR, "sched"}),
+        (("collar/1",), {"inventory", *GEAR} - {"power", *OF_GENERATOR, "sched"}),
+        (("battery/1", "combiner/2", "generator/1"), {"inventory", *GEAR} - {"sc_status"}),
+        (("limit/installer",), {"inventory", "sc_status"}),
     ],
 )
 @pytest.mark.parametrize("firmware", ["D8.3.5169", "D5.0.62", ""])
@@ -580,7 +594,7 @@ def test_settings_of_a_dry_contact() -> None:
         "relay/no1/priority": "1",
         "relay/no1/override": "ON",
         "relay/no1/manual_override": "OFF",
-        "relay/no1/essential_start": "32400",
+        "relay/no1/essential_start": "09:00",
         "relay/no1/pv_serials": "none",
     }
 

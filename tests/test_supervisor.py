@@ -16,7 +16,8 @@ from running import until
 from test_web import BROKER, GATEWAY, STATUS
 
 from bridge.commands.run import Supervisor
-from bridge.service.bridge import Bridge, make_poller
+from bridge.service.assembly import make_poller
+from bridge.service.bridge import Bridge
 from bridge.service.status import MAX_WORK_S, Status, Watchdog
 from bridge.store import Store
 

@@ -169,18 +169,16 @@ def test_unit_is_valid_and_confined(machine: Machine, unit: str) -> None:
 
 def test_setup_writes_the_settings(machine: Machine, tmp_path: Path) -> None:
     answers = (
-        GATEWAY_ADDRESS,
-        "",
         Simulator("three-phase").token(),
-        f"mqtt://{BROKER_ADDRESS}",
-        BROKER_USER,
-        BROKER_PASSWORD,
+        GATEWAY_ADDRESS,
+        *("", "", BROKER_ADDRESS, BROKER_USER, BROKER_PASSWORD, ""),
         "",
     )
     with a_gateway(machine), a_broker(machine, tmp_path):
         until(machine, lambda: listening(machine) >= {GATEWAY_ADDRESS, BROKER_ADDRESS})
         done = machine.run("sh", "-c", command("setup --output"), stdin="\n".join(answers))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(f"\nNow: {command('systemctl enable').splitlines()[0]}\n")
     assert machine.ask("stat", "-c", "%a %U", "/etc/iqgateway2mqtt/settings.toml") == "600 root"
 
 

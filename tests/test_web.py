@@ -29,14 +29,14 @@ from test_secrets import BROKER_USER, MQTT, STATES, guarded, problem, secrets, w
 from bridge.commands.run import run_with_listener
 from bridge.http_server import HttpServer, Receive, Scope, Send, ServerLimits
 from bridge.model import Reading
-from bridge.records import POWER, measurement
+from bridge.records import ENERGY, POWER, measurement
 from bridge.service.bridge import Bridge
 from bridge.service.status import BrokerStatus, GatewayStatus, SourceStatus, Status
 from bridge.settings import HttpSettings
 from bridge.simulator.gateway import INFO_PATH, LIVEDATA_PATH, READINGS_PATH
 from bridge.web import PAGE_LIMITS, listen
 from bridge.web.app import SECURITY_HEADERS, StatusPage
-from bridge.web.metrics import METRICS
+from bridge.web.metrics import METRICS, MOST_INVERTERS
 
 __all__ = ["guarded"]
 
@@ -275,6 +275,16 @@ async def test_metrics_count_what_the_gateway_was_asked(tmp_path: Path) -> None:
         truth = home.simulator.truth()
         assert found["site_power_watts", "solar", serial] == pytest.approx(truth.site.solar.power, abs=0.01)
         assert found["site_power_watts", "grid", serial] == pytest.approx(truth.site.grid.power, abs=0.01)
+        shown = float(home.topic("site/grid/energy_imported") or 0)
+        assert found["site_energy_joules_total", "grid", serial, "imported"] == pytest.approx(3600 * shown)
+        powers = {key[2]: value for key, value in found.items() if key[0] == "inverter_power_watts"}
+        assert powers == {
+            topic.split("/")[3]: float(text)
+            for topic, text in home.seen.items()
+            if re.fullmatch(r"enphase/\d+/inverter/\d+/power", topic) and text != "None"
+        }
+        counted = {key[2] for key in found if key[0] == "inverter_energy_joules_total"}
+        assert counted >= powers.keys() != set()
 
 
 async def test_every_metric_is_told_and_nothing_is_made_up() -> None:
@@ -300,7 +310,15 @@ async def test_metrics_tell_gateways_apart_even_where_one_is_there_twice() -> No
     }
 
 
-BASE_UNITS = {"seconds", "bytes", "watts"}
+async def test_metrics_of_a_fleet_are_bounded() -> None:
+    """A counter of an inverter comes from its gateway, so that a made-up list of inverters has an end, too."""
+    power = measurement("power", POWER)
+    many = tuple(Reading(f"inverter/{unit}", None, power, unit) for unit in range(MOST_INVERTERS + 9))
+    found = samples((await answer(replace(STATUS, gateways=(replace(GATEWAY, inverters=many),)), "/metrics")).text)
+    assert len([key for key in found if key[0] == "inverter_power_watts"]) == MOST_INVERTERS
+
+
+BASE_UNITS = {"seconds", "bytes", "watts", "joules"}
 """Those of Prometheus that we use; days are what people count tokens in, and what docs/health.md's alert has."""
 OTHER_UNITS = {"milliseconds", "minutes", "hours", "kilobytes", "kilowatts", "percent", "ms", "kb", "kw"}
 ENDINGS = {"counter": ("_total",), "gauge": ("",), "summary": ("_count", "_sum")}
@@ -311,7 +329,14 @@ LIVELY = replace(
             GATEWAY,
             flows_fresh=True,
             sources=(SourceStatus("readings", "good", True, 5.0, 2.5, 0.25, 7, 9, 1, 3.5),),
-            readings=(Reading("site/solar", None, measurement("power", POWER), 1234.5),),
+            readings=(
+                Reading("site/solar", None, measurement("power", POWER), 1234.5),
+                Reading("site/solar", None, measurement("energy_lifetime", ENERGY), 1500),
+            ),
+            inverters=(
+                *(Reading("inverter/1", None, measurement("power", POWER), value) for value in (250, None)),
+                Reading("inverter/1", None, measurement("energy_lifetime", ENERGY), 2.5),
+            ),
         ),
         replace(GATEWAY, host='odd "host\\', address='odd "host\\\n', serial=None),
     ),
@@ -731,8 +756,9 @@ def test_a_missing_extra_is_one_line(missing: str) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; from bridge.commands import main; sys.exit(main(['run']))"
     done = python(code, BRIDGE_HTTP__LISTEN="0")
     assert done.returncode == 78
+    command = f"{sys.executable} -m pip install '{Path(__file__).parents[1]}[web]'"
     assert done.stderr == (
-        f"iqgateway2mqtt: BRIDGE_HTTP__LISTEN: {missing} is missing: install 'iqgateway2mqtt[web]'\n"
+        f"iqgateway2mqtt: BRIDGE_HTTP__LISTEN: {missing} is missing; this installs it: {command}\n"
     )
 
 

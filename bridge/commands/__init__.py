@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridge import __version__
-from bridge.commands.report import EXIT_CONFIGURATION, OutputLost, give_up_output, guard_output
+from bridge.commands.report import EXIT_CONFIGURATION, OutputLost, give_up_output, guard_output, install_command
 from bridge.model import HOUR_S, BadSetting
 from bridge.settings import MAX_PORT, load, topic_name
-from bridge.simulator import HOME_NAMES
+from bridge.simulator import HOME_NAMES, PERSONALITY_NAMES
 
 if TYPE_CHECKING:
     from bridge.commands.session import CommandTiming
@@ -44,8 +44,8 @@ DESCRIPTIONS: Mapping[str, str] = {
         broker or cloud are unreachable. SIGTERM and SIGINT stop it. SIGHUP makes it read its settings and
         tokens again; if they are wrong, it logs an error and keeps the old ones.""",
     "once": """\
-        Polls everything once and prints topics and values. Nothing is sent to the broker, so it can be
-        used while a bridge runs.""",
+        Polls everything once and prints topics and values, those of `site` first, and then a summary on
+        standard error. Nothing is sent to the broker, so it can be used while a bridge runs.""",
     "health": """\
         Requests /healthz at the address in BRIDGE_HTTP__LISTEN. Exits with 0 if the service is alive, else
         with 69.
@@ -69,15 +69,19 @@ DESCRIPTIONS: Mapping[str, str] = {
 
         example: iqgateway2mqtt clean --base enphase --yes""",
     "demo": """\
-        With --mqtt, the devices appear in your Home Assistant; they are removed at the end.
+        With --mqtt, the devices appear in your Home Assistant; they are removed at the end. With --allow, you
+        can try commands where nothing can happen.
 
-        example: iqgateway2mqtt demo --mqtt mqtt://user:password@192.168.1.10:1883""",
+        example: iqgateway2mqtt demo --mqtt mqtt://user:password@192.168.1.10:1883
+        example: iqgateway2mqtt demo --home split-phase --allow all,grid --personality ignores""",
     "simulate": """\
-        Prints the settings for a bridge that reads it. It also simulates Enphase's cloud.
+        Prints the settings for a bridge that reads it, and each command that it receives. It also simulates
+        Enphase's cloud. The home split-phase has everything that can be controlled but AC Batteries.
 
-        example: iqgateway2mqtt simulate --home split-phase""",
+        example: iqgateway2mqtt simulate --home split-phase --personality cloud-restores""",
     "setup": """\
-        Nothing is written before everything works. Secrets are not shown while they are typed.
+        Each answer is checked at once, and only what works is written. Secrets are not shown. If the file is
+        there already, single answers can be changed; its other lines stay.
 
         example: sudo iqgateway2mqtt setup --output /etc/iqgateway2mqtt/settings.toml""",
     "discover": """\
@@ -91,6 +95,12 @@ DESCRIPTIONS: Mapping[str, str] = {
 }
 
 
+ONCE_SHOWS: Mapping[str, str] = {
+    "site": "print only the flows of solar, grid, battery, generator and home",
+    "topics": "print documents, states and availability, too",
+    "discovery": "print only the messages for Home Assistant's discovery",
+    "all": "print every message, and no summary",
+}
 SHELLS = ("bash", "zsh", "fish")
 MAX_LISTEN_S = HOUR_S
 """Largest value of `discover --seconds`."""
@@ -107,18 +117,30 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "health", help="ask the running service whether it is alive; meant for a container's health check"
     )
-    commands.add_parser("once", help="poll once and print what would be published")
+    once = commands.add_parser("once", help="poll once and print what would be published")
+    which = once.add_mutually_exclusive_group()
+    for name, text in ONCE_SHOWS.items():
+        which.add_argument(f"--{name}", action="store_const", const=name, dest="shown", default="values", help=text)
     _add_gateway_commands(commands)
     _add_clean_command(commands)
     _add_setup_commands(commands)
     demo = commands.add_parser("demo", help="run a simulated home, a broker and the bridge; nothing to configure")
     demo.add_argument("--mqtt", metavar="URL", help="use this broker, such as mqtt://user:password@host:1883")
+    demo.add_argument(
+        "--allow", metavar="GROUPS", default="", help="obey commands, as BRIDGE_CONTROL__ALLOW does: all,grid"
+    )
     simulate = commands.add_parser("simulate", help="run only a simulated or a captured gateway")
     simulate.add_argument("capture", nargs="?", type=Path, metavar="CAPTURE", help="a capture to play back")
     simulate.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     simulate.add_argument("--port", type=_port, default=8443, help="port to listen on (default %(default)s)")
     for command in (demo, simulate):
         command.add_argument("--home", choices=HOME_NAMES, default="three-phase", help="default %(default)s")
+        command.add_argument(
+            "--personality",
+            choices=PERSONALITY_NAMES,
+            metavar="NAME",
+            help="what the gateway does with commands: %(choices)s",
+        )
     completion = commands.add_parser("completion", help="print a script for tab completion")
     completion.add_argument("shell", choices=SHELLS)
     _add_descriptions(main, commands)
@@ -213,7 +235,8 @@ def _with_extra(work: Callable[[], int], *, extra: str = "demo") -> int:
     try:
         return work()
     except ModuleNotFoundError as missing:
-        print(f"iqgateway2mqtt: {missing.name} is missing: install 'iqgateway2mqtt[{extra}]'", file=sys.stderr)
+        command = install_command(extra)
+        print(f"iqgateway2mqtt: {missing.name} is missing; this installs it: {command}", file=sys.stderr)
     except (OSError, BadSetting) as problem:
         print(f"iqgateway2mqtt: {problem}", file=sys.stderr)
     return EXIT_CONFIGURATION
@@ -222,19 +245,20 @@ def _with_extra(work: Callable[[], int], *, extra: str = "demo") -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from bridge.commands import demo  # noqa: PLC0415 - needs the demo extra
 
-    return demo.run(arguments.home, arguments.mqtt)
+    return demo.run(arguments.home, arguments.personality, arguments.allow, arguments.mqtt)
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
     from bridge.commands import demo  # noqa: PLC0415 - needs the demo extra
 
-    return demo.run_simulator(arguments.home, arguments.host, arguments.port, arguments.capture)
+    where = arguments.host, arguments.port
+    return demo.run_simulator(arguments.home, arguments.personality, *where, arguments.capture)
 
 
 def _discover(arguments: argparse.Namespace) -> int:
-    from bridge.commands import setup  # noqa: PLC0415 - takes long to import
+    from bridge.commands import session  # noqa: PLC0415 - takes long to import
 
-    return setup.run_discovery(arguments.seconds, arguments.interfaces)
+    return session.run_discovery(arguments.seconds, arguments.interfaces)
 
 
 def _completion(shell: str) -> int:

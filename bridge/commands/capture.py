@@ -28,23 +28,12 @@ from bridge.store import PRIVATE_FILE_MODE, Store
 EXTRA_PATHS = (
     "/ivp/meters/reports",
     "/ivp/meters/pvReading",
-    "/ivp/ss/gen_schedule",
-    "/ivp/ss/pel_settings",
-    "/ivp/sc/pvlimit",
-    # what the storage and the limits really do, from firmware 8.2 on, and the gateway's own health
-    "/ivp/sc/sched",
-    "/ivp/sc/status",
-    "/ivp/ss/dpel",
-    "/ivp/ss/pcs_settings",
-    "/ivp/ss/gen_mode",
+    # the generator, and the gateway's own health
     "/ivp/ss/der_settings",
-    "/admin/lib/acb_config",
-    "/ivp/ensemble/errors",
-    "/ivp/firmware_manager/state",
     "/installer/agf/details.json",
 )
 """Paths outside the endpoint table that a gateway answers quickly. Paths that can make it crash are left out."""
-CAPTURED_PATHS = (*(endpoint.path for endpoint in ENDPOINTS), *EXTRA_PATHS)
+CAPTURED_PATHS = (*(each.path for each in ENDPOINTS if each.every.normal), *EXTRA_PATHS)
 KEPT_HEADERS = ("content-type", "connection", "retry-after")
 """Headers that are kept. The others say nothing about the gateway, or hold a session."""
 README_TEXT = """\

@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridge.commands.check_broker import check_broker
-from bridge.commands.report import EXIT_REFUSED, Report, configure_log, plural, size
+from bridge.commands.report import EXIT_REFUSED, FAILING_ADVICE, Report, configure_log, plural, size
 from bridge.commands.session import (
     DEFAULT_TIMING,
-    HOST_SETTING,
     INFO_ENDPOINT,
     CommandTiming,
     GatewayAddress,
@@ -32,13 +31,13 @@ from bridge.gateway.errors import (
     Starting,
     TlsFault,
     TokenRejected,
+    at_first_contact,
 )
 from bridge.gateway.token import Token
 from bridge.model import (
     DAY_S,
     MINUTE_S,
     Answer,
-    BadAnswer,
     BadSetting,
     BridgeError,
     Facts,
@@ -179,14 +178,10 @@ class GatewayCheck:
 
 def _advice(session: GatewaySession, error: BridgeError) -> str:
     """What to do about an error at the first contact; empty if the error says it."""
-    address = GatewayAddress.from_url(session.own.base_url)
-    if session.secure and isinstance(error, TlsFault):
-        return address.without_tls
-    if not session.secure and isinstance(error, BadAnswer | BrokenOff):
-        return address.with_tls
     if isinstance(error, Starting | Overloaded):
         return "try again in a minute"
-    return f"is {HOST_SETTING} right?" if isinstance(error, BadAnswer) else ""
+    is_silent = isinstance(error, Unavailable) and not isinstance(error, TlsFault | BrokenOff)
+    return "" if is_silent else at_first_contact(error, session.own.base_url)
 
 
 def _accept_key(session: GatewaySession, facts: Facts, key: str) -> None:
@@ -230,6 +225,8 @@ class EndpointSweep:
         self._summarize([error for source, error in errors.items() if source != INFO_ENDPOINT.source])
 
     def _is_wanted(self, endpoint: Endpoint, periods: Mapping[str, float]) -> bool:
+        if not endpoint.every.normal and not periods[endpoint.source]:
+            return False  # it is off unless it is turned on
         if periods[endpoint.source] == 0:
             setting = f"BRIDGE_POLL__{endpoint.source.upper()}"
             self._report.note(endpoint.source, f"turned off ({setting} is 0)")
@@ -246,10 +243,8 @@ class EndpointSweep:
             is_refused = any(isinstance(error, EndpointRefused) for error in errors)
             self._report.problem("endpoints", ALL_REFUSED if is_refused else ALL_MISSING, EXIT_REFUSED)
         if any(error is not None and not isinstance(error, Unsupported) for error in errors):
-            advice = "if this lasts, restart the gateway; to report it, see `iqgateway2mqtt capture`"
-            self._report.note(
-                "advice", f"the bridge publishes what answers, and asks the rest again later; {advice}"
-            )
+            text = "the bridge publishes what answers, and asks the rest again later"
+            self._report.note("advice", f"{text}; {FAILING_ADVICE}")
 
     async def _ask(self, endpoint: Endpoint) -> BridgeError | None:
         try:
@@ -364,28 +359,35 @@ async def _check_gateway(
 
 
 async def _check(
-    settings: Settings, gateway: str | None, timing: CommandTiming, *, accept_key: bool, collector: LogCollector
-) -> int:
-    report, store = Report(), Store(settings.state_dir)
-    gateways = chosen(settings, gateway)
-    _check_settings(settings, report)
-    collector.flush_to(report)
-    for own in gateways:
+    settings: Settings, gateway: str | None, timing: CommandTiming, report: Report, *, accept_key: bool
+) -> None:
+    collector, store = LogCollector(), Store(settings.state_dir)
+    logging.getLogger().handlers[:] = [collector]
+    for own in chosen(settings, gateway):
         await _check_gateway(settings, own, store, report, timing, accept_key=accept_key)
         collector.flush_to(report)
     await check_broker(settings, store, report, timing)
     collector.flush_to(report)
     report.section(f"{plural(report.problems, 'problem')}." if report.problems else "No problems.")
-    return report.worst
 
 
-def run(settings: Settings, gateway: str | None, accept_key: bool, timing: CommandTiming = DEFAULT_TIMING) -> int:
-    """Run the command. Returns the exit code of the worst problem.
+def run(
+    settings: Settings,
+    gateway: str | None,
+    accept_key: bool,
+    timing: CommandTiming = DEFAULT_TIMING,
+    *,
+    places: bool = True,
+) -> int:
+    """Run the command; with `places`, show first where settings are. Returns the exit code of the worst problem.
 
     Raises:
         BadSetting: no gateway is called `gateway`.
     """
-    collector = LogCollector()
+    report = Report()
     configure_log(LogSettings(level="WARNING"))
-    logging.getLogger().handlers[:] = [collector]
-    return asyncio.run(_check(settings, gateway, timing, accept_key=accept_key, collector=collector))
+    chosen(settings, gateway)
+    if places:
+        _check_settings(settings, report)
+    asyncio.run(_check(settings, gateway, timing, report, accept_key=accept_key))
+    return report.worst

@@ -26,7 +26,7 @@ HEARTBEATS = 1.5
 """A bridge that publishes nothing for so many of its heartbeats does not run, whatever its retained state says."""
 MAX_BRIDGES = 400
 """Most bridges that are looked at. Their messages are fewer than mosquitto keeps for a slow reader."""
-GATEWAY_LEVELS = frozenset({"state", "availability", *DEVICE_KINDS})
+GATEWAY_LEVELS = frozenset({"state", "availability", "command", *DEVICE_KINDS})
 HOME_LEVELS = frozenset({"availability", *FLOWS})
 """First levels of our topics below a gateway and below a home. Topics with another one are not ours."""
 

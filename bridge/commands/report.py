@@ -4,18 +4,26 @@ import io
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
+from urllib.parse import unquote, urlsplit
 
+from bridge import __version__
 from bridge.gateway.transport import quiet_libraries
 from bridge.model import BadSetting, BridgeError, Rejected, Unsupported, printable
 from bridge.settings import LogSettings
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+FAILING_ADVICE = "if this lasts, restart the gateway; to report it, see `iqgateway2mqtt capture`"
 
 # Exit codes as in sysexits.h. `run` ends only with 0 or EXIT_CONFIGURATION, since it
 # reports a failure as a state.
@@ -94,7 +102,9 @@ class Report:
     On a terminal, lines are wrapped and coloured; a pipe gets one line for each step.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, words: Callable[[str], str] = str) -> None:
+        """`words` may put what is said of a step into other words."""
+        self._words = words
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
         self._coloured = self._terminal and "NO_COLOR" not in os.environ
@@ -119,8 +129,11 @@ class Report:
         self._line("problem", step, text)
 
     def fault(self, step: str, error: BridgeError, advice: str = "") -> None:
-        text = f"{error}; {advice}" if advice else str(error)
-        if code := code_of(error):
+        self.outcome(step, f"{error}; {advice}" if advice else str(error), code_of(error))
+
+    def outcome(self, step: str, text: str, code: int) -> None:
+        """Print a problem with this exit code, or a note where the code is 0."""
+        if code:
             self.problem(step, text, code)
         else:
             self.note(step, text)
@@ -137,7 +150,7 @@ class Report:
         if word != "ok":
             self._said.append(text)
         head = f"  {word:{STATE_WIDTH}}{step:{STEP_WIDTH}} "
-        line = head + text
+        line = head + self._words(text)
         if self._terminal:
             width = max(MIN_WIDTH, shutil.get_terminal_size().columns)
             line = textwrap.fill(line, width, subsequent_indent=" " * len(head), break_on_hyphens=False)
@@ -152,6 +165,64 @@ def size(count: int) -> str:
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+PROGRAM = "iqgateway2mqtt"
+SYSTEMD_FOLDER = Path("/etc/iqgateway2mqtt")
+"""Where the units in systemd/ look for settings; each instance has its own subfolder."""
+IMAGE_PREFIX, CONTAINER_MARKS = "/opt/iqgateway2mqtt", (Path("/.dockerenv"), Path("/run/.containerenv"))
+"""Where the program is in the image, and what Docker and Podman put into a container."""
+
+
+def install_command(extra: str) -> str:
+    """The shell command that adds an extra to the Python environment in which this program runs."""
+    python = shlex.quote(sys.executable)
+    installer = f"{python} -m pip install" if find_spec("pip") else f"uv pip install --python {python}"
+    needs_root = "" if os.access(sys.prefix, os.W_OK) else "sudo "
+    return f"{needs_root}{installer} {shlex.quote(_source(extra))}"
+
+
+def _source(extra: str) -> str:
+    """What pip and uv install with this extra: the folder, wheel or index that this program was installed from."""
+    from importlib.metadata import Distribution  # noqa: PLC0415 - takes long, and is needed only after a mistake
+
+    texts = (found.read_text("direct_url.json") for found in Distribution.discover(name=PROGRAM))
+    origin = json.loads(next(filter(None, texts), "{}"))  # PEP 610: absent where it comes from an index
+    url = origin.get("url", "")
+    if repository := origin.get("vcs_info"):
+        return f"{PROGRAM}[{extra}] @ {repository['vcs']}+{url}"
+    checkout = Path(__file__).parents[2]
+    for place in (Path(unquote(urlsplit(url).path)), checkout):
+        if (place.suffix == ".whl" and place.is_file()) or (place / "pyproject.toml").is_file():
+            return f"{place}[{extra}]"
+    return f"{PROGRAM}[{extra}]=={__version__}"
+
+
+def _program_name() -> str:
+    """The name to call this program by: its path if the name alone is not found, as in a venv not activated."""
+    called = sys.argv[0]
+    own = Path(called).name == PROGRAM and shutil.which(PROGRAM) != called
+    return shlex.quote(called) if own else PROGRAM
+
+
+def in_container() -> bool:
+    """Whether this is the container image, in which compose.yaml has some of the settings."""
+    return sys.prefix == IMAGE_PREFIX and any(mark.exists() for mark in CONTAINER_MARKS)
+
+
+def next_command(file: Path, *, existed: bool = False) -> str:
+    """The command that starts the service, of this kind of installation, with the settings in this file."""
+    place = file.resolve()
+    if in_container():
+        return "docker compose up --build --detach"
+    if place.name == "settings.toml" and SYSTEMD_FOLDER in (place.parent, place.parent.parent):
+        instance = "" if place.parent == SYSTEMD_FOLDER else f"@{place.parent.name}"
+        return f"sudo systemctl {'restart' if existed else 'enable --now'} iqgateway2mqtt{instance}"
+    if place.suffix == ".toml":
+        return f"BRIDGE_CONFIG={shlex.quote(str(file))} {_program_name()} run"
+    if place == Path(".env").resolve():
+        return f"{_program_name()} run"
+    return f"set -a; . {shlex.quote(str(file))}; set +a; {_program_name()} run"
 
 
 # The log

@@ -9,15 +9,32 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
+from typing import NamedTuple
 
-from bridge.commands.report import EXIT_REFUSED, EXIT_UNAVAILABLE, configure_log
-from bridge.model import BadSetting, BridgeError, Message, Rejected, Unsupported
-from bridge.service.bridge import Bridge, make_homes, make_poller
-from bridge.service.status import Status
-from bridge.settings import GatewaySettings, LogSettings, Settings, homes, load
+from bridge.commands.picture import flows
+from bridge.commands.report import (
+    EXIT_CONFIGURATION,
+    EXIT_REFUSED,
+    EXIT_UNAVAILABLE,
+    FAILING_ADVICE,
+    Report,
+    code_of,
+    configure_log,
+    install_command,
+    plural,
+)
+from bridge.gateway.errors import Overloaded, Starting
+from bridge.model import BadSetting, BridgeError, Message, Priority, Rejected, SourceName, Unsupported
+from bridge.outbox import DISCOVERY_PRIORITIES
+from bridge.service.assembly import make_homes, make_poller
+from bridge.service.bridge import Bridge
+from bridge.service.sources import SourceState
+from bridge.service.status import GatewayStatus, Status
+from bridge.settings import GatewaySettings, Settings, homes, load
 from bridge.store import Store
 
 LOG = logging.getLogger(__name__)
@@ -29,6 +46,8 @@ FEEDS_PER_TIMEOUT = 3
 MAX_STATUS_LETTERS = 400
 MAX_MICROSECONDS_DIGITS = 18
 MICROSECONDS_PER_S = 1_000_000
+MAX_FAULTS_TOLD = 3
+"""Different errors of one gateway that the summary of `once` names."""
 
 
 class Supervisor:
@@ -107,7 +126,9 @@ def require_listener(settings: Settings) -> None:
         importlib.import_module("bridge.web")
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
-        raise BadSetting(f"BRIDGE_HTTP__LISTEN: {package} is missing: install 'iqgateway2mqtt[web]'") from None
+        raise BadSetting(
+            f"BRIDGE_HTTP__LISTEN: {package} is missing; this installs it: {install_command('web')}"
+        ) from None
 
 
 async def run_with_listener(settings: Settings, bridge: Bridge) -> None:
@@ -234,43 +255,128 @@ def run(settings: Settings) -> int:
 # once
 
 
-async def poll_once(settings: Settings) -> tuple[dict[str, Message], list[BridgeError]]:
-    """Poll each gateway once: those of one home at the same time, since only then their powers add up."""
+class Polled(NamedTuple):
+    """What a round of polls has brought of one gateway: its status, its sources without an answer, its problem."""
+
+    status: GatewayStatus
+    errors: Mapping[SourceName, BridgeError]
+    problem: str | None
+
+
+async def poll_once(settings: Settings) -> tuple[Mapping[str, Message], Sequence[Polled]]:
+    """Poll each gateway once: those of one home at the same time, since only then their powers add up.
+
+    Returns the messages that would be published, by topic, and how each gateway is doing.
+    """
     tree: dict[str, Message] = {}
     store = Store(settings.state_dir)
 
     def publish(message: Message) -> None:
-        tree[message.topic] = message
+        if message.retain:
+            tree[message.topic] = message
 
     shared = make_homes(settings, store, publish)
 
-    async def poll(gateway: GatewaySettings) -> list[BridgeError]:
+    async def poll(gateway: GatewaySettings) -> Polled:
         await shared.open(gateway)
         poller = make_poller(settings, gateway, store, publish, on_refresh=partial(shared.refresh, gateway))
         shared.add(gateway, poller)
         try:
-            return await poller.once()
+            errors = await poller.once()
+            status = GatewayStatus.of(poller, datetime.now(UTC), details=True)
+            return Polled(status, errors, poller.sources.access_problem or status.problem)
         finally:
             await poller.aclose()
 
-    errors: list[BridgeError] = []
+    polled: list[Polled] = []
     groups = homes(settings.all_gateways)
     shared.set_gateways(settings.all_gateways, settings.every_gateway)
     for gateways in (*groups.values(), *([one] for one in settings.all_gateways if one.home is None)):
-        for failures in await asyncio.gather(*map(poll, gateways)):
-            errors += failures
-    return tree, errors
+        polled += await asyncio.gather(*map(poll, gateways))
+    return tree, polled
 
 
-def run_once(settings: Settings) -> int:
-    """Print `topic payload` lines. Returns the exit code of the worst failure."""
-    configure_log(LogSettings(level="ERROR", format=settings.log.format))
-    tree, errors = asyncio.run(poll_once(settings))
-    for topic in sorted(tree):
-        if tree[topic].payload:
-            print(topic, tree[topic].payload)
-    for text in dict.fromkeys(map(str, errors)):
-        print(f"iqgateway2mqtt: {text}", file=sys.stderr)
+def _is_shown(message: Message, which: str, *, as_documents: bool) -> bool:
+    """Whether `once` prints this message. `as_documents`: documents stand for the values, which have no topics."""
+    is_discovery = message.priority in DISCOVERY_PRIORITIES
+    is_value = (message.content_type is not None) == as_documents and message.priority is not Priority.AVAILABILITY
+    match which:
+        case "site":
+            return is_value and message.priority is Priority.SITE
+        case "values":
+            return is_value and not is_discovery
+        case "topics":
+            return not is_discovery
+        case "discovery":
+            return is_discovery
+        case _:
+            return True
+
+
+def _tell_gateway(report: Report, polled: Polled, tree: Mapping[str, Message]) -> None:
+    """Print five lines about one gateway: what has answered, what has not, and what to do."""
+    status, errors, problem = polled
+    if status.known:
+        report.ok("gateway", f"{status.serial}, firmware {status.firmware or 'unknown'}, at {status.address}")
+    else:
+        report.fact("gateway", f"the one at {status.address} has not told its serial number")
+    names = [source.name for source in status.sources if source.state == SourceState.GOOD.value]
+    report.fact("answered", f"{plural(len(names), 'endpoint')}: {', '.join(names)}" if names else "nothing")
+    code = max(map(code_of, errors.values()), default=0)
+    texts = {name.value: str(errors[name]) for name in sorted(errors, key=lambda name: -code_of(errors[name]))}
+    by_text = {text: [name for name in texts if texts[name] == text] for text in texts.values()}
+    told = [f"{', '.join(names)}: {text}" for text, names in by_text.items()]
+    more = f"; and {len(told) - MAX_FAULTS_TOLD} more" if len(told) > MAX_FAULTS_TOLD else ""
+    if told:
+        report.outcome("no answer", "; ".join(told[:MAX_FAULTS_TOLD]) + more, code)
+    else:
+        report.ok("no answer", "none of those that were asked")
+    if any(isinstance(error, Starting | Overloaded) for error in errors.values()):
+        report.fact("to do", "try again in a minute")
+    elif not status.known or code in {EXIT_REFUSED, EXIT_CONFIGURATION}:
+        report.fact("to do", "what the line above says; `iqgateway2mqtt check` shows each step")
+    elif code:
+        report.fact("to do", f"`iqgateway2mqtt run` publishes what answers; {FAILING_ADVICE}")
+    else:
+        report.fact("to do", problem or "nothing; `iqgateway2mqtt run` publishes these values")
+    report.fact("site", _flows_below(f"/{status.serial}/site/", tree))
+
+
+def _flows_below(place: str, tree: Mapping[str, Message]) -> str:
+    """The flows whose topics have this part, in one line."""
+    parts = (topic.partition(place) for topic in tree)
+    values = {rest: tree[head + mark + rest].payload for head, mark, rest in parts if mark}
+    return ", ".join(map(str, flows(values))) or "not known"
+
+
+def run_once(settings: Settings, shown: str) -> int:
+    """Print `topic payload` lines, and a summary on standard error. Returns the exit code of the worst failure.
+
+    `shown` is what is printed: `values`, `site`, `topics`, `discovery`, or `all` without a summary.
+    """
+    level = "DEBUG" if settings.log.level == "DEBUG" else "ERROR"
+    configure_log(settings.log.model_copy(update={"level": level}))
+    tree, polled = asyncio.run(poll_once(settings))
+    as_documents = settings.mqtt.payload == "json"
+    messages = [tree[topic] for topic in sorted(tree) if tree[topic].payload]
+    printed = [message for message in messages if _is_shown(message, shown, as_documents=as_documents)]
+    if shown != "all":
+        printed.sort(key=lambda message: message.priority is not Priority.SITE)
+    for message in printed:
+        print(message.topic, message.payload)
+    sys.stdout.flush()  # where the output can't be written, there is no summary of it
+    errors = [error for one in polled for error in one.errors.values()]
+    if shown == "all":
+        for text in dict.fromkeys(map(str, errors)):
+            print(f"iqgateway2mqtt: {text}", file=sys.stderr)
+    else:
+        report = Report(sys.stderr)
+        for one in polled:
+            _tell_gateway(report, one, tree)
+        for home in homes(settings.all_gateways):
+            report.fact("home", f"{home}: {_flows_below(f'/home/{home}/', tree)}")
+        text = f"{len(printed)} of {plural(len(messages), 'topic')}; `iqgateway2mqtt once --all` prints all"
+        report.fact("printed", f"{text}. Nothing was sent to the broker")
     failures = [error for error in errors if not isinstance(error, Unsupported)]
     if any(isinstance(error, Rejected) for error in failures):
         return EXIT_REFUSED

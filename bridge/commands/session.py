@@ -5,23 +5,26 @@ import errno
 import ipaddress
 import os
 import socket
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
 
+from bridge.commands.report import EXIT_UNAVAILABLE, Report, configure_log, plural
 from bridge.endpoints import BY_SOURCE
 from bridge.gateway import open_gateway
-from bridge.model import Answer, BadAnswer, BadSetting, Facts, SourceName, Unavailable, Unsupported
+from bridge.gateway.errors import HOST_SETTING, other_scheme
+from bridge.gateway.mdns import DiscoveredGateway, discover
+from bridge.model import Answer, BadAnswer, BadSetting, BridgeError, Facts, SourceName, Unavailable, Unsupported
 from bridge.service.identity import Identity
-from bridge.settings import GatewaySettings, Settings
+from bridge.settings import CloudSettings, GatewaySettings, LogSettings, Settings
 from bridge.state import IdentityState
 from bridge.store import Store
 
 PORT_OF_SCHEME = {"http": 80, "https": 443}
-HOST_SETTING = "BRIDGE_GATEWAY__HOST"
 MAX_SILENT = 3
 """Requests in a row without an answer after which a gateway is asked no more."""
 
@@ -74,12 +77,9 @@ class GatewayAddress:
         return False
 
     @property
-    def without_tls(self) -> str:
-        return f"firmware before 7 has no TLS: set {HOST_SETTING}=http://{self.netloc}"
-
-    @property
-    def with_tls(self) -> str:
-        return f"firmware from 7 on speaks TLS: set {HOST_SETTING}={self.netloc}"
+    def _other_scheme(self) -> str:
+        """Advice to try the other one of HTTP and HTTPS."""
+        return other_scheme(f"{self.scheme}://{self.netloc}")
 
     async def resolve(self) -> str:
         """The addresses of the host, separated by commas.
@@ -108,7 +108,7 @@ class GatewayAddress:
         except TimeoutError:
             raise Unavailable(
                 f"no answer from port {self.port}: is the gateway on and in this network, and is "
-                f"{HOST_SETTING} still its address? Guest networks and firewalls keep devices apart, too"
+                f"{HOST_SETTING} still right? Guest networks and firewalls keep devices apart, too"
             ) from None
         except OSError as error:
             raise Unavailable(await self._closed(error)) from None
@@ -128,14 +128,15 @@ class GatewayAddress:
             )
         closed = f"port {self.port} is closed (connection refused)"
         if self.scheme == "http":
-            return f"{closed}: {self.with_tls}"
-        if self.port == self.standard_ports["https"] and await self._is_open(self.standard_ports["http"]):
-            return f"{closed}, but port 80 is open: {self.without_tls}"
-        return f"{closed}: is {HOST_SETTING} right? Otherwise, {self.without_tls}"
+            return f"{closed}: {self._other_scheme}"
+        if self.port == self.standard_ports["https"] and await self.is_open(self.standard_ports["http"]):
+            return f"{closed}, but port 80 is open: {self._other_scheme}"
+        return f"{closed}: is {HOST_SETTING} right? Otherwise, {self._other_scheme}"
 
-    async def _is_open(self, port: int) -> bool:
+    async def is_open(self, port: int | None = None) -> bool:
+        """Whether this port of the host, by default its own, takes a connection."""
         try:
-            await self._connect(port)
+            await self._connect(port or self.port)
         except OSError:  # a TimeoutError is one
             return False
         return True
@@ -294,3 +295,75 @@ def only(settings: Settings, name: str | None) -> GatewaySettings:
 
 def _hosts(gateways: tuple[GatewaySettings, ...]) -> str:
     return ", ".join(gateway.host for gateway in gateways)
+
+
+# discover
+
+NONE_FOUND = (
+    "no gateway has announced itself within {seconds:g} s. mDNS works only within one network and not in most "
+    "containers: try it on the host itself, or look for the gateway in your router's list of devices"
+)
+NO_MDNS = (
+    "mDNS can't be used: {reason}; connect this machine to the gateway's network, or look for the gateway in your "
+    "router's list of devices and set BRIDGE_GATEWAY__HOST to its address"
+)
+
+
+async def _facts(announced: DiscoveredGateway) -> Facts:
+    """Read `/info` without sending a token. Raises BridgeError."""
+    async with open_gateway(GatewaySettings(host=announced.host), CloudSettings()) as gateway:
+        answer, _ = await gateway.probe_untrusted(INFO_ENDPOINT.request)
+    facts = INFO_ENDPOINT.parse(answer.body, Facts(""), 0.0).facts
+    assert facts is not None, "/info has facts"  # noqa: S101 - its split function makes them or raises
+    return facts
+
+
+async def _report_gateway(announced: DiscoveredGateway, report: Report) -> None:
+    report.section(f"Gateway {announced.serial}")
+    report.fact("name", announced.name or "unknown")
+    report.fact("setting", f"BRIDGE_GATEWAY__HOST={announced.host}")
+    try:
+        facts = await _facts(announced)
+    except BridgeError as error:
+        report.fact("firmware", announced.firmware or "unknown")
+        report.fault("answer", error)
+        return
+    report.fact("firmware", facts.firmware or "unknown")
+    if facts.part_number:
+        report.fact("part number", facts.part_number)
+    if facts.serial == announced.serial:
+        report.ok("answer", "the announced gateway answers")
+    else:
+        report.note("answer", f"gateway {facts.serial} answers at this address, not the announced one")
+
+
+async def _discover(seconds: float, interfaces: Sequence[str]) -> int:
+    report = Report()
+    print(f"Listening for {seconds:g} s ...", file=sys.stderr)
+    try:
+        found = await discover(seconds, interfaces)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if interfaces:
+            raise BadSetting(
+                f"--interface: {' or '.join(interfaces)} is no address of this machine: {reason}"
+            ) from None
+        report.problem("mDNS", NO_MDNS.format(reason=reason), EXIT_UNAVAILABLE)
+        return report.worst
+    for announced in found:
+        await _report_gateway(announced, report)
+    if not found:
+        report.problem("mDNS", NONE_FOUND.format(seconds=seconds), EXIT_UNAVAILABLE)
+        return report.worst
+    report.section(f"{plural(len(found), 'gateway')}. `iqgateway2mqtt setup` helps with the rest.")
+    return report.worst
+
+
+def run_discovery(seconds: float, interfaces: Sequence[str]) -> int:
+    """Run the command. Returns 69 if no gateway is found, or one does not answer.
+
+    Raises:
+        BadSetting: an interface can't be used.
+    """
+    configure_log(LogSettings(level="ERROR"))
+    return asyncio.run(_discover(seconds, interfaces))

@@ -1,7 +1,6 @@
 """`token`: shows which tokens there are, gets one with the account, or accepts a pasted one. It prints none."""
 
 import asyncio
-import getpass
 import hashlib
 import sys
 import time
@@ -12,6 +11,7 @@ from pydantic import SecretStr
 
 from bridge.commands.report import EXIT_CONFIGURATION, EXIT_REFUSED, Report, configure_log
 from bridge.commands.session import SEE_CHECK, GatewaySession, chosen, only
+from bridge.commands.terminal import InputEnded, ask
 from bridge.gateway import open_gateway
 from bridge.gateway.client import CHECK_PATH
 from bridge.gateway.cloud import Cloud
@@ -224,8 +224,8 @@ def _paste(settings: Settings, gateway: str | None, report: Report) -> None:
     if sys.stdin.isatty():
         print(f"\nGet a token for this gateway at {TOKEN_PAGE}, and paste it here.")
         text = ""
-        with suppress(EOFError):  # Ctrl-D instead of a token
-            text = getpass.getpass("Token (not shown): ")
+        with suppress(InputEnded):
+            text = ask("Token (it will not show)", secret=True)
     else:
         text = sys.stdin.read(2 * MAX_TOKEN_LETTERS)
     asyncio.run(command.paste(text))

@@ -126,12 +126,12 @@ class _EventFilter:
         told = [(key, item) for key, item in outcomes.items() if item.text and self._is_news(key, item, now)]
         events: list[Event] = []
         for kind in Kind:
-            texts = [f"{key} {item.text}" for key, item in told if item.kind is kind]
+            texts = {key: f"{key} {item.text}" for key, item in told if item.kind is kind}
             if kind in (Kind.HELD, Kind.BACK) and len(texts) > 1:
-                texts = [f"{texts[0]} (and {len(texts) - 1} more counters)"]
-            events.extend(
-                Event(f"counter_{kind}", text, warning=kind not in (Kind.BACK, Kind.TAKEN)) for text in texts
-            )
+                first = next(iter(texts))
+                texts = {first: f"{texts[first]} (and {len(texts) - 1} more counters)"}
+            is_warning = kind not in (Kind.BACK, Kind.TAKEN)
+            events.extend(Event(f"counter_{kind}", text, is_warning, key) for key, text in texts.items())
         return events
 
     def _is_news(self, key: str, outcome: Outcome, now: float) -> bool:

@@ -23,6 +23,8 @@ from bridge.discovery.devices import (
     is_group,
 )
 from bridge.endpoints import ENDPOINTS
+from bridge.endpoints.info import UPDATE_PROGRESS
+from bridge.events import EventKind
 from bridge.model import Measurement, Message, Platform, Priority
 from bridge.records import icon
 from bridge.topics import OFFLINE, ONLINE, Names, Row
@@ -179,6 +181,9 @@ def _entities(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if device.kind == "gateway":
         yield "state", _connectivity(options, gateway, device)
+        yield "events", _events(options, gateway, device)
+        for row in _progress(device) if options.form == "device" else ():  # it needs a template
+            yield f"{row.measurement.name}_update", _update(options, gateway, row)
     for row in device.rows:
         yield _component_key(row), _entity(options, gateway, row, device)
 
@@ -193,6 +198,43 @@ def _connectivity(options: DiscoveryOptions, gateway: AnnouncedGateway, device: 
         "payload_off": OFFLINE,
         "device_class": "connectivity",
         "entity_category": "diagnostic",
+    }
+
+
+def _progress(device: AnnouncedDevice) -> list[Row]:
+    """The row of the progress of an update, if the gateway tells it."""
+    return [row for row in device.rows if row.measurement.name == UPDATE_PROGRESS]
+
+
+def _update(options: DiscoveryOptions, gateway: AnnouncedGateway, row: Row) -> dict[str, Any]:
+    """Whether an update of firmware runs, and how far it is. There is nothing to press: the gateway does it alone.
+
+    The gateway does not tell the version that comes. Its own has only harmless letters in the template.
+    """
+    installed = re.sub(r"[^\w.-]", "", gateway.facts.firmware) or "unknown"
+    running = '"latest_version": "newer", "in_progress": true, "update_percentage": {{ value | float(0) | round }}'
+    idle = f'"latest_version": "{installed}", "in_progress": false'
+    return {
+        "platform": Platform.UPDATE.value,
+        "name": "Firmware update",
+        "unique_id": f"{gateway.id_of(row.device)}_update",
+        "state_topic": gateway.value_topic(options.names, row),
+        "value_template": f'{{"installed_version": "{installed}", '
+        f"{{% if value == 'None' %}}{idle}{{% else %}}{running}{{% endif %}}}}",
+        "device_class": "firmware",
+        "entity_category": "diagnostic",
+    }
+
+
+def _events(options: DiscoveryOptions, gateway: AnnouncedGateway, device: AnnouncedDevice) -> dict[str, Any]:
+    """What happens at the gateway. Home Assistant drops events of a type that was not announced before."""
+    return {
+        "platform": Platform.EVENT.value,
+        "name": "Event",
+        "unique_id": f"{gateway.id_of(device.key)}_events",
+        "state_topic": options.names.events(gateway.facts.serial),
+        "event_types": [kind.value for kind in EventKind],
+        "icon": "mdi:bell-outline",
     }
 
 

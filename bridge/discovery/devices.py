@@ -69,7 +69,21 @@ DEVICE_KINDS = {
     ),
     "live": DeviceKind("Live data", is_group=True, names={"pv": "PV"}),
     "report": DeviceKind("Meter reports", is_group=True),
-    "storage": DeviceKind("Storage", is_group=True, names={"totals": "", "settings": "", "offgrid": "Off-grid"}),
+    "storage": DeviceKind(
+        "Storage",
+        is_group=True,
+        names={"totals": "", "control": "", "settings": "Stored", "offgrid": "Off-grid"},
+    ),
+    "limit": DeviceKind(
+        "Limits",
+        is_group=True,
+        names={
+            "production": "Production limit",
+            "export": "Export limit",
+            "installer": "Installer's export limit",
+            "breaker": "Main panel",
+        },
+    ),
     "meter": DeviceKind("{words} meter", "Current transformer", names=METER_NAMES),
     "inverter": DeviceKind("Inverter {name}", "Microinverter", has_serial=True),
     AC_BATTERY_KIND: DeviceKind("AC Battery {name}", "AC Battery", has_serial=True),
@@ -101,7 +115,8 @@ class AnnouncedGateway:
     """A gateway, as discovery describes it.
 
     `url` is the address of its own page, and `site` the name of its site. `suffix` is added to the names of its
-    devices if there are several gateways. `in_home`: it is one of several in a home, and does not know its load.
+    devices if it has a name or there are several gateways. `in_home`: it is one of several in a home, and does not
+    know its load.
     """
 
     facts: Facts
@@ -170,7 +185,10 @@ class AnnouncedDevice:
 
 
 def device_key(row: Row) -> str:
-    kind = row.device.partition("/")[0]
+    """The device to which a row belongs. AC Batteries report as inverters do, and have the device of one."""
+    kind, _, name = row.device.partition("/")
+    if kind == AC_BATTERY_KIND:
+        return f"inverter/{name}"
     return kind if is_group(kind) else row.device
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
+from bridge.control import Control
 from bridge.endpoints import (
+    controller,
     info,
     inventory,
     livedata,
@@ -16,24 +18,31 @@ from bridge.endpoints import (
     storage,
     switchgear,
 )
+from bridge.endpoints.controller import LIMIT_KIND
 from bridge.endpoints.parsing import AnswerLimits, Parsed
 from bridge.model import HOUR_S, MINUTE_S, BadAnswer, BridgeError, Facts, Request, SourceName
 
-__all__ = ["BY_SOURCE", "ENDPOINTS", "Endpoint", "Parsed", "Periods"]
+__all__ = ["BY_SOURCE", "CONTROLS", "ENDPOINTS", "Endpoint", "Parsed", "Periods"]
 
 Split = Callable[[bytes, Facts, float], Parsed]
 Wanted = Callable[[Facts], bool]
 USUAL_LIMITS = AnswerLimits()
 LARGEST_SITE = 1000
 """Microinverters of the largest site that a gateway is sold for, with a reserve."""
-FIRST_FIRMWARE_WITH_DETAILS = 7
+FIRST_FIRMWARE_WITH_DETAILS = "7"
 """Older firmware does not have `/ivp/pdm/device_data`."""
-FIRST_FIRMWARE_WITH_STORAGE = 5
+FIRST_FIRMWARE_WITH_STORAGE = "5"
 """Older firmware answers all `/ivp/ensemble/*` with 404."""
+FIRST_FIRMWARE_WITH_LIMITS = "7"
+"""Older firmware answers all `/ivp/sc/*` and `/ivp/ss/*` about limits with 404 (seen on 3.8 to 5.0)."""
 SWITCHGEAR_KINDS = ("controller", "collar", "combiner")
 """Kinds of gear that have relays, and to which a generator is connected."""
 STORAGE_KINDS = ("battery", "acb", *SWITCHGEAR_KINDS)
 """Kinds of gear that belong to a storage, or are prepared for one."""
+EXPLAINED_KINDS = (LIMIT_KIND, "controller", "collar")
+"""Where the long answer that explains a limit is wanted: a limit was seen, or the home can leave the grid, where
+full batteries limit solar power.
+"""
 
 
 def always(_facts: Facts) -> bool:
@@ -41,11 +50,15 @@ def always(_facts: Facts) -> bool:
 
 
 def details_possible(facts: Facts) -> bool:
-    return facts.release is None or facts.release >= FIRST_FIRMWARE_WITH_DETAILS
+    return facts.is_from(FIRST_FIRMWARE_WITH_DETAILS, if_unknown=True)
 
 
 def storage_possible(facts: Facts) -> bool:
-    return facts.release is None or facts.release >= FIRST_FIRMWARE_WITH_STORAGE
+    return facts.is_from(FIRST_FIRMWARE_WITH_STORAGE, if_unknown=True)
+
+
+def limits_possible(facts: Facts) -> bool:
+    return facts.is_from(FIRST_FIRMWARE_WITH_LIMITS, if_unknown=True)
 
 
 def where(*kinds: str) -> Wanted:
@@ -60,6 +73,10 @@ class Periods:
     normal: float
     gentle: float
     live: float
+
+
+OFF = Periods(normal=0.0, gentle=0.0, live=0.0)
+"""Only polled where the owner sets a period."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +303,30 @@ ENDPOINTS = (
         wanted=where("generator"),
     ),
     Endpoint(
+        SourceName.GEN_MODE,
+        "/ivp/ss/gen_mode",
+        switchgear.split_generator_mode,
+        every=Periods(normal=5 * MINUTE_S, gentle=15 * MINUTE_S, live=5 * MINUTE_S),
+        urgency=4,
+        wanted=where("generator"),
+    ),
+    Endpoint(
+        SourceName.GEN_SCHEDULE,
+        "/ivp/ss/gen_schedule",
+        switchgear.split_generator_schedule,
+        every=Periods(normal=HOUR_S, gentle=4 * HOUR_S, live=HOUR_S),
+        urgency=4,
+        wanted=where("generator"),
+    ),
+    Endpoint(
+        SourceName.SCHED,
+        "/ivp/sc/sched",
+        controller.split_sched,
+        every=Periods(normal=90, gentle=5 * MINUTE_S, live=90),
+        urgency=3,
+        wanted=where("battery", "acb"),
+    ),
+    Endpoint(
         SourceName.TARIFF,
         "/admin/lib/tariff",
         storage.split_tariff,
@@ -301,6 +342,94 @@ ENDPOINTS = (
         urgency=4,
         wanted=where(*STORAGE_KINDS),
     ),
+    Endpoint(
+        SourceName.ACB_CONFIG,
+        "/admin/lib/acb_config",
+        storage.split_acb_config,
+        every=Periods(normal=15 * MINUTE_S, gentle=HOUR_S, live=15 * MINUTE_S),
+        urgency=4,
+        wanted=where("acb"),
+    ),
+    Endpoint(
+        SourceName.PEL_SETTINGS,
+        "/ivp/ss/pel_settings",
+        controller.split_pel_settings,
+        every=Periods(normal=4 * HOUR_S, gentle=12 * HOUR_S, live=4 * HOUR_S),
+        urgency=4,
+        wanted=limits_possible,
+    ),
+    Endpoint(
+        SourceName.PCS_SETTINGS,
+        "/ivp/ss/pcs_settings",
+        controller.split_pcs_settings,
+        every=Periods(normal=4 * HOUR_S, gentle=12 * HOUR_S, live=4 * HOUR_S),
+        urgency=4,
+        wanted=where(*STORAGE_KINDS),
+    ),
+    Endpoint(
+        SourceName.DPEL,
+        "/ivp/ss/dpel",
+        controller.split_dpel,
+        every=Periods(normal=30 * MINUTE_S, gentle=HOUR_S, live=30 * MINUTE_S),
+        urgency=4,
+        wanted=limits_possible,
+    ),
+    Endpoint(
+        SourceName.PVLIMIT,
+        "/ivp/sc/pvlimit",
+        controller.split_pvlimit,
+        every=Periods(normal=10 * MINUTE_S, gentle=30 * MINUTE_S, live=10 * MINUTE_S),
+        urgency=4,
+        wanted=limits_possible,
+    ),
+    Endpoint(
+        SourceName.SC_STATUS,
+        "/ivp/sc/status",
+        controller.split_sc_status,
+        every=Periods(normal=30 * MINUTE_S, gentle=HOUR_S, live=30 * MINUTE_S),
+        urgency=4,
+        wanted=where(*EXPLAINED_KINDS),
+    ),
+    Endpoint(
+        SourceName.FIRMWARE,
+        "/ivp/firmware_manager/state",
+        info.split_firmware_state,
+        every=Periods(normal=15 * MINUTE_S, gentle=HOUR_S, live=15 * MINUTE_S),
+        urgency=4,
+        wanted=where(*STORAGE_KINDS),
+    ),
+    Endpoint(
+        SourceName.ERRORS,
+        "/ivp/ensemble/errors",
+        switchgear.split_errors,
+        every=Periods(normal=15 * MINUTE_S, gentle=HOUR_S, live=15 * MINUTE_S),
+        urgency=4,
+        wanted=where("controller"),
+    ),
+    Endpoint(
+        SourceName.EVENT_LIST,
+        "/datatab/event_dt.rb?start=0&length=10",
+        info.split_event_list,
+        every=OFF,
+        urgency=4,
+        timeout=60.0,
+        wanted=details_possible,
+    ),
 )
 
 BY_SOURCE: Mapping[str, Endpoint] = {endpoint.source: endpoint for endpoint in ENDPOINTS}
+
+CONTROLS: Mapping[str, Control] = {
+    f"{device}/{name}": control
+    for device, record in (
+        (storage.STORAGE_SETTINGS, storage.StorageSettings),
+        ("relay/+", switchgear.DryContact),
+        ("relay/+", switchgear.DryContactSettings),
+        (switchgear.RELAY_MAINS, switchgear.MainsRelay),
+        (switchgear.GENERATOR_DEVICE, switchgear.GeneratorMode),
+        (switchgear.GENERATOR_DEVICE, switchgear.GeneratorSettings),
+        (switchgear.GENERATOR_DEVICE, switchgear.GeneratorSchedule),
+    )
+    for name, control in record.controls.items()
+} | {f"acb/+/{storage.SLEEP.name}": storage.SLEEPING}
+"""What commands can set, by topic below a gateway. `+` stands for the id of any device of a kind."""

@@ -1,12 +1,36 @@
-"""`/info` (brief, appendix A): what this gateway is. The only endpoint that needs no token, and the only XML."""
+"""What this gateway is, and how it is: `/info` (brief, appendix A), `/ivp/firmware_manager/state`, and its own list
+of events.
+
+`/info` is the only endpoint that needs no token, and the only XML. The others are not in the brief. Each is known
+from one site (Matthew1471's documentation), so that what is not as it was seen there is left out.
+"""
 
 import re
 from datetime import UTC, datetime
+from typing import Annotated, Any
 from xml.etree import ElementTree as ET
 
-from bridge.endpoints.parsing import Parsed, ParseResult, excerpt, topic_level
-from bridge.model import BadAnswer, Facts
-from bridge.records import TEXT, Epoch, Flag, PlainNumber, Record, Text, clean, wire
+from pydantic import Field
+
+from bridge.endpoints.parsing import Parsed, ParseResult, excerpt, parse_object, topic_level
+from bridge.model import BadAnswer, Facts, Reading
+from bridge.records import (
+    FLAG,
+    TEXT,
+    Absent,
+    Converter,
+    Epoch,
+    Flag,
+    LowerText,
+    PlainNumber,
+    Record,
+    Share,
+    Text,
+    clean,
+    measurement,
+    to_text,
+    wire,
+)
 
 MAX_DEPTH = 16
 SERIAL_NUMBER = re.compile(r"[0-9A-Za-z]{1,32}")
@@ -124,3 +148,75 @@ def _facts(info: Info, old: Facts, now: float) -> Facts:
         gear=old.gear if old.serial == serial else frozenset(),
         units=old.units if old.serial == serial else {},
     )
+
+
+# /ivp/firmware_manager/state
+
+NO_UPDATE, UPDATE_PROGRESS = "no update running", "update_progress"
+UPDATE_RUNNING = measurement("update_running", FLAG, diagnostic=True)
+
+
+def _reason(value: object, _info: object) -> str:
+    """Convert why an update failed. The gateway gives a text `None` where none did."""
+    text = to_text(value) or ""
+    return "none" if text.lower() in {"", "none"} else text
+
+
+class FirmwareState(Record):
+    """The update of firmware that runs, of the gateway or of storage gear. The progress is a text on the wire."""
+
+    update_status: LowerText = wire("SiteSync.Current_Status_str", diagnostic=True)
+    update_progress: Share = wire("SiteSync.Progress", diagnostic=True)
+    update_failure: Annotated[str | Absent | None, TEXT, Converter(_reason)] = wire(
+        "SiteSync.Failure Reason", diagnostic=True
+    )
+    auto_update: Flag = wire("SiteSync.auto_update_enable", label="Automatic updates", diagnostic=True)
+    storage_firmware: Text = wire("SiteSync.Current essimg version", diagnostic=True)
+
+
+def split_firmware_state(body: bytes, _facts: Facts, _now: float) -> Parsed:
+    """Read whether an update runs, and how far it is; the progress is `None` while none runs."""
+    result = ParseResult()
+    found = parse_object(FirmwareState, body, result.problems)
+    if not isinstance(found.update_status, str):
+        result.add("gateway", found, without=frozenset({UPDATE_PROGRESS}))
+        return result.parsed()
+    is_running = found.update_status != NO_UPDATE
+    result.add("gateway", found if is_running else found.model_copy(update={UPDATE_PROGRESS: None}))
+    result.readings.append(Reading("gateway", None, UPDATE_RUNNING, is_running))
+    return result.parsed()
+
+
+# /datatab/event_dt.rb
+
+NUMBER_OF_ENTRY = re.compile(r"[0-9]{1,15}")
+ENTRY_PARTS = ("text", "serial", "kind", "date")
+"""What an entry of the list has after its number."""
+MOST_ENTRIES = 10
+MAX_ENTRY_LETTERS = 160
+
+
+class EventList(Record):
+    """The newest entries of the gateway's own list of events."""
+
+    entries: Any = Field(default=None, validation_alias="aaData")
+
+
+def split_event_list(body: bytes, _facts: Facts, _now: float) -> Parsed:
+    """Read the entries: each is a list of a number, a text, a serial number, a kind of device and a date.
+
+    Raises:
+        BadAnswer: the answer has no list.
+    """
+    result = ParseResult()
+    entries = parse_object(EventList, body, result.problems).entries
+    if not isinstance(entries, list):
+        raise BadAnswer(f"the answer has no list of events: {excerpt(body)}")
+    found = {}
+    for entry in entries[:MOST_ENTRIES]:
+        number, *parts = map(to_text, entry) if isinstance(entry, list) and entry else [None]
+        if number and NUMBER_OF_ENTRY.fullmatch(number):
+            texts = [(clean(part or "") or "")[:MAX_ENTRY_LETTERS] for part in parts]
+            found[number] = dict(zip(ENTRY_PARTS, texts, strict=False))
+    result.value("gateway", "event_list", TEXT, found, document_only=True)
+    return result.parsed()

@@ -40,7 +40,7 @@ from bridge.records import (
     wire,
 )
 
-STREAM_ON = Request("/ivp/livedata/stream", json={"enable": 1})
+STREAM_ON = Request("/ivp/livedata/stream", "POST", '{"enable": 1}')
 LIVE_PV, LIVE_STORAGE, LIVE_GRID = "live/pv", "live/storage", "live/grid"
 LIVE_LOAD, LIVE_GENERATOR, LIVE_SYSTEM = "live/load", "live/generator", "live/system"
 DEVICE_OF_FLOW = {

@@ -23,9 +23,10 @@ from bridge.endpoints.parsing import (
     phase_voltage,
     phases,
 )
-from bridge.model import BadAnswer, Facts, MeterFacts, Phase
+from bridge.model import BadAnswer, Facts, MeterFacts, Phase, Reading
 from bridge.records import (
     ABSENT,
+    ENERGY,
     FLAG,
     POWER,
     REACTIVE_POWER,
@@ -51,6 +52,7 @@ from bridge.records import (
     WattHoursReport,
     Watts,
     mapped,
+    measurement,
     wire,
 )
 
@@ -91,6 +93,12 @@ class Meter(Record):
         count = int(self.phase_count) if isinstance(self.phase_count, int | float) else usual
         counts = self.enabled is True or self.enabled is ABSENT
         return MeterFacts(self.key, role, counts, max(1, min(count, len(PHASES))), mode)
+
+
+PHASE_TODAY = measurement("energy_today", ENERGY)
+"""Energy of today of a phase. The bridge counts it: the gateway does not tell it here."""
+COUNTED_BY_PHASE = frozenset({"production", "total-consumption"})
+"""Roles of meters, and kinds of reports, whose phases have energies of today."""
 
 
 class MeterReading(Record):
@@ -157,7 +165,14 @@ def _add_reading(result: ParseResult, reading: MeterWithChannels, meter: MeterFa
     if voltage is not None:
         result.value(device, "voltage", VOLTAGE, voltage)
     for phase, channel in channels.items():
-        result.add(device, channel, phase)
+        _add_phase(result, device, channel, phase)
+
+
+def _add_phase(result: ParseResult, device: str, values: Record, phase: Phase) -> None:
+    """Add a phase, and its energy of today, which is unknown here."""
+    result.add(device, values, phase)
+    if device.partition("/")[2] in COUNTED_BY_PHASE:
+        result.readings.append(Reading(device, phase, PHASE_TODAY, None))
 
 
 def _one_phase(reading: MeterWithChannels) -> MeterReading:
@@ -238,7 +253,7 @@ def _lines(
     if voltage is not None:
         result.value(device, "voltage", VOLTAGE, voltage)
     for phase, line in given.items():
-        result.add(device, line, phase)
+        _add_phase(result, device, line, phase)
 
 
 def split_grid(body: bytes, facts: Facts, _now: float) -> Parsed:

@@ -1,5 +1,5 @@
-"""`/ivp/ensemble/secctrl`, `/ivp/ensemble/status` and `/admin/lib/tariff`: the storage as a whole, its details, its
-settings. Not in the brief: fields as seen on firmware 7.3 to 8.3.
+"""The storage as a whole, its details, and its settings: `/ivp/ensemble/secctrl`, `/ivp/ensemble/status`,
+`/admin/lib/tariff` and `/admin/lib/acb_config`. Not in the brief: fields as seen on firmware 7.3 to 8.3.
 """
 
 from collections.abc import Iterator, Mapping
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from bridge.control import ECONOMY, SAVINGS, flag, number, words
 from bridge.endpoints.inventory import TYPE_NUMBERS, PhaseName, kind_of
 from bridge.endpoints.parsing import (
     PHASES,
@@ -14,13 +15,15 @@ from bridge.endpoints.parsing import (
     Parsed,
     ParseResult,
     decode,
+    excerpt,
     parse_object,
     phases,
     topic_level,
 )
 from bridge.endpoints.switchgear import MainsRelay
-from bridge.model import Facts, Phase, Structure
+from bridge.model import BadAnswer, Facts, Phase, Reading, SourceName, Structure
 from bridge.records import (
+    FLAG,
     TEXT,
     Absent,
     Converter,
@@ -37,13 +40,15 @@ from bridge.records import (
     Watts,
     finite,
     mapped,
+    measurement,
     to_text,
     wire,
 )
 
-STORAGE_TOTALS, STORAGE_OFFGRID, STORAGE_SETTINGS, TARIFF_CURRENT = (
+STORAGE_TOTALS, STORAGE_OFFGRID, STORAGE_CONTROL, STORAGE_SETTINGS, TARIFF_CURRENT = (
     "storage/totals",
     "storage/offgrid",
+    "storage/control",
     "storage/settings",
     "tariff/current",
 )
@@ -81,6 +86,17 @@ class StorageTotals(Record):
     upgrading: Flag = wire("ESS_R3_To_R4_in_progress", label="ESS R3 to R4 in progress", diagnostic=True)
 
 
+SCHEDULER_SIGN = "sched_mode_key"
+"""A field that only an answer of `/ivp/sc/sched` has, which has some of the sums, too."""
+
+
+class ReservesInForce(Record):
+    """Two of the sums once more, so that `storage/control` has all that is in force."""
+
+    reserve: Share = wire("configured_backup_soc", enabled=True)
+    reserve_lowest: Share = wire("VLS_Limit", label="Lowest charge", diagnostic=True)
+
+
 class PhaseBias(Record):
     """The bias that the controller adds to frequency and voltage of a phase, to steer inverters and batteries."""
 
@@ -105,10 +121,18 @@ class OffgridControl(Record):
 
 
 def split_secctrl(body: bytes, facts: Facts, _now: float) -> Parsed:
-    """Read the sums, and the bias of each phase."""
+    """Read the sums, and the bias of each phase.
+
+    Raises:
+        BadAnswer: it is no such answer, but for example one of `/ivp/sc/sched`, which has some of the sums.
+    """
     result = ParseResult()
     result.add(STORAGE_TOTALS, parse_object(StorageTotals, body, result.problems))
     given = _object(body)
+    if SCHEDULER_SIGN in given:
+        raise BadAnswer(f"the answer is one of another endpoint: {excerpt(body)}")
+    if reserves := ReservesInForce.read(given, result.problems):
+        result.add(STORAGE_CONTROL, reserves)
     meter = facts.consumption()
     lines = phases(meter.phase_count if meter else 1)
     for line in lines or PHASES[:1]:
@@ -178,19 +202,97 @@ def split_status(body: bytes, facts: Facts, _now: float) -> Parsed:
     return result.parsed()
 
 
+# /admin/lib/acb_config
+
+SLEEP = measurement("sleep", FLAG, enabled=True)
+SLEEPING = flag("acb", SourceName.ACB_CONFIG, 30)
+
+
+class AcBatterySleep(Record):
+    """An AC Battery that sleeps, and the charges between which it goes to sleep."""
+
+    serial: Annotated[DeviceId, Field(validation_alias="serial_num")]
+    sleep_soc_min: Share = wire("sleep_min_soc", label="Lowest charge for sleep", diagnostic=True)
+    sleep_soc_max: Share = wire("sleep_max_soc", label="Highest charge for sleep", diagnostic=True)
+
+
+class AcBatterySettings(Record):
+    """The answer. Only those that sleep are listed (public clients)."""
+
+    sleeping: Any = Field(default=None, validation_alias="acb_sleep")
+
+
+def split_acb_config(body: bytes, facts: Facts, _now: float) -> Parsed:
+    """Read which AC Batteries sleep. The others are awake, unless an item of the list can't be read."""
+    result = ParseResult()
+    answer = parse_object(AcBatterySettings, body, result.problems)
+    if not isinstance(answer.sleeping, list):
+        result.problems.append("AcBatterySettings: acb_sleep is no list")
+        return result.parsed()
+    units = [AcBatterySleep.read(item, result.problems) for item in answer.sleeping]
+    asleep = {f"acb/{unit.serial}": unit for unit in units if unit}
+    for device, unit in asleep.items():
+        result.add(device, unit)
+    known = {item for item in facts.gear if item.startswith("acb/")} if all(units) else set()
+    for device in sorted(known | asleep.keys()):
+        result.readings.append(Reading(device, None, SLEEP, device in asleep))
+    return result.parsed()
+
+
 # /admin/lib/tariff
 
 
-class StorageSettings(Record):
-    """The settings for the use of the batteries."""
+SETTLES_S = 90.0
+"""Time in which the batteries follow a setting."""
+NEVER_OBEYED = "8.3.6086"
+"""This firmware stores what is written, and does what Enphase's app says (measured at one site)."""
+MODES = words(
+    "storage",
+    SourceName.TARIFF,
+    SETTLES_S,
+    *("self-consumption", "backup", ECONOMY, SAVINGS),
+    proof="storage/control/mode",
+    ignored_from=NEVER_OBEYED,
+)
+RESERVES = number(
+    "storage", SourceName.TARIFF, SETTLES_S, 0, 100, proof="storage/control/reserve", ignored_from=NEVER_OBEYED
+)
+LOWEST = number(
+    "storage",
+    SourceName.TARIFF,
+    SETTLES_S,
+    5,
+    25,
+    proof="storage/control/reserve_lowest",
+    ignored_from=NEVER_OBEYED,
+)
+GRID_CHARGING = flag(
+    "storage", SourceName.TARIFF, SETTLES_S, proof="storage/control/charge_from_grid", ignored_from=NEVER_OBEYED
+)
+OPTIMIZING = flag("storage", SourceName.TARIFF, SETTLES_S, proof=None, ignored_from=NEVER_OBEYED)
 
-    mode: Text = wire("mode", enabled=True)
+
+class StorageSettings(Record):
+    """The stored settings for the use of the batteries. From firmware 8.2.4225 on they need not be obeyed."""
+
+    mode: Text = wire("mode", control=MODES)
     mode_subtype: Text = wire("operation_mode_sub_type", diagnostic=True)
-    reserve: Share = wire("reserved_soc", enabled=True)
-    reserve_lowest: Share = wire("very_low_soc", label="Lowest charge allowed", diagnostic=True)
-    charge_from_grid: Flag = wire("charge_from_grid", enabled=True)
-    optimized: Flag = wire("opt_schedules", label="Optimized schedules", diagnostic=True)
+    reserve: Share = wire("reserved_soc", control=RESERVES)
+    reserve_lowest: Share = wire("very_low_soc", label="Lowest charge allowed", diagnostic=True, control=LOWEST)
+    charge_from_grid: Flag = wire("charge_from_grid", control=GRID_CHARGING)
+    optimized: Flag = wire("opt_schedules", label="Optimized schedules", diagnostic=True, control=OPTIMIZING)
     changed: Epoch = wire("date", label="Last change", diagnostic=True)
+
+
+class ScheduleInForce(Record):
+    """What the controller has computed from the settings, on firmware that computes it."""
+
+    mode: Text = wire("batt_mode", "battery_mode", enabled=True)
+    charge_from_grid: Flag = wire("charge_from_grid", enabled=True, fallback=True)
+
+
+FIRST_WITHOUT_SCHEDULE = "8.3.5290"
+"""This firmware or later fills the schedule with defaults at each reading (seen on 8.3.6086)."""
 
 
 class ScheduleOverride(Record):
@@ -229,15 +331,17 @@ class TariffAnswer(Record):
     schedule: Any = None
 
 
-def split_tariff(body: bytes, _facts: Facts, _now: float) -> Parsed:
+def split_tariff(body: bytes, facts: Facts, _now: float) -> Parsed:
     """Read the settings of the storage, and the prices. `/ivp/ensemble/generator` has a number as `schedule`."""
     result = ParseResult()
     answer = parse_object(TariffAnswer, body, result.problems)
     tariff, schedule = (item if isinstance(item, dict) else {} for item in (answer.tariff, answer.schedule))
     if answer.tariff is None and not schedule:
         result.problems.append("TariffAnswer: it has no tariff")
+    computes = not facts.is_from(FIRST_WITHOUT_SCHEDULE, if_unknown=True)
     for device, kind, given in (
         (STORAGE_SETTINGS, StorageSettings, tariff.get("storage_settings")),
+        (STORAGE_CONTROL, ScheduleInForce, schedule if computes else None),
         (STORAGE_SETTINGS, ScheduleOverride, schedule),
         (TARIFF_CURRENT, Tariff, {**_part(tariff, "currency"), **_part(tariff, "single_rate")}),
     ):

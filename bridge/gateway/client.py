@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 import httpx
 
-from bridge.gateway.errors import ConnectionFault, EndpointRefused, Starting, raise_for_status
+from bridge.gateway.errors import HOST_SETTING, ConnectionFault, EndpointRefused, Starting, raise_for_status
 from bridge.gateway.http1 import Http1Transport, hardware_address
 from bridge.gateway.token import Token
 from bridge.gateway.tokens import TokenSource
@@ -18,6 +19,7 @@ from bridge.gateway.transport import (
     HEADERS,
     MAX_BODY_BYTES,
     KeyPin,
+    RequestLog,
     bounded,
     quiet_libraries,
     short_retries,
@@ -72,7 +74,8 @@ class TokenAuth(httpx.Auth):
     """Adds the token; after a 401 asks the gateway about it, renews it once if need be, and tries once more.
 
     A 401 alone proves nothing: firmware 7.3.130 answers so on /ivp/ensemble/* to every token, and some gateways
-    accept no Bearer header before /auth/check_jwt has set its sessionId cookie.
+    accept no Bearer header before /auth/check_jwt has set its sessionId cookie. A request that is sent once follows
+    one that was accepted, so there it means that the token's role may not do this.
     """
 
     def __init__(self, tokens: TokenSource) -> None:
@@ -88,6 +91,8 @@ class TokenAuth(httpx.Auth):
         if response.status_code != HTTPStatus.UNAUTHORIZED:
             return
         await response.aread()  # frees the connection, of which there is one
+        if request.extensions.get("once"):
+            raise EndpointRefused(f"{request.url.path}: the gateway refuses this to the token's role (401)")
         async with self._lock:
             token = await self._tokens.current()  # another request may have renewed it meanwhile
             check = yield _check(request, token)
@@ -168,24 +173,28 @@ class _Connection:
         self.peer: object = None
         """The address and the port that answered last."""
         self.listener: Callable[[Exchange], None] | None = None
-        self._limits, self._monotonic = limits, monotonic
+        self._limits, self._monotonic, self._log = limits, monotonic, RequestLog(gateway=settings.host)
         self.client = self.open(pin)
 
     async def exchange(self, request: Request) -> Answer:
         """Send one request. Errors of the HTTP library become those of `bridge.gateway.errors`."""
         if self.pin.stale:
             await self.renew()
-        with translated(GATEWAY_NAME, self._host_advice):
-            return await self.send(self.client, request)
+        return await self.send(self.client, request)
 
     async def send(self, client: httpx.AsyncClient, request: Request) -> Answer:
         """Send one request over this client."""
-        method = "GET" if request.json is None else "POST"
         auth = None if request.path == INFO_PATH else self.auth
         started = self._monotonic()
-        limit = {"most_bytes": request.most_bytes}
-        async with client.stream(method, request.path, json=request.json, auth=auth, extensions=limit) as response:
-            body = await response.aread()
+        sent: dict[str, Any] = {
+            "auth": auth,
+            "extensions": {"most_bytes": request.most_bytes, "once": request.once},
+        }
+        if request.body is not None:
+            sent |= {"content": request.body, "headers": {"Content-Type": "application/json"}}
+        with translated(self._log, GATEWAY_NAME, request.method, request.path, self._host_advice):
+            async with client.stream(request.method, request.path, **sent) as response:
+                body = await response.aread()
         self.peer = response.extensions.get("peer")
         wants_time = "Retry-After" in response.headers or b"retry" in body.lower()
         if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and wants_time:
@@ -203,7 +212,7 @@ class _Connection:
         client = _client(self.url, pin, self._limits)
         client.cookies = cookies or httpx.Cookies()
         client.event_hooks["request"].append(self._count)
-        client.event_hooks["response"].append(self._notify_listener)
+        client.event_hooks["response"] += [self._log.answered, self._notify_listener]
         client.event_hooks["response"].append(_limit_cookies(client))
         return client
 
@@ -211,7 +220,7 @@ class _Connection:
     def _host_advice(self) -> str:
         """Advice for a host name that can't be resolved."""
         local = "; names in .local are not found from most containers" if ".local" in self.url else ""
-        return f"{local}; set BRIDGE_GATEWAY__HOST to the gateway's address"
+        return f"{local}; set {HOST_SETTING} to the gateway's address"
 
     async def _count(self, _: httpx.Request) -> None:
         self.requests += 1
@@ -310,14 +319,14 @@ class Gateway(AbstractAsyncContextManager["Gateway"]):
         """Send a request and return the body of a 2xx answer. `deadline` is in seconds.
 
         Raises:
-            Unavailable: there is no answer, also after short retries; the next poll may do better.
+            Unavailable: there is no answer, also after short retries; GatewayFault where it says that it fails.
             Unsupported: the gateway does not have this (404); EndpointRefused where it says so with a 401.
             Rejected: a person must act; KeyChanged where the TLS key is not the pinned one.
             BadAnswer: the answer is none that can be used.
         """
         async with self._turn:
-            retries = short_retries(1 if self._failing else self._limits.attempts, self._limits.retry_wait)
-            self._failing = False
+            attempts = 1 if self._failing or request.once else self._limits.attempts
+            retries, self._failing = short_retries(attempts, self._limits.retry_wait), False
             try:
                 async with asyncio.timeout(deadline or self._limits.deadline):
                     return await retries(self._connection.exchange, request)
@@ -340,8 +349,7 @@ class Gateway(AbstractAsyncContextManager["Gateway"]):
         async with self._turn, self._connection.open(stranger) as client:
             try:
                 async with asyncio.timeout(self._limits.deadline):
-                    with translated(GATEWAY_NAME):
-                        return await self._connection.send(client, info), stranger.seen
+                    return await self._connection.send(client, info), stranger.seen
             except TimeoutError:
                 raise Unavailable(f"{GATEWAY_NAME} gave no whole answer in time to {INFO_PATH}") from None
 
@@ -375,4 +383,4 @@ def _checked_url(url: str) -> str:
             return url
     except httpx.InvalidURL:
         pass
-    raise BadSetting("BRIDGE_GATEWAY__HOST: must be a name, an address, host:port or a URL")
+    raise BadSetting(f"{HOST_SETTING}: must be a name, an address, host:port or a URL")

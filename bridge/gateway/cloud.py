@@ -21,7 +21,14 @@ from bridge.gateway.errors import (
     WrongPassword,
 )
 from bridge.gateway.token import Token
-from bridge.gateway.transport import HEADERS, bounded, quiet_libraries, short_retries, translated
+from bridge.gateway.transport import (
+    HEADERS,
+    RequestLog,
+    bounded,
+    quiet_libraries,
+    short_retries,
+    translated,
+)
 from bridge.model import BadAnswer, BadSetting, BridgeError, Unavailable
 from bridge.settings import CloudSettings
 
@@ -65,6 +72,7 @@ class Cloud:
         self._username = username
         self._password = password
         self._limits = limits or CloudLimits()
+        self._log = RequestLog(f"{CLOUD_NAME}: ")
         if settings.ca_file is not None:
             _trust(settings)  # a wrong file is told at the start, not at the first renewal
 
@@ -143,7 +151,7 @@ class Cloud:
 
     async def _send(self, client: httpx.AsyncClient, method: str, url: str, **content: object) -> tuple[int, bytes]:
         async def once() -> tuple[int, bytes]:
-            with translated(CLOUD_NAME):
+            with translated(self._log, CLOUD_NAME, method, httpx.URL(url).path):
                 response = await client.request(method, url, **content)  # type: ignore[arg-type] # httpx's own
             if response.status_code in PASSING_STATUSES:
                 raise ConnectionFault(f"{CLOUD_NAME} is down ({response.status_code}): trying again later")
@@ -157,7 +165,7 @@ class Cloud:
             verify=_trust(self._settings),
             headers=HEADERS,
             timeout=httpx.Timeout(self._limits.read, connect=self._limits.connect),
-            event_hooks={"response": [bounded(self._limits.body)]},
+            event_hooks={"response": [bounded(self._limits.body), self._log.answered]},
         )
 
 

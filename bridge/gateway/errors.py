@@ -4,8 +4,11 @@ They are kinds of the errors in `bridge.model`, where the whole tree is drawn; a
 caller acts differently.
 """
 
-from bridge.model import HOUR_S, BadAnswer, Rejected, Unavailable, Unsupported
+from urllib.parse import urlsplit
 
+from bridge.model import HOUR_S, BadAnswer, BridgeError, Rejected, Unavailable, Unsupported
+
+HOST_SETTING = "BRIDGE_GATEWAY__HOST"
 TOKEN_PAGE = "https://entrez.enphaseenergy.com"  # noqa: S105 - an address, no token
 PASTE = f"get a token at {TOKEN_PAGE} and set BRIDGE_GATEWAY__TOKEN to it"
 
@@ -32,6 +35,10 @@ class Overloaded(ConnectionFault):
 
 class Starting(Unavailable):
     """The gateway has just booted (503 with a time to wait): it answers in half a minute."""
+
+
+class GatewayFault(Unavailable):
+    """The gateway answers 429 or 500: it has not done what was asked."""
 
 
 class KeyChanged(Rejected):
@@ -117,6 +124,36 @@ REFUSALS: tuple[type[CloudRejected], ...] = (WrongPassword, MultiFactor, Blocked
 """Refusals of an account, whichever gateway it is about."""
 
 
+def other_scheme(url: str) -> str:
+    """The advice to ask a gateway by HTTP instead of HTTPS, or the other way round. `url` is where it is asked."""
+    scheme, host = urlsplit(url).scheme, urlsplit(url).netloc
+    if scheme == "https":
+        return f"firmware before 7 has no TLS: set {HOST_SETTING}=http://{host}"
+    return f"firmware from 7 on speaks TLS: set {HOST_SETTING}={host}"
+
+
+def at_first_contact(error: BridgeError, url: str) -> str:
+    """What the owner can do about an error of `/info` at a gateway that has never answered at this URL.
+
+    The advice is empty if the error says it.
+    """
+    is_secure = url.startswith("https")
+    match error:
+        case UnknownName() | Starting() | Overloaded():
+            return ""
+        case TlsFault() if is_secure:
+            return other_scheme(url)
+        case BrokenOff() | BadAnswer() if not is_secure:
+            return other_scheme(url)
+        case BadAnswer() | Unsupported():
+            return f"is {HOST_SETTING} right?"
+        case Unavailable():
+            is_there = f"is the gateway on and in this network, and is {HOST_SETTING} right?"
+            return f"{is_there} Otherwise, {other_scheme(url)}"
+        case _:
+            return ""
+
+
 def raise_for_status(status: int, path: str) -> None:
     """Check the status of an answer. The content type is not checked, since answers of /ivp have none.
 
@@ -135,7 +172,7 @@ def raise_for_status(status: int, path: str) -> None:
         case 502 | 504:
             raise Overloaded(f"the gateway is overloaded ({status})")
         case 429 | 500:
-            raise Unavailable(f"{path}: the gateway fails ({status})")
+            raise GatewayFault(f"{path}: the gateway fails ({status})")
         case _ if not 200 <= status < 300:  # noqa: PLR2004 - success
             raise BadAnswer(f"{path}: the gateway answers with status {status}")
         case _:

@@ -5,6 +5,7 @@ most containers nor across networks.
 """
 
 import asyncio
+import errno
 import ipaddress
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -115,7 +116,10 @@ async def _listening(names: asyncio.Queue[str], interfaces: Sequence[str]) -> As
         if not names.full():
             names.put_nowait(name)
 
-    network = AsyncZeroconf(interfaces=[*interfaces] or InterfaceChoice.All)
+    try:
+        network = AsyncZeroconf(interfaces=[*interfaces] or InterfaceChoice.All)
+    except RuntimeError:  # zeroconf's error for a machine that is offline
+        raise OSError(errno.ENETDOWN, "this machine has no network with IPv4 addresses") from None
     try:
         browser = AsyncServiceBrowser(network.zeroconf, SERVICE_TYPE, handlers=[on_change])
         yield network.zeroconf

@@ -6,6 +6,7 @@ the handshake, before any request, so that another device gets neither token nor
 same key is accepted, since only the key proves that it is the same gateway.
 """
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -28,7 +29,7 @@ from tenacity import (
 )
 
 from bridge.gateway.errors import BrokenOff, ConnectionFault, KeyChanged, TlsFault, UnknownName
-from bridge.model import MEGABYTE, BadAnswer, Unavailable
+from bridge.model import MEGABYTE, BadAnswer, BridgeError, Unavailable
 
 LOG = logging.getLogger(__name__)
 MAX_BODY_BYTES = 4 * MEGABYTE
@@ -66,24 +67,57 @@ def _log_retry(state: RetryCallState) -> None:
     LOG.debug("%s: trying again in %.1f s", error, state.upcoming_sleep)
 
 
-@contextmanager
-def translated(name: str, unknown_name: str = "") -> Iterator[None]:
-    """A context that turns errors of the HTTP library into ours. Their chain is cut, since it holds the request.
+class RequestLog(logging.LoggerAdapter[logging.Logger]):
+    """Logs requests at DEBUG: a line for each, with path, status, bytes and milliseconds, and nothing secret.
 
-    `name` is the receiver of the request, `unknown_name` the advice if that name can't be resolved.
+    Only the path of a URL is logged, no query, header or body. `prefix` begins each line, and `keys` are those of
+    its record.
+    """
+
+    def __init__(self, prefix: str = "", **keys: str) -> None:
+        super().__init__(LOG, keys)
+        self._prefix = prefix
+
+    async def answered(self, response: httpx.Response) -> None:
+        """Log an answer of any status. This is a response hook of httpx, which has to come after `bounded`."""
+        if self.isEnabledFor(logging.DEBUG):
+            size = len(await response.aread())  # its time is known only then
+            asked, ms = response.request, response.elapsed.total_seconds() * 1000
+            line = f"{self._prefix}%s %s: %d, %d bytes, %.0f ms"
+            self.debug(line, asked.method, asked.url.path, response.status_code, size, ms)
+
+    def failed(self, method: str, path: str, reason: object, seconds: float) -> None:
+        """Log a request without a whole answer."""
+        self.debug(f"{self._prefix}%s %s: %s, %.0f ms", method, path, reason, seconds * 1000)
+
+
+@contextmanager
+def translated(log: RequestLog, name: str, method: str, path: str, unknown_name: str = "") -> Iterator[None]:
+    """A context that turns errors of the HTTP library into ours, and logs them at DEBUG.
+
+    Their chain is cut, since it holds the request. `name` is the receiver of the request, `unknown_name` the advice
+    if that name can't be resolved.
 
     Raises:
         Unavailable: no connection can be made, or no answer comes in time.
     """
+    started = time.monotonic()
+    failure: BridgeError
     try:
         yield
     except httpx.TimeoutException as error:
         verb = "can't be reached" if isinstance(error, httpx.ConnectTimeout) else "did not answer"
-        raise Unavailable(f"{name} {verb} in time") from None
+        failure = Unavailable(f"{name} {verb} in time")
     except (httpx.TransportError, OSError, UnicodeError) as error:
         kind, reason = _cause(error)
-        advice = unknown_name if kind is UnknownName else ""
-        raise kind(f"no connection to {name}: {reason}{advice}") from None
+        failure = kind(f"no connection to {name}: {reason}{unknown_name if kind is UnknownName else ''}")
+    except asyncio.CancelledError:
+        log.failed(method, path, "given up", time.monotonic() - started)
+        raise
+    else:
+        return
+    log.failed(method, path, failure, time.monotonic() - started)
+    raise failure from None
 
 
 def _cause(error: BaseException) -> tuple[type[ConnectionFault], str]:

@@ -8,9 +8,9 @@ are still to be sent.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paho.mqtt.enums import MQTTProtocolVersion
 from tenacity import (
@@ -32,10 +32,20 @@ from bridge.mqtt.connect import (
     check_connack,
     with_older_mqtt,
 )
-from bridge.mqtt.connection import Connection, OnMessage, OnRefusal
+from bridge.mqtt.connection import CommandTopics, Connection, OnMessage, OnRefusal, Received
 from bridge.settings import MqttSettings
 
-__all__ = ["Broker", "BrokerTiming", "ConnectionLimits", "MessageRefused", "OnMessage", "TopicBlocklist", "area"]
+__all__ = [
+    "Broker",
+    "BrokerTiming",
+    "CommandTopics",
+    "ConnectionLimits",
+    "MessageRefused",
+    "OnMessage",
+    "Received",
+    "TopicBlocklist",
+    "area",
+]
 
 LOG = logging.getLogger(__name__)
 CAREFUL_AFTER_CONNECTIONS = 2
@@ -132,6 +142,7 @@ class Broker:
         on_message: OnMessage,
         on_refusal: OnRefusal = lambda _topic, _text: None,
         subscriptions: Sequence[str] = (),
+        commands: CommandTopics | None = None,
         keepalive: int = 60,
         timing: BrokerTiming | None = None,
     ) -> None:
@@ -142,7 +153,7 @@ class Broker:
         protocols = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
         self._options = ProtocolOptions(protocols[settings.protocol], min(1, will.qos))
         self._on_message, self._on_refusal = on_message, on_refusal
-        self._subscriptions = tuple(subscriptions)
+        self._subscriptions, self._commands = tuple(subscriptions), commands
         self._connection: Connection | None = None
         self.failure: str | None = None
         """Why the last attempt to connect has failed; `None` after one that has not."""
@@ -240,7 +251,7 @@ class Broker:
         return await asyncio.shield(self._connection.ended) if self._connection is not None else "not connected"
 
     async def send(self, message: Message) -> bool:
-        """Hand over one retained message as soon as there is room. Returns False if the connection has ended.
+        """Hand over one message as soon as there is room. Returns False if the connection has ended.
 
         Raises:
             MessageRefused: this message can't be sent to this broker.
@@ -317,7 +328,9 @@ class Broker:
                 answer = await connection.answer
             ended = "" if connection.alive else connection.ended.result()
             check_connack(connector.address, connector.will.topic, answer, ended)
-            await connection.subscribe(self._allowed_subscriptions())
+            await connection.subscribe(self._allowed(self._subscriptions))
+            if self._commands:
+                await connection.listen(replace(self._commands, topics=(*self._allowed(self._commands.topics),)))
         except TimeoutError:
             connection.hang_up("no answer")  # a broker may wait for the rest of a CONNECT of an older version
             if timeout_s < self._timing.connect:
@@ -334,8 +347,8 @@ class Broker:
             return self._timing.connect
         return min(self._timing.connect, self._timing.failover * 2.0 ** min(self._rounds // 2, 5))
 
-    def _allowed_subscriptions(self) -> Iterator[str]:
-        for topic in self._subscriptions:
+    def _allowed(self, topics: Iterable[str]) -> Iterator[str]:
+        for topic in topics:
             if self._blocklist.is_blocked(topic):
                 self._log_once(f"{topic} is not subscribed: the broker closes the connection then; {CHECK_RULES}")
             else:

@@ -3,28 +3,76 @@
 import asyncio
 import logging
 import re
-import socket
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Self
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, error_string
 from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bridge.model import Message
 from bridge.mqtt.connect import PROTOCOL_IS_BROKEN, BoundedClient, ConnectionLimits, MessageRefused
-
-if TYPE_CHECKING:
-    from paho.mqtt.client import SocketLike
+from bridge.mqtt.loop import LoopAdapter
 
 LOG = logging.getLogger(__name__)
 
 OnMessage = Callable[[str, bytes, bool], None]
 """Topic, payload, and whether the message was retained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message to a topic of commands.
+
+    `duplicate` is set where it may have been delivered before. What follows it is known with MQTT 5 only:
+    `response_topic` and `correlation` tell where to answer, `sender` is the user property `from`, and the message
+    expires in `expires` seconds.
+    """
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+    duplicate: bool = False
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    sender: str | None = None
+    expires: float | None = None
+
+    @classmethod
+    def of(cls, message: MQTTMessage) -> Self:
+        """The message as paho has received it.
+
+        Raises:
+            UnicodeDecodeError: its topic is no text.
+        """
+        topic, payload, given = message.topic, bytes(message.payload), message.properties
+        if given is None:
+            return cls(topic, payload, message.retain, message.dup)
+        return cls(
+            topic,
+            payload,
+            message.retain,
+            message.dup,
+            response_topic=getattr(given, "ResponseTopic", None),
+            correlation=getattr(given, "CorrelationData", None),
+            sender=dict(getattr(given, "UserProperty", ())).get("from"),
+            expires=getattr(given, "MessageExpiryInterval", None),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CommandTopics:
+    """The topics of commands, and what takes their messages. `obeyed` is unset where all commands are refused."""
+
+    topics: tuple[str, ...]
+    take: Callable[[Received], None]
+    obeyed: bool = True
+
 
 OnRefusal = Callable[[str, str], None]
 """Topic that the broker refuses to accept or to deliver, and the error for people."""
@@ -42,123 +90,6 @@ DISCONNECT_REASONS = {
     TOO_FAST: "the broker says: Message rate too high: set BRIDGE_MQTT__RATE",
     TAKEN_OVER: "another client uses the same client id: set BRIDGE_MQTT__CLIENT_ID",
 }
-
-
-class LoopAdapter:
-    """Drives a paho client on the running event loop, in place of paho's thread.
-
-    It reads, writes and keeps the connection alive from `start` until paho closes the socket, or until `stop`. It
-    starts after paho's blocking `connect`, so that paho calls back on the loop only, never in a thread.
-    `on_flushed` is called when paho's queue is empty, `on_second` every second, and `on_failure` when paho has
-    raised an error.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        *,
-        on_flushed: Callable[[], None],
-        on_second: Callable[[], None],
-        on_failure: Callable[[str], None],
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._client = client
-        self._on_flushed, self._on_second = on_flushed, on_second
-        self._on_failure = on_failure
-        self._timer: asyncio.TimerHandle | None = None
-        self._writes_at_end = self._will_call_flushed = False
-
-    def start(self) -> None:
-        """Begin to drive the client."""
-        client = self._client
-        client.on_socket_close = self._on_socket_close
-        client.on_socket_register_write = self._on_register_write
-        client.on_socket_unregister_write = self._on_unregister_write
-        sock = client.socket()
-        if sock is None:  # paho could not even send its CONNECT
-            self._on_failure("the broker closed the connection")
-            return
-        _send_at_once(sock)
-        self._loop.add_reader(sock, self._readable)
-        if client.want_write():
-            self._loop.add_writer(sock, self._writable)
-        self._tick()
-
-    def stop_timer(self) -> None:
-        """End the calls of every second; paho closes the socket itself."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def stop(self) -> None:
-        """Close the socket without DISCONNECT."""
-        self.stop_timer()
-        client, sock = self._client, self._client.socket()
-        client.on_socket_close = client.on_socket_unregister_write = None
-        if sock is not None and sock.fileno() >= 0:
-            self._on_socket_close(client, None, sock)
-            sock.close()
-
-    def _readable(self) -> None:
-        self._step(self._client.loop_read)
-        self._client._in_messages.clear()  # noqa: SLF001 - of QoS 2, which is not subscribed to; paho keeps them
-        # TLS may hold decrypted bytes that the loop does not know of
-        if getattr(self._client.socket(), "pending", int)() > 0:
-            self._loop.call_soon(self._readable)
-
-    def _writable(self) -> None:
-        self._step(self._client.loop_write)
-        if not self._client.want_write():
-            self._on_flushed()
-
-    @contextmanager
-    def batch(self) -> Iterator[None]:
-        """A context at whose end all messages published in it are written, as far as the socket accepts them.
-
-        Otherwise they would wait until all callbacks that are ready on the loop have run.
-        """
-        self._writes_at_end = True
-        try:
-            yield
-        finally:
-            self._writes_at_end = False
-        self._step(self._client.loop_write)
-        sock = self._client.socket()
-        if sock is None:
-            return
-        if self._client.want_write():
-            self._loop.add_writer(sock, self._writable)
-        elif not self._will_call_flushed:
-            self._will_call_flushed = True
-            self._loop.call_soon(self._call_flushed)
-
-    def _call_flushed(self) -> None:
-        self._will_call_flushed = False
-        if not self._client.want_write():
-            self._on_flushed()
-
-    def _tick(self) -> None:
-        self._timer = self._loop.call_later(1, self._tick)
-        self._step(self._client.loop_misc)
-        self._on_second()
-
-    def _step(self, work: Callable[[], MQTTErrorCode]) -> None:
-        """Run a step of paho. After an exception paho may be in the middle of a packet, so the connection ends."""
-        try:
-            work()
-        except Exception:
-            LOG.exception("The MQTT library failed")
-            self._on_failure("a fault of the MQTT library")
-
-    def _on_register_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
-        if not self._writes_at_end:
-            self._loop.add_writer(sock, self._writable)
-
-    def _on_unregister_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
-        self._loop.remove_writer(sock)
-
-    def _on_socket_close(self, _client: Client, _data: object, sock: "SocketLike") -> None:
-        self._loop.remove_reader(sock)
-        self._loop.remove_writer(sock)
 
 
 class Connection:
@@ -193,6 +124,7 @@ class Connection:
         self._unacked: dict[int, tuple[float, str]] = {}
         self._subscribing: dict[int, tuple[float, str]] = {}
         self._progress = asyncio.Event()
+        self._commands: CommandTopics | None = None
         self._error = ""
         self._started = self._loop.time()
         self.limits = ConnectionLimits()
@@ -223,6 +155,21 @@ class Connection:
         for topic in topics:
             await self._wait_for_room(0)
             _, mid = self._client.subscribe(topic, qos=0)
+            if mid is not None:
+                self._subscribing[mid] = (self._loop.time(), topic)
+
+    async def listen(self, commands: CommandTopics) -> None:
+        """Subscribe to commands. With MQTT 5 retained ones are told from others, and none come at once."""
+        self._commands = commands
+        qos = 1 if commands.obeyed else 0
+        for topic in commands.topics:
+            await self._wait_for_room(0)
+            self._client.message_callback_add(topic, self._commanded)
+            if self._client.protocol == MQTTProtocolVersion.MQTTv5:
+                options = SubscribeOptions(qos, retainAsPublished=True, retainHandling=2)
+                _, mid = self._client.subscribe(topic, options=options)
+            else:
+                _, mid = self._client.subscribe(topic, qos=qos)
             if mid is not None:
                 self._subscribing[mid] = (self._loop.time(), topic)
 
@@ -268,14 +215,23 @@ class Connection:
         await self._progress.wait()
 
     def _properties(self, message: Message) -> Properties | None:
-        mqtt5 = self._client.protocol == MQTTProtocolVersion.MQTTv5
-        return _content_type(message.content_type) if mqtt5 and message.content_type else None
+        if self._client.protocol != MQTTProtocolVersion.MQTTv5 or not message.content_type:
+            return None
+        if message.correlation is None:
+            return _content_type(message.content_type)
+        properties = _content_type.__wrapped__(message.content_type)
+        properties.CorrelationData = message.correlation
+        return properties
 
     def _publish(self, message: Message, qos: int, properties: Properties | None) -> bool:
         with self._adapter.batch():
             try:
                 info = self._client.publish(
-                    message.topic, message.payload, qos, retain=self.limits.retain, properties=properties
+                    message.topic,
+                    message.payload,
+                    qos,
+                    retain=message.retain and self.limits.retain,
+                    properties=properties,
                 )
             except ValueError as error:  # a topic that MQTT does not allow
                 raise MessageRefused(f"{message.topic}: {error}") from None
@@ -342,9 +298,16 @@ class Connection:
             self._end("the broker closed the connection")
 
     def _received(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        self._hand_on(lambda: self._on_message(message.topic, bytes(message.payload), message.retain))
+
+    def _commanded(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        if commands := self._commands:
+            self._hand_on(lambda: commands.take(Received.of(message)))
+
+    def _hand_on(self, work: Callable[[], None]) -> None:
         """Hand a message to the service, whose errors must not end the connection."""
         try:
-            self._on_message(message.topic, bytes(message.payload), message.retain)
+            work()
         except UnicodeDecodeError:  # a topic that is no UTF-8 belongs to no subscription
             LOG.debug("A message at a topic that is no text was left out")
         except Exception:
@@ -367,8 +330,9 @@ class Connection:
     ) -> None:
         _, topic = self._subscribing.pop(mid, (0, ""))
         self._progress.set()
+        needless = self._commands is not None and not self._commands.obeyed and topic in self._commands.topics
         for reason in reasons:
-            if reason.is_failure:
+            if reason.is_failure and not needless:
                 self._on_refusal(topic, f"the broker does not allow subscribing to {topic}: {reason}")
 
 
@@ -378,13 +342,3 @@ def _content_type(value: str) -> Properties:
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho's types end here
     properties.ContentType = value
     return properties
-
-
-def _send_at_once(sock: "SocketLike") -> None:
-    """Turn off Nagle's algorithm: a message would wait up to 40 ms until the broker acknowledges the one before."""
-    same = socket.socket(fileno=sock.fileno())  # the connection may be wrapped, for TLS or in a WebSocket
-    try:
-        if same.family in {socket.AF_INET, socket.AF_INET6}:
-            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    finally:
-        same.detach()

@@ -8,30 +8,22 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
-from bridge import __version__, discovery
-from bridge.endpoints import ENDPOINTS
-from bridge.gateway import open_gateway
+from bridge import __version__
 from bridge.gateway.mdns import Search
 from bridge.model import BadSetting, Message, Priority
-from bridge.mqtt import Broker, MessageRefused
+from bridge.mqtt import Broker, CommandTopics, MessageRefused, Received
 from bridge.outbox import Outbox
-from bridge.service.homes import HomeOptions, Homes
-from bridge.service.identity import Identity, Rediscovery
+from bridge.service.assembly import announcement_of, make_homes, make_poller
 from bridge.service.leftovers import BrokerMemory, DepartedGateways, current_bases, names_of
-from bridge.service.output import GatewayLog, GatewayOutput, RetainedValues, SiteOptions, no_retained_values
 from bridge.service.peers import INTRODUCTION_S, Peers, peer_topics
-from bridge.service.poller import PROFILES, Poller, periods
+from bridge.service.poller import Poller
 from bridge.service.pool import GatewayPool, changes
-from bridge.service.publisher import Publish, PublishOptions
 from bridge.service.retained import RetainedReader, Sender
-from bridge.service.sources import Source, Sources
 from bridge.service.status import BrokerStatus, GatewayStatus, Status, Watchdog
-from bridge.settings import GatewaySettings, Settings, reread
-from bridge.state import IdentityState
+from bridge.settings import SITE_PLACEHOLDER, GatewaySettings, Settings, reread
 from bridge.store import Store
-from bridge.topics import Names, bridge_info, online, text
+from bridge.topics import bridge_info, online, text
 
 LOG = logging.getLogger(__name__)
 
@@ -46,120 +38,6 @@ KEEPALIVE_S, CLUSTER_KEEPALIVE_S = 60, 15
 """Time between two pings. With a cluster it is short: another server is there to take over."""
 CLUSTER_REPEAT_S = 15.0
 """Time after connecting until everything is sent to a cluster again, since it may have lost messages."""
-
-
-def _publish_options(settings: Settings, gateway: GatewaySettings) -> Callable[[str], PublishOptions]:
-    """How to publish a gateway, by its serial number.
-
-    Only the devices of a single gateway have no suffix: that of several does not depend on their order.
-    """
-    names = names_of(settings, gateway)
-    is_fleet = settings.gateways_file is not None or settings.shard is not None
-    is_only = not is_fleet and len(settings.every_gateway) == 1
-    announcement, in_home = _announcement(settings, names), gateway.home is not None
-    paced = PROFILES[settings.poll.profile].paced
-
-    def options_of(serial: str) -> PublishOptions:
-        suffix = "" if is_only else gateway.name or serial[-4:]
-        site = gateway.name or f"Enphase {suffix}".strip()
-        return PublishOptions(
-            names, settings.mqtt.payload, announcement, gateway.base_url, site, suffix, in_home, paced
-        )
-
-    return options_of
-
-
-def _announcement(settings: Settings, names: Names) -> discovery.DiscoveryOptions | None:
-    ha = settings.homeassistant
-    return None if ha.discovery == "off" else discovery.DiscoveryOptions(names, ha.prefix, ha.discovery)
-
-
-def _zone(settings: Settings) -> ZoneInfo | None:
-    return ZoneInfo(settings.timezone) if settings.timezone else None
-
-
-def make_poller(
-    settings: Settings,
-    gateway: GatewaySettings,
-    store: Store,
-    publish: Publish,
-    *,
-    on_identified: Callable[[], None] = lambda: None,
-    retained_values: RetainedValues = no_retained_values,
-    search: Search | None = None,
-    now: Callable[[], float] = time.time,
-    on_refresh: Callable[[], str | None] = lambda: None,
-) -> Poller:
-    """Build the poller of one gateway, with what the store knows of it. `now` is the wall clock.
-
-    Raises:
-        BadSetting: the host or a file in the settings of the gateway can't be used.
-    """
-    monotonic, log = asyncio.get_running_loop().time, GatewayLog(gateway.host)
-    known = store.serial_of(gateway.host)
-    edge = open_gateway(
-        gateway,
-        settings.cloud,
-        serial=known,
-        pin=store.load(known, IdentityState).key_pin if known else None,
-        store=store,
-        clock=now,
-        monotonic=monotonic,
-    )
-    identity = Identity(gateway, edge, store, monotonic)
-    poll, profile, wanted = settings.poll, PROFILES[settings.poll.profile], periods(settings.poll)
-    budget = profile.budget if poll.budget is None else poll.budget
-    sources = Sources(
-        (Source(endpoint, wanted[endpoint.source]) for endpoint in ENDPOINTS), monotonic(), budget=budget, log=log
-    )
-    output = GatewayOutput(
-        edge,
-        identity,
-        sources,
-        store,
-        publish=publish,
-        options_of=_publish_options(settings, gateway),
-        site=SiteOptions(
-            netted=settings.site.netting == "sum",
-            third_party=settings.site.third_party_pv,
-            in_home=gateway.home is not None,
-            zone=_zone(settings),
-        ),
-        retained_values=retained_values,
-        now=now,
-        log=log,
-        on_refresh=on_refresh,
-    )
-    has_own_period = any(poll.period(endpoint.source) is not None for endpoint in ENDPOINTS if endpoint.site_powers)
-    return Poller(
-        gateway,
-        edge,
-        identity,
-        sources,
-        output,
-        rediscovery=Rediscovery(gateway, monotonic, log, search or Search()),
-        site_period=None if has_own_period else profile.site_period,
-        on_identified=on_identified,
-        now=now,
-        log=log,
-    )
-
-
-def make_homes(
-    settings: Settings,
-    store: Store,
-    publish: Publish,
-    read_retained: RetainedValues = no_retained_values,
-    drop: Callable[[Callable[[str], bool]], None] = lambda _: None,
-    *,
-    now: Callable[[], float] = time.time,
-) -> Homes:
-    """Build the homes of several gateways. `read_retained` reads the numbers below a topic."""
-    names = names_of(settings)
-    announcement, zone = _announcement(settings, names), _zone(settings)
-    paced = PROFILES[settings.poll.profile].paced
-    options = HomeOptions(names, settings.mqtt.payload, announcement, publish, read_retained, now, zone, paced)
-    return Homes(store, options, drop)
 
 
 class Bridge:
@@ -193,7 +71,7 @@ class Bridge:
         self._started = datetime.fromtimestamp(round(now(), 3), UTC)
         self._will = online(f"{self._names.bridge}/state", is_online=False)
         client_id = settings.mqtt.client_id or f"iqgateway2mqtt-{self._store.client_suffix()}"
-        announcement = _announcement(settings, self._names)
+        announcement = announcement_of(settings, self._names)
         self._birth_topic = f"{announcement.prefix}/status" if announcement else None
         self._broker = Broker(
             settings.mqtt,
@@ -202,6 +80,7 @@ class Bridge:
             on_message=self._received,
             keepalive=CLUSTER_KEEPALIVE_S if len(settings.mqtt.each) > 1 else KEEPALIVE_S,
             subscriptions=[*peer_topics(self._names), *filter(None, [self._birth_topic])],
+            commands=_command_topics(settings, self._commanded),
         )
         self._outbox = Outbox(settings.mqtt.deadband, repeats=settings.mqtt.repeat_site)
         mqtt = settings.mqtt
@@ -381,17 +260,33 @@ class Bridge:
             self._pool.renew(taken)
 
     def _sent(self, message: Message) -> None:
-        if message.priority in REMOVAL_PRIORITIES:  # pollers need no others, and there can be thousands of pollers
+        if message.priority in REMOVAL_PRIORITIES or not message.retain:  # there can be thousands of pollers
             for poller in self._pool.pollers:
                 poller.output.sent(message)
         self._homes.sent(message)
         if self._on_sent is not None:
             self._on_sent(message)
 
+    def _commanded(self, message: Received) -> None:
+        """Hand a command to the gateway that it is for, if this bridge polls it."""
+        levels = frozenset(message.topic.split("/"))
+        for poller in self._pool.pollers:
+            if poller.serial in levels:
+                above = f"{names_of(self._settings, poller.settings).base}/{poller.serial}/"
+                if message.topic.startswith(above):
+                    poller.commander.receive(message, message.topic.removeprefix(above))
+
     def _received(self, topic: str, payload: bytes, retained: bool) -> None:
         self._peers.on_message(topic, payload, retained=retained)
         if topic == self._birth_topic and payload == b"online" and not retained:
             self._sender.birth()
+
+
+def _command_topics(settings: Settings, take: Callable[[Received], None]) -> CommandTopics:
+    """The topics of commands to all gateways: a device has two levels, and its value one."""
+    base = settings.mqtt.base_topic.replace(SITE_PLACEHOLDER, "+")
+    obeyed = any(settings.control.allowed(gateway) for gateway in settings.all_gateways)
+    return CommandTopics((f"{base}/+/request", f"{base}/+/+/+/+/set"), take, obeyed)
 
 
 def _topics_of(serials: Collection[str]) -> Callable[[str], bool]:

@@ -36,11 +36,7 @@ class Identity:
     """
 
     def __init__(
-        self,
-        settings: GatewaySettings,
-        gateway: Gateway,
-        store: Store,
-        time: Callable[[], float] = time.monotonic,
+        self, settings: GatewaySettings, gateway: Gateway, store: Store, time: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings, self._gateway, self._store, self._time = settings, gateway, store, time
         self._next_look = NEVER
@@ -56,6 +52,11 @@ class Identity:
     def known(self) -> bool:
         """Whether the gateway has told its serial number in this run."""
         return bool(self.facts.serial)
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether no gateway has ever answered at the address in the settings, which may be wrong then."""
+        return not self.known and self._store.serial_of(self._settings.host) is None
 
     def recognise(self, facts: Facts) -> None:
         """Accept what `/info` tells, if it comes from the gateway that the settings and the store know.

@@ -13,6 +13,7 @@ from bridge.endpoints import Parsed
 from bridge.gateway.client import Gateway
 from bridge.model import HOUR_S, MINUTE_S, NEVER, BadAnswer, BridgeError, Event, Message, Reading, SourceName
 from bridge.pipeline import CountersState, Pipeline, Processed
+from bridge.service.events import EventOutput
 from bridge.service.identity import Identity
 from bridge.service.publisher import Diagnostics, GatewayPublisher, Publish, PublishOptions, TreeState
 from bridge.service.sources import Source, Sources
@@ -23,6 +24,8 @@ COUNTERS_SAVE_S = 300.0
 """Seconds between two saves of the counters. A memory card has to last for years."""
 TREE_SAVE_S = 6 * HOUR_S
 """Seconds between two saves of the published tree, which is large, if nothing else makes one necessary."""
+BATTERIES_PERIOD_S = 10.0
+"""Longest period of the batteries' own powers where their energy is integrated from them."""
 LOG_BURST, LOG_PAUSE_S = 200, MINUTE_S
 """Lines about one gateway that may be written at once, and seconds after which there may be one more."""
 COUNTING_MODULES = ("bridge.pipeline", "bridge.counters", "bridge.site", "bridge.inverters")
@@ -157,6 +160,8 @@ class GatewayOutput:
         """Whether the problem is that the gateway or the cloud refuses the bridge."""
         self._home_problem: str | None = None
         self._diagnostics = Diagnostics()
+        batteries = sources.by_name.get(SourceName.POWER)
+        self._batteries_period = batteries.period if batteries else 0.0
         self._identified: _IdentifiedOutput | None = None
         self._faults = CountingFaults()
 
@@ -166,7 +171,9 @@ class GatewayOutput:
         Its counters come from the state file and from the broker; nothing of it is published before both are read.
         """
         values = await self._retained_values(serial)  # what is found may change what the store knows
-        self._identified = _IdentifiedOutput(serial, self._make_publisher(serial), self._store, self._site)
+        topic = self._options_of(serial).names.events(serial)
+        events = EventOutput(serial, topic, self._store, self._publish)
+        self._identified = _IdentifiedOutput(serial, self._make_publisher(serial), self._store, self._site, events)
         self._identified.pipeline.seed(values)
 
     def note_fault(self, fault: BaseException) -> None:
@@ -228,11 +235,16 @@ class GatewayOutput:
         self._diagnostics.counters_held = processed.held
         if publisher.publish_values(source.name, processed.readings, now):
             await asyncio.sleep(0)  # these values are sent before documents and the site's values are made
-        told = publisher.publish_documents(source.name, self._flows(pipeline, processed), now)
-        self._log.log_events(source, told)
+        flows = self._flows(pipeline, processed)
+        self._log.log_events(source, publisher.publish_documents(source.name, flows, now, processed.in_force))
+        if processed.asks_why and (explaining := self._sources.by_name.get(SourceName.SC_STATUS)):
+            explaining.due = min(explaining.due, self._time())
         if source.name is SourceName.LIVEDATA:
             source.fresh = source.fresh and pipeline.site.is_live(now)
-        self._log.log_events(source, pipeline.site.take_events())
+        self._log.log_events(source, told := pipeline.site.take_events())
+        self._identified.events.answered(
+            source, processed, flows, lines=told, sources=self._sources, gateway=self._gateway
+        )
         self._identified.save_if_due()
 
     def _flows(self, pipeline: Pipeline, processed: Processed) -> Sequence[Reading]:
@@ -275,10 +287,19 @@ class GatewayOutput:
             self._log.warning("%s", problem, extra={"event": event})
         self.problem, self.is_refused = problem, is_refused
 
-    @property
-    def asks_batteries(self) -> bool:
-        """Whether the batteries' own powers are needed as often as the site's."""
-        return self._identified is not None and self._identified.pipeline.site.asks_batteries
+    def report_refusal(self, error: BridgeError) -> None:
+        """Set the problem of a gateway that refuses the bridge, or for which the cloud gives no token."""
+        self.report_problem(str(error), event="refused", is_refused=True)
+        if self._identified:
+            self._identified.events.refused(error, self._now())
+
+    def speed_up(self, wanted: float) -> None:
+        """Ask the source of the site's powers each `wanted` seconds, and batteries where only they tell theirs."""
+        if (source := self.powering) and source.endpoint.site_powers:
+            source.period = min(source.period, wanted)
+        if batteries := self._sources.by_name.get(SourceName.POWER):
+            usual, asks = self._batteries_period, self._identified and self._identified.pipeline.site.asks_batteries
+            batteries.period = min(usual, wanted, BATTERIES_PERIOD_S) if asks else usual
 
     @property
     def knows_storage(self) -> bool:
@@ -305,6 +326,8 @@ class GatewayOutput:
 
     def sent(self, message: Message) -> None:
         """Note that the broker has a message. Once it has all removals, the tree is saved without them."""
+        if self._identified:
+            self._identified.events.sent(message)
         if self._identified and self._identified.publisher.sent(message):
             self._identified.save_tree()
 
@@ -325,8 +348,10 @@ class GatewayOutput:
 class _IdentifiedOutput:
     """The pipeline and the publisher of a gateway that has told its serial number, and when they were saved."""
 
-    def __init__(self, serial: str, publisher: GatewayPublisher, store: Store, site: SiteOptions) -> None:
-        self._serial, self._store = serial, store
+    def __init__(
+        self, serial: str, publisher: GatewayPublisher, store: Store, site: SiteOptions, events: EventOutput
+    ) -> None:
+        self._serial, self._store, self.events = serial, store, events
         self.publisher = publisher
         self.has_saved_tree = publisher.restore(store.load(serial, TreeState))
         self.pipeline = Pipeline(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from bridge.endpoints import ENDPOINTS, Endpoint, Parsed
 from bridge.gateway.client import Gateway
-from bridge.gateway.errors import CloudRejected, CloudUnavailable, KeyChanged, TokenRejected
+from bridge.gateway.errors import CloudRejected, CloudUnavailable, KeyChanged, TokenRejected, at_first_contact
 from bridge.model import (
     NEVER,
     Answer,
@@ -20,6 +20,7 @@ from bridge.model import (
     Unsupported,
 )
 from bridge.pipeline import Processed
+from bridge.service.commander import Commander
 from bridge.service.identity import Identity, Rediscovery
 from bridge.service.output import GatewayLog, GatewayOutput
 from bridge.service.sources import Source, Sources, SourceState
@@ -31,8 +32,6 @@ PROBE_PAUSE_MIN_S, PROBE_PAUSE_MAX_S = 10.0, 300.0
 REFUSED_PAUSE_MIN_S, REFUSED_PAUSE_MAX_S = 30.0, 900.0
 """Pause after a gateway or the cloud has refused us; it doubles each time."""
 MAX_DOUBLINGS = 10
-BATTERIES_PERIOD_S = 10.0
-"""Longest period of the batteries' own powers where their energy is integrated from them."""
 STREAM_PAUSE_S = 60.0
 """Least time between two requests to turn the live stream on."""
 CONFIRM_PAUSE_S = 5.0
@@ -87,6 +86,7 @@ class Poller:
         sources: Sources,
         output: GatewayOutput,
         *,
+        commander: Commander,
         rediscovery: Rediscovery,
         site_period: float | None,
         on_identified: Callable[[], None],
@@ -94,13 +94,11 @@ class Poller:
         log: GatewayLog,
     ) -> None:
         self.settings, self.gateway, self.identity, self.sources = settings, gateway, identity, sources
-        self.output = output
+        self.output, self.commander = output, commander
         self._site_period, self._on_identified, self._now, self._log = site_period, on_identified, now, log
         self._time = asyncio.get_running_loop().time
         self.watchdog = Watchdog(f"the poller of {settings.host}", self._time)
         self._info = sources.by_name[SourceName.INFO]
-        batteries = sources.by_name.get(SourceName.POWER)
-        self._batteries_period = batteries.period if batteries else 0.0
         self._rediscovery = rediscovery
         self._refusals = 0
         self._unconfirmed: set[Source] = set()
@@ -131,38 +129,44 @@ class Poller:
             while True:
                 await self._step()
 
-    async def once(self) -> list[BridgeError]:
+    async def once(self) -> Mapping[SourceName, BridgeError]:
         """Ask every source, and again those that answer: a counter's first reading has to be confirmed.
 
         Returns the errors of the first round.
         """
-        errors = [await self._ask(source) for source in self.sources if source is self._info or self.identity.known]
+        know = self.identity
+        errors = {each.name: await self._ask(each) for each in self.sources if each is self._info or know.known}
         for source in self.sources:
             if source.state is SourceState.GOOD:
                 await self._ask(source)
         self._refresh()
-        return [error for error in errors if error is not None]
+        return {name: error for name, error in errors.items() if error is not None}
 
-    async def poll(self, source: Source) -> None:
-        """Ask one source, and publish what follows from its answer or its failure."""
+    async def poll(self, source: Source) -> BridgeError | None:
+        """Ask one source, and publish what follows from its answer or its failure, which is returned."""
         is_news = source.endpoint.wanted(self.identity.facts) or source.state is SourceState.WAITING
-        await self._ask(source)
+        error = await self._ask(source)
         if source in self._unconfirmed:
             self._unconfirmed.remove(source)
             source.due = min(source.due, self._time() + CONFIRM_PAUSE_S)
         if is_news:
             self._refresh()
+        return error
 
     async def _step(self) -> None:
         now = self._time()
         self.watchdog.busy()
-        if self._away(now):
+        is_away = self._away(now)
+        if await self.commander.step(self.poll, is_away=is_away or self.sources.held(now)):
+            await asyncio.sleep(0)
+        elif is_away:
             await self._probe()
         elif source := self.sources.next(now) or self.sources.liveness_source(now):
             await self.poll(source)
             await asyncio.sleep(0)  # let the sender work
         else:
-            await self._rest(min(self.sources.delay(now), self.sources.liveness_delay(now)))
+            pauses = self.sources.delay(now), self.sources.liveness_delay(now), self.commander.delay(now)
+            await self._rest(min(pauses))
 
     def _away(self, now: float) -> bool:
         return not self.identity.known or self.sources.away(now)
@@ -190,7 +194,7 @@ class Poller:
 
     async def _rest(self, seconds: float) -> None:
         self.watchdog.idle(seconds)
-        await asyncio.sleep(seconds)
+        await self.commander.rest(seconds)
 
     async def _watch(self) -> None:
         """Publish that a source has become stale, also while a request hangs."""
@@ -225,12 +229,12 @@ class Poller:
             answer = await self.gateway.fetch(endpoint.request, deadline=endpoint.timeout)
             parsed = await _parse(endpoint, answer, self.identity.facts, self._now())
             await self._learn(source, parsed)
+            parsed = self.commander.observe(source, parsed, answer.body)
             processed = self.output.process(source, parsed)
         except BridgeError as failure:
             if isinstance(failure, BadAnswer) and failure.__cause__ is not None:
                 self._log.debug("%s: unforeseen answer", source.name, exc_info=failure.__cause__)
-            no_gateway = source is self._info and isinstance(failure, Unsupported)
-            error = Unavailable(f"{failure}: this is no IQ Gateway") if no_gateway else failure
+            error = _of_info(failure, self.identity, self.gateway.url) if source is self._info else failure
             await self._on_failure(source, error)
         else:
             await self._on_answer(source, answer, parsed, processed)
@@ -262,6 +266,7 @@ class Poller:
             self._log.info(text, facts.serial, facts.firmware, extra={"event": "identified"})
             self._on_identified()
             await self.output.open(facts.serial)
+            self.commander.open(facts.serial)
         elif before.firmware != facts.firmware:
             text = "firmware changed from %s to %s"
             self._log.info(text, before.firmware, facts.firmware, extra={"event": "firmware_changed"})
@@ -274,7 +279,8 @@ class Poller:
         if processed and processed.is_unconfirmed and source not in self._confirmed:
             self._confirmed.add(source)
             self._unconfirmed.add(source)
-        self._speed_up()
+        if self._site_period is not None:
+            self.output.speed_up(self._site_period)
 
     def _succeed(self, source: Source) -> None:
         """Note that the gateway can be used. `/info` alone does not show that: it needs no token."""
@@ -284,16 +290,6 @@ class Poller:
             self._log.info("gateway %s is online", self.serial, extra={"event": "online"})
         self._refusals = 0
         self.output.report_problem(self.sources.access_problem, event="access_problem")
-
-    def _speed_up(self) -> None:
-        """Ask the source of the site's powers more often, and the batteries where only they report their power."""
-        if (wanted := self._site_period) is None:
-            return
-        if (source := self.output.powering) and source.endpoint.site_powers:
-            source.period = min(source.period, wanted)
-        if batteries := self.sources.by_name.get(SourceName.POWER):
-            usual = self._batteries_period
-            batteries.period = min(usual, wanted, BATTERIES_PERIOD_S) if self.output.asks_batteries else usual
 
     async def _run_followup(self, request: Request | None) -> None:
         """Make the request that an answer asks for: it turns the live stream on again."""
@@ -331,7 +327,16 @@ class Poller:
         self.sources.failures += 1
         self.sources.hold(self._time() + min(REFUSED_PAUSE_MAX_S, REFUSED_PAUSE_MIN_S * 2**self._refusals))
         self._refusals = min(self._refusals + 1, MAX_DOUBLINGS)
-        self.output.report_problem(str(error), event="refused", is_refused=True)
+        self.output.report_refusal(error)
+
+
+def _of_info(failure: BridgeError, identity: Identity, url: str) -> BridgeError:
+    """A failure of `/info`, which every gateway has; at the first contact with advice about the settings."""
+    advice = at_first_contact(failure, url) if identity.is_stranger else ""
+    error = Unavailable(f"{failure}: this is no IQ Gateway") if isinstance(failure, Unsupported) else failure
+    if advice:
+        error.args = (f"{error}; {advice}",)  # the class stays, which callers act on
+    return error
 
 
 async def _parse(endpoint: Endpoint, answer: Answer, facts: Facts, now: float) -> Parsed:

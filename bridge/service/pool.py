@@ -183,7 +183,7 @@ class GatewayPool:
     def stop(self) -> None:
         """Publish that no gateway is polled any more. Call it when `run` has ended."""
         for poller in self.pollers:
-            poller.output.stop()
+            _end(poller, "the bridge was stopped")
 
     async def aclose(self) -> None:
         """Close the connections to all gateways."""
@@ -197,7 +197,7 @@ class GatewayPool:
                 entry.task.cancel()
                 await asyncio.wait({entry.task})
             if entry.owner is None:
-                entry.poller.output.stop()
+                _end(entry.poller, "the gateway has left the settings")
                 self._withdraw(entry.poller, True)
             await entry.poller.aclose()
             self._removed.remove(entry)
@@ -225,13 +225,25 @@ class GatewayPool:
     async def _replace_poller(self, entry: _Entry) -> None:
         """Make a new poller for the next time, since the counters of the old one are out of date by then."""
         old = entry.poller
-        old.output.save()
+        _hand_over(old)
         try:
             entry.poller = self._make_poller(entry.settings)
         except BadSetting as problem:  # its token file may be gone
             LOG.error("%s: %s", old.host, problem)  # noqa: TRY400 - one line
         else:
             await old.aclose()
+
+
+def _end(poller: Poller, why: str) -> None:
+    """Publish that a gateway is polled no more, and what has become of its commands."""
+    poller.commander.stop(why)
+    poller.output.stop()
+
+
+def _hand_over(poller: Poller) -> None:
+    """Save what is known of a gateway that another bridge polls now."""
+    poller.commander.stop("another bridge polls the gateway")
+    poller.output.save()
 
 
 async def _supervised(poller: Poller) -> None:

@@ -16,10 +16,13 @@ from bridge.service.sources import Source, SourceState
 from bridge.state import FileState
 from bridge.topics import Names, Row, Tree, online
 
+Readings = Sequence[Reading]
 Publish = Callable[[Message], float | None]
 """Publishes a message. Returns how many seconds its topic has been waiting for the broker, where that is known."""
 SITE_SOURCE = "site"
 """The source of the site's flows, which the bridge computes."""
+IN_FORCE_SOURCE = "in_force"
+"""The source of what is in force, which the bridge tells from several answers."""
 DIAGNOSTICS_INTERVAL_S = 60.0
 """Seconds between publications of the diagnostics that change with every answer."""
 FAILURE_COUNT = Quantity(None, None, "total_increasing", 0)
@@ -34,7 +37,7 @@ ANSWER_TIME = measurement("answer_time", DURATION, diagnostic=True, interval=DIA
 COUNTERS_HELD = measurement("counters_held", COUNT, diagnostic=True)
 FAILURES = measurement("failures", FAILURE_COUNT, diagnostic=True, interval=DIAGNOSTICS_INTERVAL_S)
 
-STATUS_DEVICES = ("site/", "meter/")
+STATUS_DEVICES = ("site/", "meter/", "limit/production", "storage/control", "storage/settings")
 """Devices whose readings a status contains."""
 DIAGNOSTICS_SOURCE = "bridge"
 """The source of the diagnostics, on device `gateway`."""
@@ -143,8 +146,8 @@ class PublishOptions:
     """How to publish a gateway.
 
     `announcement` is `None` if there is no discovery. `url` is the address of the gateway's own page, `site` the
-    name of the site for people. `suffix` tells the devices of several gateways apart. `in_home` tells that the
-    gateway is a part of a home of several gateways. `paced` value topics have the pace of their quantity.
+    name of the site for people. `suffix` ends the names of devices without a serial number. `in_home` tells that
+    the gateway is a part of a home of several gateways. `paced` value topics have the pace of their quantity.
     """
 
     names: Names
@@ -164,7 +167,7 @@ class GatewayPublisher:
         self, serial: str, options: PublishOptions, sources: Mapping[str, Source], publish: Publish
     ) -> None:
         self._serial, self._options, self._sources, self._publish = serial, options, sources, publish
-        order = [*(endpoint.source for endpoint in ENDPOINTS), SITE_SOURCE, DIAGNOSTICS_SOURCE]
+        order = [*(endpoint.source for endpoint in ENDPOINTS), SITE_SOURCE, IN_FORCE_SOURCE, DIAGNOSTICS_SOURCE]
         self._tree = Tree(options.names, serial, order, options.payload, paced=options.paced)
         self._announced: tuple[int, Facts] | None = None
         self._discovery_topics = DiscoveryTopics(options.announcement, publish)
@@ -182,16 +185,14 @@ class GatewayPublisher:
         self._send(source, self._tree.values(source, readings, datetime.fromtimestamp(when, UTC)))
         return self._announced is not None and self._announced[0] == self._tree.rows.version
 
-    def publish_documents(self, source: str, flows: Sequence[Reading], when: float) -> Sequence[Event]:
-        """Publish an answer's documents, and `flows`, the site's readings, after its values. Returns events.
-
-        The site's documents contain powers, so they are not published again with other values that are repeated.
-        """
+    def publish_documents(self, source: str, flows: Readings, when: float, in_force: Readings = ()) -> list[Event]:
+        """Publish an answer's documents, the site's `flows`, and what is `in_force`. Returns events."""
         self._send(source, self._tree.documents(source, datetime.fromtimestamp(when, UTC)), more=True)
+        if in_force and [r for each in self._tree.newest(IN_FORCE_SOURCE).values() for r in each] != list(in_force):
+            self._update(IN_FORCE_SOURCE, in_force, when)
         if flows:
-            self._tree.rows.partial = _partial(self._sources.values())
             self._update(SITE_SOURCE, flows, when, whole=_have_news(flows, self.flows))
-        return self._tree.take_events()
+        return list(self._tree.take_events())
 
     def publish_availability(self, now: float, *, is_online: bool, powered_by: str | None = None) -> None:
         """Publish the state of the gateway and the availability of its sources at the monotonic time `now`.
@@ -226,9 +227,9 @@ class GatewayPublisher:
         self._diagnosed = (urgent, now)
         self._update(DIAGNOSTICS_SOURCE, list(diagnostics.readings()), when)
 
-    def readings(self) -> tuple[Reading, ...]:
-        """The newest readings of the site and of the meters."""
-        return tuple(self._tree.readings(STATUS_DEVICES))
+    def readings(self, kinds: tuple[str, ...] = STATUS_DEVICES) -> tuple[Reading, ...]:
+        """The newest readings of devices whose names begin so; by default those that a status contains."""
+        return tuple(self._tree.readings(kinds))
 
     @property
     def flows(self) -> Mapping[str, Sequence[Reading]]:
@@ -270,6 +271,7 @@ class GatewayPublisher:
         return self._discovery_topics.sent(message)
 
     def _update(self, source: str, readings: Sequence[Reading], when: float, *, whole: bool = True) -> None:
+        self._tree.rows.partial = _partial(self._sources.values())
         messages = self._tree.update if whole else self._tree.values
         self._send(source, messages(source, readings, datetime.fromtimestamp(when, UTC)))
 
@@ -280,14 +282,20 @@ class GatewayPublisher:
 
 
 def _have_news(flows: Sequence[Reading], before: Mapping[str, Sequence[Reading]]) -> bool:
-    """Whether a site's readings differ from those before, or an answer has told its powers once more."""
+    """Whether a site's readings differ from those before, or an answer has told its powers once more.
+
+    The site's documents contain powers, so they are not published again with other values that are repeated.
+    """
     known = [reading for readings in before.values() for reading in readings]
     return known != list(flows) or any(reading.repeat and reading.name == "power" for reading in flows)
 
 
 def _partial(sources: Iterable[Source]) -> frozenset[str]:
-    """The site, until each source was asked in this run: it keeps the values that an earlier run has published."""
-    return frozenset({SITE_SOURCE} if any(source.state is SourceState.WAITING for source in sources) else ())
+    """The sources that the bridge makes of answers, until each source was asked in this run: they keep the values
+    that an earlier run has published.
+    """
+    made = {SITE_SOURCE, IN_FORCE_SOURCE}
+    return frozenset(made if any(source.state is SourceState.WAITING for source in sources) else ())
 
 
 class DiscoveryTopics:

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from bridge.endpoints import Endpoint, Parsed
-from bridge.gateway.errors import EndpointRefused
+from bridge.gateway.errors import EndpointRefused, Starting
 from bridge.model import DAY_S, HOUR_S, MINUTE_S, NEVER, BridgeError, SourceName, Unavailable
 
 URGENCY_STEP_S = 2.0
@@ -204,6 +204,8 @@ class Sources:
         self.failures = 0
         """failed requests since the start"""
         self.last_error: BridgeError | None = None
+        self.was_starting = False
+        """Whether the gateway has said that it starts, until somebody has taken note of it."""
         self._budget, self._log = budget, log
         self._held_until = now
         self._succeeded_at, self._chance_at = NEVER, now
@@ -328,6 +330,7 @@ class Sources:
         """Note a failed poll. The log has an outage once: only the first source that fails is named."""
         self.failures += 1
         self.last_error = source.error = error.bare()
+        self.was_starting |= isinstance(error, Starting)
         if source.state is SourceState.ABSENT:
             return
         self._failures_in_a_row += 1

@@ -90,6 +90,10 @@ class SourceStatus:
         )
 
 
+INVERTER_VALUES = ("power", "energy_lifetime")
+"""Values of inverters that a status has: a site may have 1,000 inverters."""
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayStatus:
     """The status of one gateway that is polled.
@@ -98,7 +102,8 @@ class GatewayStatus:
     `known` tells whether it has told its serial number, `online` whether it answers, `is_refusing` whether it
     answers and refuses the bridge, and `flows_fresh` whether the site's powers are up to date; `flows_at` is when
     they were read. `has_token` tells whether there is a token, usable or not; `token_expires` is that of a usable
-    one. `readings` are the newest ones of the site and of the meters.
+    one. `readings` are the newest ones of the site, of the meters and of what is in force, `inverters` the powers
+    and counters of inverters; these are empty without details.
     """
 
     host: str
@@ -119,6 +124,7 @@ class GatewayStatus:
     is_refusing: bool = False
     has_token: bool = False
     flows_at: datetime | None = None
+    inverters: Sequence[Reading] = ()
 
     @classmethod
     def of(cls, poller: "Poller", when: datetime, *, details: bool) -> Self:
@@ -148,6 +154,11 @@ class GatewayStatus:
             readings=output.publisher.readings() if details and output.publisher else (),
             is_refusing=output.is_refused,
             has_token=poller.gateway.tokens.is_set,
+            inverters=tuple(
+                reading
+                for reading in (output.publisher.readings(("inverter/",)) if details and output.publisher else ())
+                if reading.phase is None and reading.name in INVERTER_VALUES
+            ),
             flows_at=None if read_at is None else when - timedelta(seconds=now - read_at),
         )
 

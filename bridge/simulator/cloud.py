@@ -1,4 +1,4 @@
-"""Enphase's cloud: it accepts the login and issues tokens at its two endpoints.
+"""Tokens: Enphase's cloud accepts the login and issues them at its two endpoints, and a gateway accepts them.
 
 A token has three base64url parts, as a real one. Its signature is a constant, because the bridge does not
 verify signatures.
@@ -138,3 +138,86 @@ class SimulatedCloud:
         token = self.issue(serial)
         claims = decode_token(token)
         return json_reply(200, {"generation_time": claims["iat"], "token": token, "expires_at": claims["exp"]})
+
+
+CHECK_PATH = "/auth/check_jwt"
+SESSION_IDLE_S = 600.0
+"""A session ends when it has not been used for this long."""
+SESSION_COOKIE = "sessionId"
+UNAUTHORIZED_PAGE = (
+    b"<html>\r\n<head><title>401 Authorization Required</title></head>\r\n<body>\r\n"
+    b"<center><h1>401 Authorization Required</h1></center>\r\n<hr><center>openresty</center>\r\n"
+    b"</body>\r\n</html>\r\n"
+)
+HTML_TYPE = {"Content-Type": "text/html"}
+
+
+class Guard:
+    """Decides who may ask a gateway with tokens.
+
+    With `needs_check` a token alone is refused: a session from `/auth/check_jwt` is needed.
+    """
+
+    def __init__(self, *, clock: Callable[[], float]) -> None:
+        self.needs_check = False
+        self._clock = clock
+        self._numbers = count(1)
+        self._sessions: dict[str, tuple[float, str]] = {}
+        """When each session was used last, and the role of its token."""
+        self._revoked = ""
+
+    def allows(self, request: HttpRequest, serial: str) -> bool:
+        """Return whether the request has a session or, without `needs_check`, a valid token."""
+        if self._in_session(request):
+            return True
+        return not self.needs_check and self._valid(_bearer(request), serial)
+
+    def check(self, request: HttpRequest, serial: str) -> HttpReply:
+        """Answer `/auth/check_jwt`: a valid token starts a session, whose identifier is set as a cookie."""
+        if not self._valid(_bearer(request), serial):
+            return unauthorized()
+        session, now = f"{next(self._numbers):08x}", self._clock()
+        alive = {name: kept for name, kept in self._sessions.items() if now - kept[0] < SESSION_IDLE_S}
+        self._sessions = {**alive, session: (now, _role(_bearer(request)))}
+        cookie = f"{SESSION_COOKIE}={session}; path=/; HttpOnly; Secure"
+        return HttpReply(200, b"<!DOCTYPE html><h2>Valid token.</h2>\n", {**HTML_TYPE, "Set-Cookie": cookie})
+
+    def role(self, request: HttpRequest) -> str:
+        """Return the role of the token of a request, or of that which its session began with."""
+        _, role = self._sessions.get(request.cookie(SESSION_COOKIE) or "", (0.0, ""))
+        return role or _role(_bearer(request))
+
+    def forget(self) -> None:
+        """End all sessions, as a reboot does."""
+        self._sessions.clear()
+
+    def revoke(self, number: str) -> None:
+        """Refuse all tokens up to this `jti` from now on, and end all sessions."""
+        self._revoked = number
+        self.forget()
+
+    def _in_session(self, request: HttpRequest) -> bool:
+        session, now = request.cookie(SESSION_COOKIE), self._clock()
+        used, role = self._sessions.get(session or "", (-SESSION_IDLE_S, ""))
+        if session is None or now - used >= SESSION_IDLE_S:
+            return False
+        self._sessions[session] = now, role
+        return True
+
+    def _valid(self, token: str, serial: str) -> bool:
+        claims = decode_token(token)
+        alive = isinstance(end := claims.get("exp"), int) and end > self._clock()
+        return alive and claims.get("aud") == serial and str(claims.get("jti", "~")) > self._revoked
+
+
+def unauthorized() -> HttpReply:
+    return HttpReply(401, UNAUTHORIZED_PAGE, HTML_TYPE)
+
+
+def _bearer(request: HttpRequest) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _role(token: str) -> str:
+    return str(decode_token(token).get("enphaseUser", ""))

@@ -7,27 +7,31 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 
-from bridge.simulator.http import Hundredths, JsonValue, indented_json
+from bridge.simulator import controller
+from bridge.simulator.http import JsonValue, indented_json
 from bridge.simulator.presets import BatterySpec, GearSpec, Home
-from bridge.simulator.truth import BatteryTruth, Truth
+from bridge.simulator.truth import BatteryTruth, BatteryUse, Equipment, Truth
 
 INVENTORY_PATH = "/ivp/ensemble/inventory"
 POWER_PATH = "/ivp/ensemble/power"
 SECCTRL_PATH = "/ivp/ensemble/secctrl"
 RELAY_PATH = "/ivp/ensemble/relay"
+ERRORS_PATH = "/ivp/ensemble/errors"
 STATUS_PATH = "/ivp/ensemble/status"
 CONTACTS_PATH = "/ivp/ensemble/dry_contacts"
 CONTACT_SETTINGS_PATH = "/ivp/ss/dry_contact_settings"
 GENERATOR_PATH = "/ivp/ensemble/generator"
+GENERATOR_MODE_PATH = "/ivp/ss/gen_mode"
 GENERATOR_SETTINGS_PATH = "/ivp/ss/gen_config"
+GENERATOR_SCHEDULE_PATH = "/ivp/ss/gen_schedule"
 TARIFF_PATH = "/admin/lib/tariff"
+AC_BATTERIES_PATH = "/admin/lib/acb_config"
 
 BATTERY_TYPE, CONTROLLER_TYPE, COLLAR_TYPE, COMBINER_TYPE = 13, 17, 27, 125
+SWITCHING_TYPES = (CONTROLLER_TYPE, COLLAR_TYPE, COMBINER_TYPE)
+"""Equipment of these kinds has dry contacts."""
 PHASE_WORDS = ("ph-a", "ph-b", "ph-c")
-CONTACT_IDS = ("NC1", "NC2", "NO1", "NO2")
-CONTACT_LOADS = ("Well pump", "", "Fridge and freezer", "Heat pump")
 INSTALLED_AT = 1_718_209_911
-RESERVE_PERCENT = 20
 
 MakeBody = Callable[[], bytes]
 
@@ -40,6 +44,7 @@ def documents(home: Home, truth: Truth) -> Mapping[str, MakeBody]:
     if not home.secure:
         return {}
     makers: dict[str, Callable[[Home, Truth], JsonValue]] = {INVENTORY_PATH: inventory}
+    makers |= controller.makers(home)
     if home.ensemble or home.ac_batteries:
         makers |= {SECCTRL_PATH: secctrl, TARIFF_PATH: tariff, STATUS_PATH: status}
     if home.ensemble:
@@ -49,7 +54,16 @@ def documents(home: Home, truth: Truth) -> Mapping[str, MakeBody]:
             CONTACTS_PATH: contacts,
             CONTACT_SETTINGS_PATH: contact_settings,
         }
-        makers |= {GENERATOR_PATH: generator, GENERATOR_SETTINGS_PATH: generator_settings}
+        makers |= {
+            GENERATOR_PATH: generator,
+            GENERATOR_MODE_PATH: generator_mode,
+            GENERATOR_SETTINGS_PATH: generator_settings,
+            GENERATOR_SCHEDULE_PATH: generator_schedule,
+        }
+    if home.has(CONTROLLER_TYPE):
+        makers[ERRORS_PATH] = errors
+    if home.ac_batteries:
+        makers[AC_BATTERIES_PATH] = ac_batteries
     return {path: partial(_rendered, make, home, truth) for path, make in makers.items()}
 
 
@@ -117,8 +131,11 @@ def _battery(battery: BatterySpec, state: BatteryTruth, place: int, truth: Truth
 
 def _controller(gear: GearSpec, truth: Truth) -> JsonValue:
     """Return the system controller. Its temperature is in Fahrenheit: 88 °F are 31.1 °C."""
+    relay = truth.equipment.relay
     return {
-        **_unit(gear.serial, "860-00376-r37", truth, age=95, code=24, state="ENPWR_STATE_OPER_CLOSED"),
+        **_unit(
+            gear.serial, "860-00376-r37", truth, age=95, code=24, state=f"ENPWR_STATE_OPER_{relay['oper'].upper()}"
+        ),
         "img_pnum_running": "2.0.5729_rel/22.15",
         "zigbee_dongle_fw_version": "100C",
         "operating": True,
@@ -126,9 +143,9 @@ def _controller(gear: GearSpec, truth: Truth) -> JsonValue:
         "temperature": 88,
         "comm_level_sub_ghz": 3,
         "comm_level_2_4_ghz": 2,
-        "mains_admin_state": "closed",
-        "mains_oper_state": "closed",
-        "Enpwr_grid_mode": "multimode-ongrid",
+        "mains_admin_state": relay["admin"],
+        "mains_oper_state": relay["oper"],
+        "Enpwr_grid_mode": _grid_mode(truth),
         "Enchg_grid_mode": "grid-tied",
         "Enpwr_relay_state_bm": 15664,
         "Enpwr_curr_state_id": 16,
@@ -182,7 +199,7 @@ def power(_home: Home, truth: Truth) -> JsonValue:
 
 def secctrl(home: Home, truth: Truth) -> JsonValue:
     """Return the sums over the batteries. `agg_soc` is that of both kinds of battery."""
-    capacity = sum(battery.capacity for battery in home.batteries)
+    capacity, reserve = sum(battery.capacity for battery in home.batteries), round(truth.equipment.use.reserve)
     stored, stored_ac = (sum(b.stored for b in kind) for kind in (truth.iq_batteries, truth.ac_batteries))
     bias = [("", -1.32, -2123), ("_phaseb", 0.25, 402), ("_phasec", 0.125, 201)]
     biases: dict[str, JsonValue] = {}
@@ -202,19 +219,19 @@ def secctrl(home: Home, truth: Truth) -> JsonValue:
             "is_active": False,
             "is_system_balanced": True,
         },
-        "configured_backup_soc": RESERVE_PERCENT,
-        "adjusted_backup_soc": RESERVE_PERCENT + 1,
+        "configured_backup_soc": reserve,
+        "adjusted_backup_soc": reserve + 1,
         "agg_soc": round(truth.soc),
         "Max_energy": capacity + sum(battery.capacity for battery in home.ac_batteries),
         "ENC_agg_soc": truth.charge(truth.iq_batteries),
         "ENC_agg_soh": 99 if home.batteries else 0,
-        "ENC_agg_backup_energy": capacity * RESERVE_PERCENT // 100,
+        "ENC_agg_backup_energy": capacity * reserve // 100,
         "ENC_agg_avail_energy": round(stored),
         "Enc_commissioned_capacity": capacity,
         "Enc_max_available_capacity": capacity,
         "ACB_agg_soc": truth.charge(truth.ac_batteries),
         "ACB_agg_energy": round(stored_ac),
-        "VLS_Limit": 10,
+        "VLS_Limit": round(truth.equipment.use.lowest),
         "soc_rec_enabled": True,
         "soc_recovery_entry": 2,
         "soc_recovery_exit": 11,
@@ -224,22 +241,30 @@ def secctrl(home: Home, truth: Truth) -> JsonValue:
     }
 
 
-def relay(_home: Home, _truth: Truth) -> JsonValue:
+def errors(_home: Home, _truth: Truth) -> JsonValue:
+    return {"enpower_error_flags": 0}
+
+
+def relay(_home: Home, truth: Truth) -> JsonValue:
     return {
-        "mains_admin_state": "closed",
-        "mains_oper_state": "closed",
+        "mains_admin_state": truth.equipment.relay["admin"],
+        "mains_oper_state": truth.equipment.relay["oper"],
         "srt12_state": "open",
         "srt13_state": "closed",
         "der1_state": 1,
         "der2_state": 2,
         "der3_state": 0,
-        "Enchg_grid_mode": "multimode-ongrid",
+        "Enchg_grid_mode": _grid_mode(truth),
         "Solar_grid_mode": "grid-tied",
     }
 
 
+def _grid_mode(truth: Truth) -> str:
+    return "multimode-ongrid" if truth.equipment.on_grid else "multimode-offgrid"
+
+
 def status(home: Home, truth: Truth) -> JsonValue:
-    gear = [gear for kind in (CONTROLLER_TYPE, COLLAR_TYPE, COMBINER_TYPE) for gear in _of(home, kind)]
+    gear = [gear for kind in SWITCHING_TYPES for gear in _of(home, kind)]
     places = count(1)
     units = {b.serial: _detail(b.serial, BATTERY_TYPE, next(places), _inside(b)) for b in home.batteries}
     units |= {item.serial: _detail(item.serial, item.kind, next(places), {}) for item in gear}
@@ -285,108 +310,69 @@ def _inside(battery: BatterySpec) -> Mapping[str, JsonValue]:
     }
 
 
-def contacts(home: Home, _truth: Truth) -> JsonValue:
+def contacts(_home: Home, truth: Truth) -> JsonValue:
     """Return the dry contacts. Gateways list them even without a device that has contacts; then all are open."""
-    closed = {"NC1", "NO2"} if home.has(CONTROLLER_TYPE, COLLAR_TYPE, COMBINER_TYPE) else set()
+    hidden = "NC" if truth.equipment.contacts_hidden else "-"
     return {
-        "dry_contacts": [{"id": name, "status": "closed" if name in closed else "open"} for name in CONTACT_IDS]
+        "dry_contacts": [
+            {"id": name, "status": "open" if name.startswith(hidden) else position}
+            for name, position in truth.equipment.contacts.items()
+        ]
     }
 
 
-def contact_settings(home: Home, _truth: Truth) -> JsonValue:
-    loads = CONTACT_LOADS if home.has(CONTROLLER_TYPE, COLLAR_TYPE, COMBINER_TYPE) else ("",) * len(CONTACT_IDS)
-    return {"dry_contacts": [_contact(place, name, loads[place]) for place, name in enumerate(CONTACT_IDS)]}
+def contact_settings(_home: Home, truth: Truth) -> JsonValue:
+    return {"dry_contacts": list(truth.equipment.contact_settings.values())}
 
 
-def _contact(place: int, name: str, load: str) -> JsonValue:
-    return {
-        "id": name,
-        "type": "LOAD" if load else "NONE",
-        "grid_action": ("apply", "none", "shed", "schedule")[place],
-        "micro_grid_action": ("shed", "none", "apply", "shed")[place],
-        "gen_action": ("none", "none", "shed", "apply")[place],
-        "safe_state_action": "shed",
-        "essential_start_time": 28_800.0 + 3600 * place,
-        "essential_end_time": 64_800.0 + 3600 * place,
-        "priority": 1.0 + place,
-        "black_s_start": 5.0 + place,
-        "black_start_retries": 10.0 + place,
-        "action_retries": 2.0 + place,
-        "override": "true" if place else "false",
-        "manual_override": "false" if place else "true",
-        "load_name": load,
-        "mode": "soc" if place == 0 else "manual",
-        "soc_low": 25.0 + place,
-        "soc_high": 70.0 + place,
-        "pv_phase_select": [],
-        "pv_serial_nb": [],
-    }
-
-
-def generator(home: Home, _truth: Truth) -> JsonValue:
+def generator(_home: Home, truth: Truth) -> JsonValue:
     """Return the generator. Without one the gateway answers with the state `unknown`."""
-    return {
-        "admin_state": "open" if home.generator else "unknown",
-        "oper_state": "open",
-        "admin_mode": 2 if home.generator else 0,
-        "schedule": int(home.generator),
-        "start_soc": 30 if home.generator else 100,
-        "stop_soc": 72 if home.generator else -1,
-        "exc_on": 0,
-        "present": int(home.generator),
-        "type": 1,
-    }
+    return truth.equipment.generator
 
 
-def generator_settings(home: Home, _truth: Truth) -> JsonValue:
-    if not home.generator:
-        return {}
-    return {
-        "max_cont_gen_amps": 58.3,
-        "min_gen_loading_perc": 5,
-        "max_gen_efficiency_perc": 97,
-        "name_plate_rating_wat": 14.0,
-        "start_method": "Auto",
-        "warm_up_mins": 3,
-        "cool_down_mins": 4,
-        "gen_type": "Standby",
-        "model": "G-14",
-        "manufacturer": "Simulated",
-        "last_updated_by": "ITK",
-        "generator_id": "42",
-        "charge_from_generator": True,
-    }
+def generator_mode(_home: Home, truth: Truth) -> JsonValue:
+    return truth.equipment.generator_mode
+
+
+def generator_settings(_home: Home, truth: Truth) -> JsonValue:
+    return truth.equipment.generator_settings
+
+
+def generator_schedule(_home: Home, truth: Truth) -> JsonValue:
+    return truth.equipment.generator_schedule
+
+
+def ac_batteries(_home: Home, truth: Truth) -> JsonValue:
+    """Return the AC Batteries that sleep."""
+    sleeping = truth.equipment.sleeping
+    return {"acb_sleep": [{"serial_num": serial, **levels} for serial, levels in sleeping.items() if levels]}
 
 
 def tariff(_home: Home, truth: Truth) -> JsonValue:
-    changed = str(INSTALLED_AT + 86_400)
     return {
-        "tariff": {
-            "currency": {"code": "EUR"},
-            "logger": "mylogger",
-            "date": changed,
-            "storage_settings": {
-                "mode": "self-consumption",
-                "operation_mode_sub_type": "prioritize-energy",
-                "very_low_soc": 9,
-                "charge_from_grid": False,
-                "reserved_soc": RESERVE_PERCENT + 2.0,
-                "date": changed,
-                "opt_schedules": True,
-            },
-            "single_rate": {"rate": Hundredths(0.31), "sell": Hundredths(0.08)},
-            "seasons": [
-                {"id": "winter", "start": "1/1", "days": [{"id": "all_days", "days": "Mon,Tue", "periods": []}]}
-            ],
-            "seasons_sell": [{"id": "summer", "start": "6/1", "days": []}],
-        },
+        "tariff": truth.equipment.tariff,
         "schedule": {
             "source": "Tariff",
             "date": str(int(truth.at)),
             "version": "00.00.02",
+            **_scheduled(truth.equipment),
             "override": False,
             "override_backup_soc": 33.0,
             "override_chg_dischg_rate": 0.0,
             "override_tou_mode": "StorageTouMode_DEFAULT_TOU_MODE",
         },
+    }
+
+
+def _scheduled(equipment: Equipment) -> Mapping[str, JsonValue]:
+    """Return the settings that the schedule repeats: those in force, or in a stale answer those stored."""
+    stored, use = equipment.tariff["storage_settings"], equipment.use
+    if equipment.is_stale:
+        use = BatteryUse(stored["mode"], stored["reserved_soc"], stored["very_low_soc"], stored["charge_from_grid"])
+    return {
+        "reserved_soc": use.reserve,
+        "very_low_soc": round(use.lowest),
+        "charge_from_grid": use.charge_from_grid,
+        "batt_mode": use.mode,
+        "battery_mode": use.mode,
     }

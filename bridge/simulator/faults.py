@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from http import HTTPStatus
 
-from bridge.simulator import cloud, gateway
-from bridge.simulator.cloud import with_claims
-from bridge.simulator.gateway import HTML_TYPE, UNAUTHORIZED_PAGE
+from bridge.simulator import cloud
+from bridge.simulator.cloud import HTML_TYPE, UNAUTHORIZED_PAGE, with_claims
 from bridge.simulator.http import NO_REPLY, BodySender, HttpReply, JsonValue, ReplyChannel, json_reply
+from bridge.simulator.meters import STREAM_PATH
 
 MakeReply = Callable[[], HttpReply]
 """Makes the reply that would be sent without the fault. The request has no effect unless this is called."""
@@ -25,10 +25,17 @@ PATH_ALIASES = {
     "login": cloud.LOGIN_PATH,
     "tokens": cloud.TOKENS_PATH,
     "entrez": cloud.ENTREZ_PATH,
-    "check": gateway.CHECK_PATH,
-    "stream": gateway.STREAM_PATH,
+    "check": cloud.CHECK_PATH,
+    "stream": STREAM_PATH,
 }
-"""Short names for paths. In addition, `gateway` and `cloud` match all paths of the gateway or of the cloud."""
+"""Short names for paths. In addition, `gateway` and `cloud` match all paths of the gateway or of the cloud, and
+`writes` all writes to the gateway.
+"""
+
+
+def is_write(method: str, path: str) -> bool:
+    """Return whether a request would change something at the gateway. The live stream does not count."""
+    return method not in ("GET", "HEAD") and path not in (*cloud.CLOUD_PATHS, STREAM_PATH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,9 @@ class ScheduledFault:
     fault: Fault
     left: int | None
 
-    def matches(self, path: str) -> bool:
+    def matches(self, method: str, path: str) -> bool:
+        if self.place == "writes":
+            return is_write(method, path)
         if self.place in ("gateway", "cloud"):
             return (path in cloud.CLOUD_PATHS) == (self.place == "cloud")
         return fnmatchcase(path, PATH_ALIASES.get(self.place, self.place))
@@ -65,7 +74,7 @@ class Faults:
     def add(self, place: str, fault: Fault | str, times: int | None = None) -> None:
         """Add a fault for the next `times` requests of a place, or for all requests if `times` is None.
 
-        A place is a path, a pattern (`/ivp/*`), a name of `PATH_ALIASES`, `gateway` or `cloud`.
+        A place is a path, a pattern (`/ivp/*`), a name of `PATH_ALIASES`, `gateway`, `cloud` or `writes`.
 
         Raises:
             ValueError: no fault has this name.
@@ -76,9 +85,9 @@ class Faults:
         """Remove the faults of a place, or all faults."""
         self._orders = [order for order in self._orders if place not in (None, order.place)]
 
-    def take(self, path: str) -> Fault | None:
-        """Return the fault for a request of this path and count it as used, or return None."""
-        orders = [order for order in self._orders if order.matches(path)]
+    def take(self, method: str, path: str) -> Fault | None:
+        """Return the fault for a request and count it as used, or return None."""
+        orders = [order for order in self._orders if order.matches(method, path)]
         if not orders:
             return None
         order = min(orders, key=lambda order: order.left is None)
@@ -206,6 +215,15 @@ def drop() -> Fault:
     return always("drop", HttpReply(NO_REPLY, send_body=send_body))
 
 
+def lost() -> Fault:
+    """Carry out the request, and reset the connection before the reply begins."""
+
+    async def send_body(_body: bytes, channel: ReplyChannel) -> None:
+        channel.abort()
+
+    return sent_with("lost", send_body)
+
+
 def huge(mebibytes: float = 64) -> Fault:
     """Send a body of this size (MiB), without a length."""
 
@@ -258,7 +276,7 @@ FAULTS_BY_NAME: dict[str, Callable[..., Fault]] = {
     kind.__name__: kind
     for kind in (
         *(status, html, empty, truncated, error_object, status_object, garbage, deep),
-        *(hang, late, slow, reset, drop, huge, booting),
+        *(hang, late, slow, reset, drop, lost, huge, booting),
         *(wrong_password, mfa, blocked, not_your_serial, wrong_aud, expired),
     )
 } | {"down": status, "timeout": hang}

@@ -13,16 +13,16 @@ from math import pi, pow, sin, tau  # noqa: A004 (of floats, a float)
 from random import Random
 
 from bridge.model import Phase
+from bridge.simulator.equipment import MICROJOULES_PER_WH, SimulatedBattery, dispatch, first_equipment
 from bridge.simulator.presets import (
     NET_CONSUMPTION,
     PRODUCTION,
     STORAGE,
     TOTAL_CONSUMPTION,
-    BatterySpec,
     Home,
     InverterSpec,
 )
-from bridge.simulator.truth import BatteryTruth, EnergyBalance, Flow, InverterTruth, MeterTruth, Truth
+from bridge.simulator.truth import EnergyBalance, Equipment, Flow, InverterTruth, MeterTruth, Truth
 
 DAY_S = 86_400
 SUNRISE_S = 6 * 3600
@@ -84,15 +84,19 @@ class WeatherAndLoad:
         self._legs = [Noise.seeded(random, (197, 31)) for _ in range(home.legs)]
         self._habits = [Noise.seeded(random, (2903, 317, 23)) for _ in range(home.legs)]
         self._appliances = [_appliances(random, base) for base in home.load]
-        self._load = home.load
+        self._load, self._light = home.load, home.light
 
     def sunshine(self, time: float) -> list[float]:
-        """Return the share of its peak that an inverter on each phase produces: up to 0.97, 0 at night."""
+        """Return the share of its peak that an inverter on each phase produces: up to 0.97, 0 at night.
+
+        A limit on solar power cuts it.
+        """
         bright = sun_height(time)
         if not bright:
             return [0.0] * len(self._legs)
         sky = bright * (0.72 + 0.2 * self._clouds.at(time))
-        return [sky * (1.0 - 0.012 * i + 0.02 * leg.at(time)) for i, leg in enumerate(self._legs)]
+        shares = (sky * (1.0 - 0.012 * i + 0.02 * leg.at(time)) for i, leg in enumerate(self._legs))
+        return [min(share, self._light) for share in shares]
 
     def load(self, time: float) -> list[float]:
         """Return the load of each phase in watts."""
@@ -111,17 +115,11 @@ def _appliances(random: Random, base: float) -> tuple[Appliance, ...]:
     )
 
 
-MICROJOULES_PER_WH = 3_600_000_000
-"""One watt-hour in microjoules."""
 SECOND_MS, MINUTE_MS, HOUR_MS = 1000, 60_000, 3_600_000
 STANDBY_MW = 1_370
 """The inverters of L1 draw this power at night; those of each further phase draw a little more."""
 REPORT_PERIOD_S = 300
 """An inverter reports at this interval."""
-RESERVE_SHARE = 0.1
-TAPER_MS = HOUR_MS
-"""Batteries limit their power so that full or empty is this far away: the longest interval has one power."""
-CHARGE_EFFICIENCY = 0.96
 STORAGE_SHARES = {1: (1.0,), 2: (0.53, 0.47), 3: (0.38, 0.33, 0.29)}
 """The shares of the phases in the batteries' power, by the number of phases."""
 WARM_UP_MS = 7 * DAY_S * SECOND_MS
@@ -150,42 +148,6 @@ def total_flow(counters: list[MeterChannel]) -> Flow:
     return MeterChannel(
         sum(c.power for c in counters), sum(c.delivered for c in counters), sum(c.received for c in counters)
     ).flow()
-
-
-class SimulatedBattery:
-    """The state of one battery: its `energy` in uJ, its `power` in mW (positive when it discharges)."""
-
-    def __init__(self, spec: BatterySpec, *, is_ac: bool) -> None:
-        self.spec, self.is_ac = spec, is_ac
-        self.full = spec.capacity * MICROJOULES_PER_WH
-        self.energy = self.full * 55 // 100
-        self.power = 0
-
-    def request_power(self, power: int) -> int:
-        """Set the power (mW, + is discharge) as near to `power` as the battery can, and return it."""
-        limit = self.spec.power * 1000
-        spare = (
-            self.energy - int(self.full * RESERVE_SHARE)
-            if power > 0
-            else int((self.full - self.energy) / CHARGE_EFFICIENCY)
-        )
-        limit = min(limit, max(0, spare) // TAPER_MS)
-        self.power = max(-limit, min(limit, power))
-        return self.power
-
-    def integrate(self, duration: int) -> None:
-        energy = self.power * duration
-        self.energy -= energy if energy > 0 else int(energy * CHARGE_EFFICIENCY)
-
-    def truth(self) -> BatteryTruth:
-        return BatteryTruth(
-            self.spec.serial,
-            soc=100 * self.energy / self.full,
-            stored=self.energy / MICROJOULES_PER_WH,
-            capacity=float(self.spec.capacity),
-            is_ac=self.is_ac,
-            power=self.power / 1000,
-        )
 
 
 class InverterReports:
@@ -255,6 +217,7 @@ class House:
 
     def __init__(self, home: Home, *, start: float, seed: int = 0, start_hour: float | None = None) -> None:
         self.home = home
+        self._equipment = first_equipment(home)
         self.behind: House | None = None  # a roof with its own gateway, whose sun this house's grid meter sees
         self.surroundings = WeatherAndLoad(home, seed)
         self._shift = 0 if start_hour is None else 60 * round((start_hour * 3600 - start % DAY_S) / 60)
@@ -286,15 +249,19 @@ class House:
         if self._at >= self._interval_end:
             self._start_interval(self._at)
 
+    def follow(self, equipment: Equipment) -> None:
+        """Follow another state of the equipment from the present moment on. The same state changes nothing."""
+        if equipment == self._equipment:
+            return
+        self._equipment = equipment
+        self._set_powers((self._at + self._shift * SECOND_MS) / SECOND_MS)
+
     def truth(self) -> Truth:
         """Return the true values of the present moment."""
         meters = {role: _metered(counters) for role, counters in self._meters.items()}
-        solar, home = _metered(self._solar), meters[TOTAL_CONSUMPTION]
-        names = list(Phase)[: self.home.legs]
-        grid, storage = meters[NET_CONSUMPTION], meters[STORAGE]
-        phases = {
-            p: EnergyBalance(solar.phases[p], grid.phases[p], storage.phases[p], home.phases[p]) for p in names
-        }
+        flows = _metered(self._solar), meters[NET_CONSUMPTION], meters[STORAGE], meters[TOTAL_CONSUMPTION]
+        phases = {p: EnergyBalance(*(flow.phases[p] for flow in flows)) for p in list(Phase)[: self.home.legs]}
+        solar, _, storage, home = flows
         site = EnergyBalance(solar.total, self._site_grid.flow(), storage.total, home.total)
         batteries = tuple(battery.truth() for battery in self._batteries)
         capacity = sum(battery.capacity for battery in batteries)
@@ -309,6 +276,7 @@ class House:
             soc=100 * sum(battery.stored for battery in batteries) / capacity if capacity else 0.0,
             today=(made - sum(self._midnights[-1])) / MICROJOULES_PER_WH,
             week=(made - sum(self._midnights[0])) / MICROJOULES_PER_WH,
+            equipment=self._equipment,
         )
 
     @property
@@ -335,29 +303,22 @@ class House:
         production = _production(self, local)
         others = [0] * self.home.legs if self.behind is None else _production(self.behind, local)
         load = [round(watts * 1000) for watts in self.surroundings.load(local)]
-        storage = self._dispatch(sum(load) - sum(production))
+        if not self._equipment.on_grid:
+            production = [max(0, power) for power in production]
+        missing = sum(load) - sum(production)
+        total = dispatch(self._batteries, self._equipment, missing, int(local % DAY_S // 3600))
+        if self._equipment.on_grid:
+            storage = _by_phase(total, self.home.legs)
+        else:
+            load, production, storage = _island(load, production, total)
         for i in range(self.home.legs):
             grid = load[i] - production[i] - storage[i]
-            solar = max(0, production[i])
-            self._solar[i].power = solar
+            solar = self._solar[i].power = max(0, production[i])
             self._meters[PRODUCTION][i].power = production[i]
             self._meters[NET_CONSUMPTION][i].power = grid - others[i]
             self._meters[STORAGE][i].power = storage[i]
             self._meters[TOTAL_CONSUMPTION][i].power = solar + grid + storage[i]
         self._site_grid.power = sum(counter.power for counter in self._meters[NET_CONSUMPTION])
-
-    def _dispatch(self, missing: int) -> list[int]:
-        """Let the batteries cover nine tenths of the missing power (mW) or take as much of a surplus.
-
-        Return the batteries' power on each phase.
-        """
-        capacity = sum(battery.full for battery in self._batteries) or 1
-        total = sum(
-            battery.request_power(missing * 9 // 10 * battery.full // capacity) for battery in self._batteries
-        )
-        legs = [int(total * share) for share in STORAGE_SHARES[self.home.legs]]
-        legs[-1] += total - sum(legs)
-        return legs
 
     def _integrate(self, duration: int) -> None:
         for counters in self._meters.values():
@@ -367,6 +328,33 @@ class House:
             counter.integrate(duration)
         for battery in self._batteries:
             battery.integrate(duration)
+
+
+def _by_phase(total: int, legs: int) -> list[int]:
+    """Return the batteries' power (mW) on each phase."""
+    parts = [int(total * share) for share in STORAGE_SHARES[legs]]
+    parts[-1] += total - sum(parts)
+    return parts
+
+
+def _island(load: list[int], production: list[int], storage: int) -> tuple[list[int], list[int], list[int]]:
+    """Return the powers (mW) of load, production and batteries on each phase of a home that is off the grid.
+
+    Loads are shed if the batteries give too little, and the inverters make no more than is used.
+    """
+    lacking = sum(load) - sum(production) - storage
+    load, production = _scaled(load, -max(0, lacking)), _scaled(production, min(0, lacking))
+    return load, production, [used - made for used, made in zip(load, production, strict=True)]
+
+
+def _scaled(powers: list[int], difference: int) -> list[int]:
+    """Return powers whose sum differs by `difference`, in the same proportions."""
+    total = sum(powers)
+    if not difference or not total:
+        return powers
+    scaled = [power * (total + difference) // total for power in powers]
+    scaled[-1] += total + difference - sum(scaled)
+    return scaled
 
 
 def _production(house: House, local: float) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
 from math import copysign
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import parse_qsl
 
 if TYPE_CHECKING:  # at run time it needs uvicorn, and the simulator does not
@@ -18,10 +18,22 @@ if TYPE_CHECKING:  # at run time it needs uvicorn, and the simulator does not
 JsonValue = Mapping[str, "JsonValue"] | Sequence["JsonValue"] | str | int | float | bool | None
 
 
-class Hundredths(float):
-    """A number that is written with two decimals instead of three."""
+class Written(float):
+    """A number that is written with the digits of its text, not with three decimals."""
 
-    __slots__ = ()
+    __slots__ = ("text",)
+
+    def __new__(cls, text: str) -> Self:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+
+def hundredths(value: float) -> Written:
+    """Return a number that is written with two decimals."""
+    return Written(f"{value:.2f}")
 
 
 def indented_json(value: JsonValue, step: str = "    ") -> bytes:
@@ -45,7 +57,7 @@ def _indented(value: JsonValue, margin: str, step: str) -> str:
         case str() | bool() | int() | None:
             return json.dumps(value)
         case float():
-            return f"{value:.2f}" if isinstance(value, Hundredths) else f"{value:.3f}"
+            return value.text if isinstance(value, Written) else f"{value:.3f}"
         case Mapping():
             parts = [f"{json.dumps(key)}: {_indented(item, inner, step)}" for key, item in value.items()]
             return _joined(parts, "{}", margin, inner)
@@ -77,12 +89,16 @@ NO_REPLY = 0
 
 
 class LoggedRequest(NamedTuple):
-    """An entry of the request log. `path` has no query; `status` is `NO_REPLY` when no reply was begun."""
+    """An entry of the request log. `path` has no query; `status` is `NO_REPLY` when no reply was begun.
+
+    `body` is kept of writes to the gateway only, since that of a login has a password.
+    """
 
     time: float
     method: str
     path: str
     status: int
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

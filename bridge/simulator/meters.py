@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from math import copysign
 
 from bridge.model import Phase
-from bridge.simulator.http import Hundredths, JsonValue, indented_json, with_signed_zero
+from bridge.simulator.http import JsonValue, hundredths, indented_json, with_signed_zero
 from bridge.simulator.presets import NET_CONSUMPTION, PRODUCTION, STORAGE, TOTAL_CONSUMPTION, Home, MeterSpec
 from bridge.simulator.truth import (
     FIRMWARE_8_3,
@@ -153,17 +153,17 @@ def _line(home: Home, values: ElectricalValues) -> JsonValue:
         "vahCum": values.apparent_energy,
         "rmsVoltage": values.voltage,
         "rmsCurrent": values.current,
-        "pwrFactor": Hundredths(values.factor),
-        "freqHz": Hundredths(values.frequency),
+        "pwrFactor": hundredths(values.factor),
+        "freqHz": hundredths(values.frequency),
     }
 
 
 STREAM_DURATION_S = 900.0
 """The gateway turns the stream off by itself after this time."""
+STREAM_PATH = "/ivp/livedata/stream"
 LIVE_ROLES = {"pv": PRODUCTION, "storage": STORAGE, "grid": NET_CONSUMPTION, "load": TOTAL_CONSUMPTION}
-ON_GRID = 1
+ON_GRID, OFF_GRID, CHANGING = 1, 2, 3
 GENERATOR_ABSENT = 5
-BACKUP_SOC_PERCENT = 10
 STREAM_OFF_INFO = "Live data stream is off, meters hold the last values. Enable it at /ivp/livedata/stream"
 
 
@@ -224,10 +224,10 @@ def _state(home: Home, truth: Truth) -> dict[str, JsonValue]:
     return {
         "last_update": int(truth.at),
         "soc": round(truth.soc),
-        "main_relay_state": ON_GRID,
+        "main_relay_state": _relay_state(truth),
         "gen_relay_state": GENERATOR_ABSENT,
         "backup_bat_mode": 1,
-        "backup_soc": BACKUP_SOC_PERCENT if home.storing else 0,
+        "backup_soc": round(truth.equipment.use.floor) if home.storing else 0,
         "is_split_phase": int(home.phase_mode == "split"),
         "phase_count": home.legs,
         "enc_agg_soc": truth.charge(truth.iq_batteries),
@@ -235,6 +235,13 @@ def _state(home: Home, truth: Truth) -> dict[str, JsonValue]:
         "acb_agg_soc": truth.charge(truth.ac_batteries),
         "acb_agg_energy": round(sum(battery.stored for battery in truth.ac_batteries)),
     }
+
+
+def _relay_state(truth: Truth) -> int:
+    relay = truth.equipment.relay
+    if relay["admin"] != relay["oper"]:
+        return CHANGING
+    return ON_GRID if truth.equipment.on_grid else OFF_GRID
 
 
 def _flows(home: Home, truth: Truth) -> dict[str, JsonValue]:

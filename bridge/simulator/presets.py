@@ -1,12 +1,15 @@
-"""The homes that can be simulated, with their inverters, batteries, meters and other equipment.
+"""The homes that can be simulated, with their inverters, batteries, meters and other equipment; and personalities
+of gateways, which differ in what they do with a command.
 
 Powers are in watts, energies in watt-hours. All phases, meters and devices of a home differ, so that a test
 notices when two of them are swapped.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
 
 PRODUCTION = "production"
 NET_CONSUMPTION = "net-consumption"
@@ -71,6 +74,16 @@ class GearSpec:
     kind: int
 
 
+@dataclass(frozen=True, slots=True)
+class LimitSpec:
+    """A limit on the solar power of a home: `percent` of the rated power, due to the installer's limit (`power`, W)
+    on the power to the grid.
+    """
+
+    percent: int
+    power: float
+
+
 @dataclass(frozen=True)
 class Home:
     """A home and its gateway. `load` is the base load (W) of each phase, without large appliances.
@@ -96,11 +109,17 @@ class Home:
     nominal: float = 230.0
     frequency: float = 50.0
     imeter: bool | None = True
+    limit: LimitSpec | None = None
 
     @cached_property
     def version(self) -> tuple[int, int]:
         major, minor, *_ = self.firmware.lstrip("DRM").split(".")
         return int(major), int(minor)
+
+    @property
+    def light(self) -> float:
+        """The highest share of their peak that the inverters may give."""
+        return 1.0 if self.limit is None else self.limit.percent / 100
 
     @property
     def secure(self) -> bool:
@@ -256,8 +275,78 @@ AC_BATTERIES = Home(
     ac_batteries=(BatterySpec("121908002401", 1200, 270, leg=0), BatterySpec("121908002419", 1210, 260, leg=0)),
 )
 
+LIMITED = Home(
+    name="limited",
+    serial="122309003999",
+    firmware="D8.3.6086",
+    part_number="800-00555-r03",
+    legs=2,
+    phase_mode="split",
+    inverters=_inverters(482309001009, 15, legs=2),
+    load=(325.0, 510.0),
+    meters=_meters(PRODUCTION, NET_CONSUMPTION, STORAGE),
+    batteries=(BatterySpec("492309002501", 5000, 3840, leg=0),),
+    gear=(GearSpec("122309007012", 17),),
+    nominal=120.0,
+    frequency=60.0,
+    limit=LimitSpec(percent=35, power=500.0),
+)
+
 HOMES = {
     home.name: home
-    for home in (THREE_PHASE, SPLIT_PHASE, SINGLE_PHASE, NO_CTS, LEGACY, LARGE, COLLAR, AC_BATTERIES)
+    for home in (THREE_PHASE, SPLIT_PHASE, SINGLE_PHASE, NO_CTS, LEGACY, LARGE, COLLAR, AC_BATTERIES, LIMITED)
 }
 """All homes by name."""
+
+
+DELAYS = {"storage": 10.0, "open": 28.0, "closed": 15.0, "contact": 3.0, "settings": 3.0, "generator": 5.0}
+"""Seconds from a write until it is in force: storage settings, the grid relay's two directions, a dry contact, its
+settings, and the generator. Those of relay and contacts were measured on firmware 8.3.6086.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Personality:
+    """What a gateway does with the writes that it receives.
+
+    `follows` tells which storage settings its controller follows: the `stored` ones, the stored ones only while
+    `opt_schedules` is false (`unoptimized`), or only those of the `app`. `optimized` is the first value of
+    `opt_schedules`; None leaves it out, as old firmware does. `roles` are the tokens' roles that may write. `reply`
+    is the name of a fault that each write meets. With `spoils_rates` a write changes a price that nobody asked for.
+    With `booleans` a contact's overrides are JSON booleans until the contact's settings are written, which must
+    have them as texts.
+
+    `delays` are those of `DELAYS` (s), and some that only a few gateways have: after `cloud` the cloud puts its own
+    copy of the tariff back, after `undone` somebody undoes the change with the app, and for `hidden` after a change
+    of a contact's settings the contacts NC1 and NC2 are shown as open, whatever they are.
+    """
+
+    firmware: str = "D8.2.127"
+    follows: Literal["stored", "unoptimized", "app"] = "stored"
+    optimized: bool | None = None
+    roles: tuple[str, ...] = ("owner", "installer")
+    reply: str = ""
+    spoils_rates: bool = False
+    booleans: bool = False
+    delays: Mapping[str, float] = field(default_factory=lambda: MappingProxyType(DELAYS))
+
+
+PERSONALITIES = {
+    "obeys": Personality(),
+    "ignores": Personality(firmware="D8.2.4264", follows="unoptimized", optimized=True),
+    "cloud-restores": Personality(
+        firmware="D8.3.5169", follows="unoptimized", optimized=False, delays={**DELAYS, "cloud": 90.0}
+    ),
+    "stale-file": Personality(
+        firmware="D8.3.6086", follows="app", optimized=True, booleans=True, delays={**DELAYS, "hidden": 90.0}
+    ),
+    "hides-contacts": Personality(delays={**DELAYS, "hidden": 90.0}),
+    "app-undoes": Personality(delays={**DELAYS, "undone": 120.0}),
+    "installer-only": Personality(roles=("installer",)),
+    "spoils-rates": Personality(spoils_rates=True),
+    "refuses": Personality(reply="400"),
+    "fails": Personality(reply="500"),
+    "hangs": Personality(reply="hang"),
+    "loses-answers": Personality(reply="lost"),
+}
+"""All personalities by name. The first four are those of real firmware."""

@@ -17,18 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.model import BadSetting
 from bridge.simulator import cloud, meters
-from bridge.simulator.app import PASSWORD
-from bridge.simulator.cloud import SimulatedCloud
-from bridge.simulator.gateway import (
-    CHECK_PATH,
-    CONSUMPTION_REPORTS_PATH,
-    INFO_PATH,
-    NOT_FOUND_BODY,
-    STREAM_PATH,
-    Guard,
-    unauthorized,
-)
+from bridge.simulator.cloud import CHECK_PATH, Guard, SimulatedCloud, unauthorized
+from bridge.simulator.gateway import CONSUMPTION_REPORTS_PATH, INFO_PATH, NOT_FOUND_BODY, PASSWORD
 from bridge.simulator.http import HttpReply, HttpRequest, read_request
+from bridge.simulator.meters import STREAM_PATH
 
 if TYPE_CHECKING:
     from bridge.http_server import Receive, Scope, Send

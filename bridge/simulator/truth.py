@@ -6,8 +6,9 @@ derived from them and differ a little on every phase, meter and second.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import copysign, hypot, sin
+from typing import Any, Self
 
 from bridge.model import Phase
 from bridge.simulator.presets import LOAD, NET_CONSUMPTION, PRODUCTION, STORAGE, TOTAL_CONSUMPTION, Home, MeterSpec
@@ -79,6 +80,68 @@ class InverterTruth:
     week: float = 0.0
 
 
+Document = Mapping[str, Any]
+"""A JSON object that is stored as it was written. It is never changed, but replaced."""
+Place = tuple[str, ...]
+"""A place in `Equipment`: the name of a field, and a key if the field is a mapping of several devices."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatteryUse:
+    """How the controller really uses the IQ Batteries, whatever the stored tariff says. Charges are in percent.
+
+    On the grid the batteries give nothing below `floor`, off the grid nothing below `lowest`. `floor` is the
+    reserve, except in a home whose settings were never written: such a home uses its batteries down to `lowest`.
+    """
+
+    mode: str = "self-consumption"
+    reserve: float = 20.0
+    lowest: float = 10.0
+    charge_from_grid: bool = False
+    floor: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """The state of all equipment that can be controlled, as it really is.
+
+    `tariff` is the stored object, which the controller may or may not follow; `use` is what it does. `relay` is
+    what was commanded of the grid relay (`admin`) and its position (`oper`). `contacts` are positions and
+    `contact_settings` the settings, both by the contact's name. `generator` is its state. `sleeping` has the levels
+    of the AC Batteries that sleep, by serial number; None or nothing means awake.
+    """
+
+    tariff: Document
+    contacts: Mapping[str, str]
+    contact_settings: Mapping[str, Document]
+    generator: Document
+    generator_mode: Document
+    generator_settings: Document
+    generator_schedule: Document
+    use: BatteryUse = BatteryUse()
+    relay: Mapping[str, str] = field(default_factory=lambda: {"admin": "closed", "oper": "closed"})
+    sleeping: Mapping[str, Document | None] = field(default_factory=dict)
+    contacts_hidden: bool = False
+    """Whether the gateway shows the contacts NC1 and NC2 as open, whatever they are."""
+    is_stale: bool = False
+    """Whether the schedule in the tariff's answer tells what is stored, and not what is in force."""
+
+    @property
+    def on_grid(self) -> bool:
+        return self.relay["oper"] == "closed"
+
+    def get(self, place: Place) -> Any:
+        """Return the value of a place, or None for an unknown device."""
+        value = getattr(self, place[0])
+        return value.get(place[1]) if len(place) > 1 else value
+
+    def having(self, place: Place, value: Any) -> Self:
+        """Return the equipment with another value at one place."""
+        if len(place) > 1:
+            value = {**getattr(self, place[0]), place[1]: value}
+        return replace(self, **{place[0]: value})
+
+
 @dataclass(frozen=True, slots=True)
 class Truth:
     """A snapshot at unix time `at`. `soc` is in percent; `today` and `week` are the solar Wh of the simulated days.
@@ -95,6 +158,7 @@ class Truth:
     soc: float
     today: float
     week: float
+    equipment: Equipment
 
     @property
     def iq_batteries(self) -> tuple[BatteryTruth, ...]:

@@ -54,6 +54,8 @@ STORAGE_WAIT_S = 600.0
 """Seconds after which a home without any sign of batteries has none, though the inventory has not answered."""
 SILENT = "the source of solar power gives no good values: the microinverters' sum takes its place"
 
+TRUSTED = "the production meter measures what the microinverters report again"
+
 
 class SiteState(State):
     """What is kept of a site.
@@ -221,8 +223,9 @@ class Site:
         now, began = self._trust.state, self._trust.began
         if (now.is_distrusted, now.battery) != (before.is_distrusted, before.battery):
             moment = self._moment(moment.answer, moment.values)
-        if now.problem and now.problem != before.problem:
-            self._energies.events.append(Event("clamp_suspicious", now.problem, warning=True))
+        if now.problem != before.problem:
+            name, text = ("clamp_suspicious", now.problem) if now.problem else ("clamp_trusted", TRUSTED)
+            self._energies.events.append(Event(name, text, warning=bool(now.problem)))
         elif now.silent and not before.silent:
             self._energies.events.append(Event("sun_silent", SILENT, warning=True))
         if began is not None and now.is_distrusted and not before.is_distrusted:

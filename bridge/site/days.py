@@ -4,14 +4,14 @@ The gateway's own counts of today do not always restart at midnight, or not at 0
 subtracts the lifetime value of the last local midnight. Pure: the caller passes all times.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from bridge.model import DAY_S, HOUR_S
+from bridge.model import DAY_S, HOUR_S, Phase, Reading
 from bridge.site.totals import RESTART_SHARE
 from bridge.state import SOUND_ENTRIES, SavedWattHours, UnixTime
 
@@ -185,6 +185,10 @@ class Days:
         """What must outlive the process."""
         return dict(self._counters)
 
+    def last(self, counter: str) -> float:
+        """The last value of a counter in Wh; 0 if it is unknown."""
+        return self._counters[counter].last if counter in self._counters else 0.0
+
     def of(self, counters: Container[str]) -> "Days":
         """A copy with only these counters."""
         return Days({name: day for name, day in self._counters.items() if name in counters}, self._zone)
@@ -255,6 +259,39 @@ class Days:
     def _midnight(self, day: str) -> float:
         """The unix time at which a local day begins."""
         return datetime.fromisoformat(day).replace(tzinfo=self._zone).timestamp()
+
+
+class PhaseDays:
+    """The energies of today of single phases, which the bridge makes from the phases' own counters.
+
+    Those of reports are differences that may fall a little, so the highest value counts.
+    """
+
+    def __init__(self, state: DaysState, zone: tzinfo | None = None) -> None:
+        self._days = Days(state, zone)
+
+    @property
+    def state(self) -> DaysState:
+        """What must outlive the process."""
+        return self._days.state
+
+    def with_today(self, readings: Sequence[Reading], day_time: float) -> Iterator[Reading]:
+        """Replace the phases' `energy_today`. `day_time` is the unix time by which days begin."""
+        counters = {
+            (r.device, r.phase): float(r.value)
+            for r in readings
+            if r.name == "energy_delivered" and isinstance(r.value, int | float)
+        }
+        for reading in readings:
+            if reading.name != "energy_today" or not isinstance(reading.phase, Phase):
+                yield reading
+                continue
+            name, value = f"{reading.device}/{reading.phase}", counters.get((reading.device, reading.phase))
+            if value is not None:
+                last = self._days.last(name)
+                is_restarted = value < RESTART_SHARE * last
+                value = self._days.today(name, value if is_restarted else max(value, last), day_time)
+            yield replace(reading, value=value)
 
 
 class GatewayDays:

@@ -3,11 +3,13 @@
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from bridge.model import HOUR_S, Reading
 from bridge.service.status import GatewayStatus, SourceStatus, Status
 from bridge.site.flows import SITE_PREFIX
 from bridge.web.report import days_left
@@ -87,15 +89,53 @@ def _powers(status: Status) -> Samples:
     """The site's powers, only while they are up to date: an old number would look like a new one."""
     for name, gateway in _named(status):
         for reading in gateway.readings if gateway.flows_fresh else ():
-            if (
-                reading.name == "power"
-                and reading.device.startswith(SITE_PREFIX)
-                and isinstance(reading.value, int | float)
-            ):
-                yield (name, reading.device.removeprefix(SITE_PREFIX)), (float(reading.value),)
+            if reading.name == "power" and reading.device.startswith(SITE_PREFIX):
+                yield from _sample(reading, name, reading.device.removeprefix(SITE_PREFIX))
 
 
-GATEWAY_LABELS, SOURCE_LABELS = ("gateway",), ("gateway", "source")
+def _energies(status: Status) -> Samples:
+    """The site's lifetime counters. They never fall, so that an old one is no harm."""
+    for name, gateway in _named(status):
+        for reading in gateway.readings:
+            if reading.name in SITE_COUNTERS and reading.device.startswith(SITE_PREFIX):
+                flow = reading.device.removeprefix(SITE_PREFIX)
+                yield from _sample(reading, name, flow, SITE_COUNTERS[reading.name])
+
+
+def _inverters(value: str) -> Callable[[Status], Samples]:
+    """This value of all inverters, up to a limit: a fleet has more than a scrape can read."""
+
+    def samples(status: Status) -> Samples:
+        found = (
+            sample
+            for name, gateway in _named(status)
+            for reading in gateway.inverters
+            if reading.name == value
+            for sample in _sample(reading, name, reading.device.partition("/")[2])
+        )
+        return islice(found, MOST_INVERTERS)
+
+    return samples
+
+
+def _sample(reading: Reading, *labels: str) -> Iterator[tuple[Sequence[str], SampleValues]]:
+    """The value with its labels, if it is a number; an energy in joules, as Prometheus wants them."""
+    if isinstance(reading.value, int | float):
+        factor = HOUR_S if reading.quantity.unit == "Wh" else 1.0
+        yield labels, (float(reading.value) * factor,)
+
+
+GATEWAY_LABELS, SOURCE_LABELS, INVERTER_LABELS = ("gateway",), ("gateway", "source"), ("gateway", "serial")
+SITE_COUNTERS = {
+    "energy_lifetime": "counted",
+    "energy_imported": "imported",
+    "energy_exported": "exported",
+    "energy_charged": "charged",
+    "energy_discharged": "discharged",
+}
+"""The site's counters, and the words for them."""
+MOST_INVERTERS = 5_000
+"""Inverters of all gateways together that a scrape reads."""
 
 METRICS: Sequence[Metric] = (
     Metric("build_info", GAUGE, "always 1; the label has the version", ("version", "python"), samples=_build),
@@ -214,6 +254,28 @@ METRICS: Sequence[Metric] = (
         "solar, grid (+ importing), battery (+ discharging), generator, home; absent while the power is unknown",
         ("gateway", "flow"),
         samples=_powers,
+    ),
+    Metric(
+        "site_energy_joules",
+        COUNTER,
+        "lifetime energies of the flows; `kind` is `counted` for solar and home, `imported` or `exported` for the "
+        "grid, `charged` or `discharged` for the battery",
+        ("gateway", "flow", "kind"),
+        samples=_energies,
+    ),
+    Metric(
+        "inverter_power_watts",
+        GAUGE,
+        "power of an inverter by its last report; absent while it is unknown, and beyond 5,000 inverters",
+        INVERTER_LABELS,
+        samples=_inverters("power"),
+    ),
+    Metric(
+        "inverter_energy_joules",
+        COUNTER,
+        "lifetime energy of an inverter, where the gateway gives its details",
+        INVERTER_LABELS,
+        samples=_inverters("energy_lifetime"),
     ),
 )
 

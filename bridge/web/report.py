@@ -13,6 +13,14 @@ Json = Mapping[str, Any]
 METER_PREFIX = "meter/"
 SHOWN_VALUES = ("power", "voltage", "current", "power_factor", "frequency")
 """The values of a meter that the page shows for each phase."""
+IN_FORCE_VALUES = {
+    ("limit/production", "active"): "limited",
+    ("limit/production", "cause"): "cause",
+    ("storage/control", "action"): "task",
+    ("storage/control", "reserve"): "reserve",
+    ("storage/settings", "obeyed"): "obeyed",
+}
+"""What the page shows of what is in force, by device and name, and what it is called there."""
 
 
 def alive(status: Status) -> Json:
@@ -110,6 +118,7 @@ def _gateway(gateway: GatewayStatus, now: datetime) -> Json:
         "fresh": gateway.flows_fresh,
         "at": None if gateway.flows_at is None else gateway.flows_at.isoformat(),
         "flows": _flows(reading for reading in gateway.readings if reading.device.startswith(SITE_PREFIX)),
+        "controller": _in_force(gateway.readings),
         "meters": _meters(gateway.readings),
         "meters_source": next((_source(its) for its in gateway.sources if its.name == SourceName.READINGS), None),
         "sources": [_source(source) for source in gateway.sources],
@@ -138,6 +147,15 @@ def _flows(readings: Iterable[Reading]) -> Json:
         if reading.name in {"power", "soc", "connected"}:
             found.setdefault(reading.device.removeprefix(SITE_PREFIX), {})[reading.name] = reading.value
     return found
+
+
+def _in_force(readings: Iterable[Reading]) -> Json:
+    """What the controller does: what is not known is absent."""
+    return {
+        IN_FORCE_VALUES[key]: reading.value
+        for reading in readings
+        if (key := (reading.device, reading.name)) in IN_FORCE_VALUES
+    }
 
 
 def _meters(readings: Iterable[Reading]) -> Sequence[Json]:

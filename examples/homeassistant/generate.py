@@ -50,6 +50,11 @@ STILL = {"tap_action": {"action": "none"}}
 """What is only looked at."""
 ARROW_FROM = 5
 """Below this power (W) no arrow is shown."""
+LIMITED = "binary_sensor.limits_production_limit_active"
+LIMIT_TEXT = """\
+<ha-icon icon="mdi:transmission-tower-off"></ha-icon> **Solar power is limited:** \
+{{ states('sensor.limits_production_limit_cause') }}"""
+"""A card says why solar power is limited, while it is. A tile would cut the text."""
 METERS = {
     "Grid meter": ("net_consumption_meter", "mdi:transmission-tower", "blue"),
     "Solar meter": ("production_meter", "mdi:solar-power-variant", "amber"),
@@ -125,8 +130,15 @@ def now() -> Card:
         tile("sensor.enphase_solar_energy_today", "Solar", "amber", icon="mdi:solar-power"),
         tile("sensor.enphase_home_energy_today", "Home", "purple", icon="mdi:home-lightning-bolt"),
         tile("sensor.enphase_battery_charge", "Battery", "teal"),
+        tile("sensor.storage_present_task", "Battery's task", "teal", icon="mdi:battery-clock"),
         tile("sensor.enphase_generator_power", "Generator", "brown", icon="mdi:engine"),
         tile("binary_sensor.enphase_grid_connected", "Grid", "blue", icon="mdi:transmission-tower"),
+        {
+            "type": "markdown",
+            "content": LIMIT_TEXT,
+            "grid_options": {"columns": "full"},
+            "visibility": [{"condition": "state", "entity": LIMITED, "state": "on"}],
+        },
         history([f"sensor.enphase_{flow}_power" for flow in CHARTED], [flow.capitalize() for flow in CHARTED]),
     ]
     gateway = [
@@ -257,6 +269,7 @@ def section(cards: list[Card]) -> Card:
 
 
 NO_VALUE = ["unavailable", "unknown"]
+NO_ENTITY = "sensor.none"
 
 
 def there(entity: str) -> list[Card]:
@@ -265,8 +278,12 @@ def there(entity: str) -> list[Card]:
 
 
 def absent(entity: str) -> list[Card]:
-    """Return the opposite condition."""
-    return [{"condition": "state", "entity": entity, "state": NO_VALUE}]
+    """Return the opposite condition.
+
+    Newer frontends (2026.11) have it checked by the server, for which nothing is true of an entity that does not
+    exist, unless a state is the id of an entity: then they check it themselves.
+    """
+    return [{"condition": "state", "entity": entity, "state": [*NO_VALUE, NO_ENTITY]}]
 
 
 def also(card: Card, conditions: list[Card]) -> Card:

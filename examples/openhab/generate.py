@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Generates openHAB's things, items and sitemap for your gateway from the discovery messages for Home Assistant.
 
-    iqgateway2mqtt once | python3 examples/openhab/generate.py /etc/openhab
+    iqgateway2mqtt once --discovery | python3 examples/openhab/generate.py /etc/openhab
 
 It reads lines of topic and payload and needs only Python. The files in this folder are generated in this way from
 the simulated three-phase home; tests/test_openhab.py checks them.
@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+VALUES = ("sensor", "binary_sensor")
+"""Platforms whose entities show the value of a topic; events and updates have no item."""
 DISCOVERY = re.compile(r"\S*/device/(iqgateway_\w[\w-]*)/config")
 DIMENSIONS = {
     "W": "Power",
@@ -162,7 +164,11 @@ def _told_apart(things: Iterable[Thing]) -> Iterator[Thing]:
 def _thing(identity: str, body: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Thing:
     kind = identity.split("_")[2]
     name = body["device"]["name"]
-    channels = [_channel(key, name, entity) for key, entity in body["components"].items() if len(entity) > 1]
+    channels = [
+        _channel(key, name, entity)
+        for key, entity in body["components"].items()
+        if entity["platform"] in VALUES and len(entity) > 1
+    ]
     # Discovery has values in the order in which the gateway gave them first, which differs from run to run.
     channels.sort(key=lambda channel: (channel.phase, not channel.first, channel.key))
     if kind == "gateway":
@@ -329,7 +335,8 @@ def main() -> None:
     options = parser.parse_args()
     things = read(sys.stdin, bulk=options.all)
     if not things:
-        parser.error("no discovery messages: pipe in the output of `iqgateway2mqtt once`, with discovery = device")
+        command = "`iqgateway2mqtt once --discovery`"
+        parser.error(f"no discovery messages: pipe in the output of {command}, with discovery = device")
     write(options.folder, things, options.broker, regex=options.regex)
 
 

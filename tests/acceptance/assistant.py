@@ -47,7 +47,10 @@ logger:
   default: warning
 compile_statistics:
 """
-LINE = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) \(.*?\) \[([\w.]+)\] (.*)$", re.MULTILINE)
+LINE = re.compile(
+    r"^\S+ \S+ (WARNING|ERROR|CRITICAL) \(.*?\) \[([\w.]+)\] (.*)((?:\n(?!\d{4}-).+)*)$", re.MULTILINE
+)
+"""A line of its log: level, logger, text, and the lines that follow it, such as those of a traceback."""
 NOT_OURS = ("homeassistant.loader", "homeassistant.bootstrap", "aiohttp_fast_zlib")
 """Loggers of no concern: they warn of the tests' own integration and of how Home Assistant was installed."""
 SLOW_MACHINE = re.compile(r"Updating state for \S+ .* took [\d.]+ seconds")
@@ -101,8 +104,8 @@ class HomeAssistant:
         """What its log holds at WARNING or above, as far as a bridge can be the reason."""
         found = LINE.findall(self.log)
         return [
-            f"{level} {logger}: {text}"
-            for level, logger, text in found
+            f"{level} {logger}: {text}{more}"
+            for level, logger, text, more in found
             if not logger.startswith(NOT_OURS) and not SLOW_MACHINE.match(text)
         ]
 

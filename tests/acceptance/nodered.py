@@ -1,4 +1,4 @@
-"""A real, headless Node-RED: installed once for each machine, started with flows of a test."""
+"""A real, headless Node-RED, of two releases: installed once for each machine, started with flows of a test."""
 
 import fcntl
 import json
@@ -17,10 +17,8 @@ from brokers import free_port
 from programs import Program, started
 from running import until
 
-PINNED = {"node-red": "4.1.15", "@flowfuse/node-red-dashboard": "1.31.0"}
-"""Node-RED 5 needs Node 22.9; this one is content with 18.5, so that Debian 12's Node will do."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iqgateway2mqtt-tests"
-THERE = CACHE / "-".join(["node-red", *PINNED.values()])
+DASHBOARD = "1.31.0"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "node-red"
 BROKER = "enphase-broker"
 READY = "Started flows"
@@ -44,34 +42,65 @@ SHOWN = {"x": 100, "y": 100}
 """What stands nowhere in the editor is taken for configuration, and has no wires."""
 
 
-def install() -> Path:
-    """The folder that has Node-RED. In CI it must be had; elsewhere a test is skipped with the reason why not."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{THERE.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another run at the same time waits
-        problem = None if THERE.is_dir() else _install()
-    if problem and os.environ.get("CI"):
-        pytest.fail(problem)
-    if problem:
-        pytest.skip(problem)
-    return THERE
+@dataclass(frozen=True)
+class Release:
+    """A Node-RED with its dashboard. `node` is the version of npm's package that runs it, not the machine's."""
+
+    version: str
+    node: str = ""
+
+    @property
+    def there(self) -> Path:
+        return CACHE / f"node-red-{self.version}-{DASHBOARD}"
+
+    @property
+    def interpreter(self) -> str:
+        return str(self.there / "node_modules" / _npms_node() / "bin" / "node") if self.node else "node"
+
+    @property
+    def packages(self) -> list[str]:
+        found = [f"node-red@{self.version}", f"@flowfuse/node-red-dashboard@{DASHBOARD}"]
+        return [*found, *([f"{_npms_node()}@{self.node}"] if self.node else [])]
+
+    def install(self) -> None:
+        """Unless it is there. In CI it must be had; elsewhere a test is skipped with the reason why not."""
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with (CACHE / f"{self.there.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another run at the same time waits
+            problem = None if self.there.is_dir() else self._install()
+        if problem and os.environ.get("CI"):
+            pytest.fail(problem)
+        if problem:
+            pytest.skip(problem)
+
+    def _install(self) -> str | None:
+        """Beside its place, then moved there: a run that is stopped halfway leaves nothing that looks whole."""
+        if not (shutil.which("npm") and shutil.which("node")):
+            return "Node-RED needs node (18.5 or later) and npm: apt-get install nodejs npm"
+        half = self.there.with_name(f"{self.there.name}.half")
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir()
+        options = ["--no-audit", "--no-fund", "--no-update-notifier", "--omit=optional", "--ignore-scripts"]
+        command: list[str | Path] = ["npm", "install", *options, "--prefix", half, *self.packages]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"npm can't install {' '.join(self.packages)}: {done.stderr[-500:]}"
+        half.rename(self.there)
+        return None
 
 
-def _install() -> str | None:
-    """Beside its place, then moved there: a run that is stopped halfway leaves nothing that looks whole."""
-    if not (shutil.which("npm") and shutil.which("node")):
-        return "Node-RED needs node (18.5 or later) and npm: apt-get install nodejs npm"
-    half = THERE.with_suffix(".half")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir()
-    options = ["--no-audit", "--no-fund", "--no-update-notifier", "--omit=optional", "--ignore-scripts"]
-    packages = [f"{name}@{version}" for name, version in PINNED.items()]
-    command: list[str | Path] = ["npm", "install", *options, "--prefix", half, *packages]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"npm can't install {' '.join(packages)}: {done.stderr[-500:]}"
-    half.rename(THERE)
-    return None
+NODE_RED_4 = Release("4.1.15")
+"""It is content with Node 18.5, so that Debian 12's will do."""
+NODE_RED_5 = Release("5.0.7", node="22.22.3")
+"""It needs Node 22.9."""
+
+
+def _npms_node() -> str:
+    """The package that npm's package `node` installs by a script, which npm may refuse to run."""
+    said = subprocess.run(
+        ["node", "-p", "process.platform + '-' + process.arch"], capture_output=True, text=True, check=True
+    )
+    return f"node-{said.stdout.strip()}"
 
 
 def example(name: str, port: int, **settings: float) -> list[Node]:
@@ -139,13 +168,17 @@ class NodeRed:
 
 @asynccontextmanager
 async def node_red(
-    folder: Path, nodes: Iterable[Node], ears: Mapping[str, str] | None = None
+    folder: Path,
+    nodes: Iterable[Node],
+    ears: Mapping[str, str] | None = None,
+    release: Release = NODE_RED_5,
 ) -> AsyncIterator[NodeRed]:
     """Runs with these nodes until the end of the test. It may neither warn nor complain.
 
     `ears` are nodes whose outputs are written down, each `id` or `id:output` with a name for what is heard.
     """
-    there, port, file = install(), free_port(), folder / "heard.jsonl"
+    release.install()
+    port, file = free_port(), folder / "heard.jsonl"
     flows = list(nodes)
     for place, name in (ears or {}).items():
         identity, _, output = place.partition(":")
@@ -155,8 +188,8 @@ async def node_red(
     settings = {**SETTINGS, "uiPort": port, "userDir": str(folder)}
     (folder / "settings.js").write_text(f"module.exports = {json.dumps(settings)};\n")
     (folder / "flows.json").write_text(json.dumps(flows))
-    red = there / "node_modules" / "node-red" / "red.js"
-    command = ("node", "--max-old-space-size=256", str(red), "-s", str(folder / "settings.js"))
+    red = release.there / "node_modules" / "node-red" / "red.js"
+    command = (release.interpreter, "--max-old-space-size=256", str(red), "-s", str(folder / "settings.js"))
     async with started(*command) as program:
         found = NodeRed(program, f"http://127.0.0.1:{port}", file)
         await until(

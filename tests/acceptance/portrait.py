@@ -16,6 +16,8 @@ from bridge.discovery import MIGRATE_PAYLOAD
 
 STATISTICS = "recorder/list_statistic_ids"
 FACTORS, ROUNDED_WH = {"Wh": 1.0, "kWh": 1000.0}, 10.0
+VALUES = ("sensor", "binary_sensor")
+"""Platforms whose states are values of topics; others show events, or make something of a value."""
 MOVING = ("last_answer", "answer_time")
 """They change with every answer, so no two looks agree."""
 
@@ -88,7 +90,7 @@ def differences(
         known = registry.get(unique_id)
         if known is None:
             found.append(f"{unique_id} is not there")
-        elif known["disabled_by"] is None and not unique_id.endswith(MOVING):
+        elif known["disabled_by"] is None and entity["platform"] in VALUES and not unique_id.endswith(MOVING):
             shown_as = states.get(known["entity_id"], {"state": "missing", "attributes": {}})
             text = topics.get(entity["state_topic"], "")
             state, wanted = shown_as["state"], shown(text, entity) if text else "published yet"
@@ -118,25 +120,26 @@ async def portray(owned: Owned, home: str, folder: Path) -> Portrait:
             await ha.use_broker(broker.port)
             await house.settled()
 
-            async def true() -> bool:
-                return not differences(await ha.states(), await ha.entities(), house.seen)
+            async def true() -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, str]] | None:
+                """States, registry and topics of one moment, once they agree: some counters never rest."""
+                states, entities, topics = await ha.states(), await ha.entities(), house.seen
+                return None if differences(states, entities, topics) else (states, entities, topics)
 
             if house.simulator.home.batteries:  # a second look at them comes with the live stream
                 await ha.until(lambda: house.topic("site/battery/energy_charged"))
-            await ha.until(true)
-            entities, states = await ha.entities(), await ha.states()
+            states, entities, _ = await ha.until(true)
             await ha.enable_all()
-            await ha.until(true)
+            all_states, enabled, topics = await ha.until(true)
             return Portrait(
                 home,
                 house.serial,
                 states,
-                await ha.states(),
+                all_states,
                 entities,
-                await ha.entities(),
+                enabled,
                 await ha.devices(),
-                announced(house.seen),
-                house.seen,
+                announced(topics),
+                topics,
                 ha.complaints,
                 await energy(ha),
             )

@@ -20,7 +20,7 @@ import yaml
 from brokers import free_port, needed
 from houses import House, house
 from install import CACHE
-from nodered import example, install, node_red
+from nodered import NODE_RED_4, NODE_RED_5, Release, example, node_red
 from programs import started
 from running import POLL_INTERVAL_S, running, until
 
@@ -237,12 +237,13 @@ OPENWB_NAMES = {
 }
 
 
-async def test_wallboxes_and_venus_os_get_what_they_take(tmp_path: Path) -> None:
+@pytest.mark.parametrize("release", [NODE_RED_4, NODE_RED_5], ids=lambda release: release.version)
+async def test_wallboxes_and_venus_os_get_what_they_take(tmp_path: Path, release: Release) -> None:
     """At noon the home exports, and its battery charges."""
-    install()
+    release.install()
     async with published(tmp_path) as home:
         flow = example("chargers", home.broker.port)
-        async with node_red(tmp_path, flow, CHARGERS) as red:
+        async with node_red(tmp_path, flow, CHARGERS, release) as red:
             await until(lambda: {message["topic"] for message in red.heard("venus")} >= {"venus/grid", "venus/pv"})
             await until(lambda: len({message["topic"] for message in red.heard("smartevse")}) == 2)
             await until(lambda: len({message["topic"] for message in red.heard("openwb")}) == 9)

@@ -52,7 +52,10 @@ async def ids(ha: HomeAssistant) -> dict[str, str]:
 
 
 async def test_an_owner_s_id_outlives_another_prefix(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
-    """The bridge and Home Assistant get the new prefix one after the other, and later the old one."""
+    """The bridge and Home Assistant get the new prefix one after the other, and later the old one.
+
+    A name of the site that comes later changes the names of devices, and no id.
+    """
     ha = HomeAssistant(owned(NEWEST), tmp_path)
     async with home_of(tmp_path, "no-cts") as house, ha.running():
         solar = f"iqgateway_{house.serial}_site_solar_power"
@@ -76,6 +79,15 @@ async def test_an_owner_s_id_outlives_another_prefix(owned: Callable[[Release], 
                 await ha.until(lambda: shows(ha, ROOF))
                 assert (await ids(ha)).items() >= {solar: ROOF}.items()
         async with running(house.settings()):
+            await settled(ha, lambda: house.seen)
+            assert (await ids(ha)) == before
+        async with running(house.settings(gateway={"token": house.simulator.token(), "name": "Cabin"})):
+
+            async def is_named() -> bool:
+                names = {device["name"] for device in (await ha.devices()).values()}
+                return {"Cabin", "IQ Gateway Cabin"} <= names
+
+            await ha.until(is_named)
             await settled(ha, lambda: house.seen)
             assert (await ids(ha)) == before
 

@@ -1,4 +1,7 @@
-"""Node-RED, the real one: what it gets from the bridge, and what the example flows make of it."""
+"""Node-RED, the real one: what it gets from the bridge, and what the example flows make of it.
+
+Each flow runs in two releases, and its finer points in the newer one.
+"""
 
 import asyncio
 import json
@@ -13,7 +16,20 @@ import httpx
 import pytest
 from brokers import TIMEOUT_S, Mosquitto, watching
 from houses import House, house, publish
-from nodered import EXAMPLES, TAB, Node, NodeRed, at_home, broker, example, install, node_red, subscription
+from nodered import (
+    EXAMPLES,
+    NODE_RED_4,
+    NODE_RED_5,
+    TAB,
+    Node,
+    NodeRed,
+    Release,
+    at_home,
+    broker,
+    example,
+    node_red,
+    subscription,
+)
 from running import POLL_INTERVAL_S, running, until
 
 ROOT = Path(__file__).parents[2]
@@ -23,9 +39,14 @@ SITE, UNITS = f"enphase/{SERIAL}/availability/site", f"enphase/{SERIAL}/availabi
 BRIDGE_TOPIC = "enphase/bridge/state"
 
 
+each_release = pytest.mark.parametrize("release", [NODE_RED_4, NODE_RED_5], ids=lambda release: release.version)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> None:
-    install()
+    """Before the time of the first test runs."""
+    for release in (NODE_RED_4, NODE_RED_5):
+        release.install()
 
 
 def numeric(home: House) -> set[str]:
@@ -36,11 +57,12 @@ def numeric(home: House) -> set[str]:
 
 
 @pytest.mark.parametrize("version", ["5", "4"], ids=["MQTT 5", "MQTT 3.1.1"])
-async def test_numbers_are_numbers_and_documents_objects(tmp_path: Path, version: str) -> None:
+@each_release
+async def test_numbers_are_numbers_and_documents_objects(tmp_path: Path, release: Release, version: str) -> None:
     """Subscribed as the editor proposes: QoS 2, auto-detect."""
     async with house(tmp_path) as home, running(home.settings()):
         nodes = [TAB, broker("at", home.broker.port, version), subscription("in", "enphase/#", "at")]
-        async with node_red(tmp_path, nodes, {"in": "all"}) as red:
+        async with node_red(tmp_path, nodes, {"in": "all"}, release) as red:
             await home.settled()
             sent = {topic: text for topic, text in home.seen.items() if topic.startswith("enphase/")}
             await until(lambda: {message["topic"] for message in red.heard("all")} >= sent.keys())
@@ -85,9 +107,11 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(folder: Path, name: str, ears: dict[str, str], **settings: float) -> AsyncIterator[Bench]:
+async def bench(
+    folder: Path, name: str, ears: dict[str, str], release: Release = NODE_RED_5, **settings: float
+) -> AsyncIterator[Bench]:
     with Mosquitto(folder) as mosquitto:
-        async with node_red(folder, example(name, mosquitto.port, **settings), ears) as red:
+        async with node_red(folder, example(name, mosquitto.port, **settings), ears, release) as red:
             yield Bench(red, mosquitto)
 
 
@@ -104,20 +128,23 @@ def shown() -> dict[str, list[Node]]:
 
 @pytest.mark.parametrize(
     ("name", "ear", "payload"),
-    [("README.md-0", "enphase-power", 658.5), ("node-red.md-0", "enphase-volts", [229.1, 230.2, 231.3])],
+    [("node-red.md-0", "enphase-power", 658.5), ("node-red.md-1", "enphase-volts", [229.1, 230.2, 231.3])],
 )
-async def test_a_flow_of_the_documents(tmp_path: Path, name: str, ear: str, payload: object) -> None:
+@each_release
+async def test_a_flow_of_the_documents(
+    tmp_path: Path, release: Release, name: str, ear: str, payload: object
+) -> None:
     volts = {f"l{place}": {"voltage": value} for place, value in enumerate((229.1, 230.2, 231.3), 1)}
     with Mosquitto(tmp_path) as mosquitto:
         nodes = [TAB, *(at_home(node, mosquitto.port) for node in shown()[name])]
-        async with node_red(tmp_path, nodes, {ear: "end"}) as red:
+        async with node_red(tmp_path, nodes, {ear: "end"}, release) as red:
             document = {"power": 658.5, **volts}
             await publish(mosquitto, f"enphase/{SERIAL}/meter/net-consumption", json.dumps(document), "-r")
             await until(lambda: [message["payload"] for message in red.heard("end")] == [payload])
 
 
 def test_every_flow_of_the_documents_is_tested() -> None:
-    assert shown().keys() == {"README.md-0", "node-red.md-0"}
+    assert shown().keys() == {"node-red.md-0", "node-red.md-1"}
 
 
 # Surplus
@@ -190,11 +217,12 @@ async def test_surplus_must_last(tmp_path: Path) -> None:
         assert flow.said("load") == ["OFF"]
 
 
-async def test_the_load_gets_its_orders(tmp_path: Path) -> None:
+@each_release
+async def test_the_load_gets_its_orders(tmp_path: Path, release: Release) -> None:
     """From the real bridge, whatever the simulated sun does, and at once the opposite when the bridge goes."""
     async with house(tmp_path) as home, watching(home.broker.port, "cmnd/#") as load:
         flow = example("surplus", home.broker.port, HOLD_S=0, ON_W=-20000, OFF_W=-30000)
-        async with node_red(tmp_path, flow):
+        async with node_red(tmp_path, flow, release=release):
             async with running(home.settings()):
                 await load.until_seen("cmnd/water-heater/POWER", "ON")
                 assert load.seen[0].payload == "OFF"
@@ -250,11 +278,12 @@ async def test_nobody_is_missed_when_most_are_silent(tmp_path: Path) -> None:
         await until(lambda: flow.said("alerts") == [f"Inverter 482301001002 has not reported since {LAST}"])
 
 
-async def test_an_alert_is_published(tmp_path: Path) -> None:
+@each_release
+async def test_an_alert_is_published(tmp_path: Path, release: Release) -> None:
     with Mosquitto(tmp_path) as mosquitto:
         async with (
             watching(mosquitto.port, "alerts/#") as watcher,
-            node_red(tmp_path, example("missing-inverter", mosquitto.port, HOURS=0)),
+            node_red(tmp_path, example("missing-inverter", mosquitto.port, HOURS=0), release=release),
         ):
             for topic in FIRST, SECOND:
                 await publish(mosquitto, topic, json.dumps(unit(reporting=True)), "-r")
@@ -269,11 +298,12 @@ async def test_an_alert_is_published(tmp_path: Path) -> None:
 FLOWS = ("solar", "grid", "battery", "home")
 
 
-async def test_the_dashboard_shows_the_home(tmp_path: Path) -> None:
+@each_release
+async def test_the_dashboard_shows_the_home(tmp_path: Path, release: Release) -> None:
     async with (
         house(tmp_path) as home,
         running(home.settings()),
-        node_red(tmp_path, example("dashboard", home.broker.port)) as red,
+        node_red(tmp_path, example("dashboard", home.broker.port), release=release) as red,
         httpx.AsyncClient(base_url=f"{red.url}/dashboard") as client,
     ):
 

@@ -181,6 +181,16 @@ function showHome(home) {
   ]);
 }
 
+// What the controller does, where it tells: a limit on solar power, and how it uses the batteries.
+function inForce(given) {
+  return [
+    ...(given.limited ? [["Solar power", `limited: ${given.cause}`, "warn"]] : []),
+    ...(given.task && given.task !== "none" ? [["Battery's task", given.task]] : []),
+    ...(known(given.reserve) ? [["Reserve", `${fixed(given.reserve, 0)} %`]] : []),
+    ...(given.obeyed === "no" ? [["Stored settings", "the controller does not obey them", "warn"]] : []),
+  ];
+}
+
 function state(gateway) {
   if (gateway.online) return ["answers", "good"];
   if (gateway.refusing) return ["refuses the bridge", "bad"];
@@ -202,6 +212,7 @@ function show(gateway, now) {
     ["Token", ...token(gateway.token)],
     ["Fresh sources", `${answers} of ${gateway.sources.filter((each) => each.fresh !== null).length}`],
     ...(gateway.held ? [["Counters held", String(gateway.held), "warn"]] : []),
+    ...inForce(gateway.controller),
   ]);
   const lacking = gateway.sources.filter((each) => each.state === "absent").map((each) => each.name);
   const there = gateway.sources.filter((each) => each.state !== "absent");

@@ -28,8 +28,10 @@ HANDOVER_WH = 1_500.0
 
 LONG_NUMBER = re.compile(r"\b([1-8])(\d{6}\.)")
 
-CHANGING: Mapping[str, float] = {"meters": 120, "power": 30}
-"""Seconds between polls where meters are disabled: the batteries' own word takes the place of the storage meter."""
+BATTERIES: Mapping[str, float] = {"power": 30}
+"""Seconds between polls where the batteries' own word takes the place of the storage meter or of live data."""
+CHANGING: Mapping[str, float] = {"meters": 120, **BATTERIES}
+"""The same where meters are disabled."""
 
 Play = Callable[[World, Judge], Awaitable[None]]
 Part = Callable[[World, Judge], Awaitable[None]]
@@ -559,8 +561,8 @@ FAULTS = (
     Fault("gateway clock off", usual(_gateway_clock)),
     Fault("daylight saving begins", usual(nothing, 46.5), start=_berlin(2026, 3, 28), zone=BERLIN, period_s=60),
     Fault("daylight saving ends", usual(nothing, 48.5), start=_berlin(2026, 10, 24), zone=BERLIN, period_s=60),
-    Fault("live data stop", usual(_live("live_is_off")), _has_live),
-    Fault("live data freeze", usual(_live("live_is_frozen")), _has_live),
+    Fault("live data stop", usual(_live("live_is_off")), _has_live, poll=BATTERIES),
+    Fault("live data freeze", usual(_live("live_is_frozen")), _has_live, poll=BATTERIES),
     Fault("live data every 60 s", usual(nothing), _has_live, poll={"livedata": 60}),
     Fault("answers of 3 s", usual(_slow)),
     Fault("off the grid", usual(_off_grid), lambda kind: kind.has_generator),

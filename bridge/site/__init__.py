@@ -284,7 +284,6 @@ class Site:
         shown = without_livedata(selected) if selected.live and self._live.is_stale(now) else selected
         sources = self._sources(shown, alone=alone)
         self._powers.keep({flow for flow, source in sources.items() if source})
-        tells_charge = self._batteries.tell_charge(moment.values, now)
         for flow, source in sources.items():
             if not self._is_shown(flow, source):
                 yield from self._relay_alone(now) if flow == GRID else ()
@@ -297,7 +296,7 @@ class Site:
                 **dict(self._energies.readings(flow, moment)),
                 **dict(self._details(flow, now)),
             }
-            told = {"power": flow in self._powers.told, "soc": tells_charge}
+            told = {"power": flow in self._powers.told, "soc": self._batteries.tell_charge(moment.values, now)}
             for name, value in found.items():
                 yield Reading(f"site/{flow}", None, ROWS[flow][name], value, repeat=told.get(name, False))
 

@@ -149,21 +149,22 @@ class ControlValues:
         known = self._values.get(topic)
         return float(known.value) if known and isinstance(known.value, int | float) else None
 
-    def why_ignored(self, control: Control, facts: Facts | None) -> str:
-        """Why the value in force does not follow the one that is stored, as far as it is known."""
-        optimized = self.get(OPTIMIZED)
-        if control.source is not SourceName.TARIFF:
-            return "the gateway has taken it, and has not followed in time"
-        if is_ignored(control, facts):
-            return OBEYED_ELSEWHERE
-        if optimized is not None and optimized.value is True:
-            return f"{OPTIMIZED} is ON: the battery follows Enphase's schedules instead"
-        return "the gateway has stored it, and the battery has not followed in time"
-
 
 def is_ignored(control: Control, facts: Facts | None) -> bool:
     """Whether this firmware is known to ignore such a command."""
     return control.ignored_from is not None and facts is not None and facts.is_from(control.ignored_from)
+
+
+def why_ignored(values: ControlValues, control: Control, facts: Facts | None) -> str:
+    """Why the value in force does not follow the one that is stored, as far as it is known."""
+    optimized = values.get(OPTIMIZED)
+    if control.source is not SourceName.TARIFF:
+        return "the gateway has taken it, and has not followed in time"
+    if is_ignored(control, facts):
+        return OBEYED_ELSEWHERE
+    if optimized is not None and optimized.value is True:
+        return f"{OPTIMIZED} is ON: the battery follows Enphase's schedules instead"
+    return "the gateway has stored it, and the battery has not followed in time"
 
 
 @dataclass(frozen=True, slots=True)

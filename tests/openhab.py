@@ -22,6 +22,8 @@ PLATFORMS = {
     *("device_automation", "event", "fan", "humidifier", "light", "lock", "number", "scene", "select", "sensor"),
     *("switch", "tag", "text", "update", "vacuum", "valve", "water_heater"),
 }
+COMMANDING, MIN_OPTIONS = {"button", "number", "select", "switch", "text"}, 2
+"""Platforms whose channels send commands, and how many options a select needs."""
 ROOT = {"device", "origin", "components", "availability", "availability_mode", "qos", "state_topic", "encoding"}
 DEVICE = {
     *("identifiers", "connections", "manufacturer", "model", "model_id", "name", "hw_version", "serial_number"),
@@ -76,7 +78,12 @@ def _component(key: str, platform: str, component: Mapping[str, Any]) -> Iterato
         yield f"{key}: no id of a channel"
     if platform == "sensor":
         yield from _sensor(key, component)
-    if "value_template" in component and component.get("unit_of_measurement") != "kWh" and platform != "update":
+    if platform in COMMANDING and not re.fullmatch(r"[^+#\s]+", str(component.get("command_topic"))):
+        yield f"{key}: nothing to send commands to"
+    if platform == "select" and len(set(component.get("options") or ())) < MIN_OPTIONS:
+        yield f"{key}: nothing to select from"
+    is_rare = platform in {"update", "select"}
+    if "value_template" in component and component.get("unit_of_measurement") != "kWh" and not is_rare:
         yield f"{key}: a template costs a run of Python for each message"
 
 

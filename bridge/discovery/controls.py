@@ -152,9 +152,9 @@ def _choices(control: Control) -> dict[str, Any]:
     Another word is shown as unknown. Of two spellings of a word the first one is sent.
     """
     shown = {word: _label(SPELLINGS.get(word, word)) for word in control.options}
-    sent = {label: word for word, label in reversed(shown.items())}
+    sent = {label: next(word for word in shown if shown[word] == label) for label in shown.values()}
     return {
-        "options": list(dict.fromkeys(shown.values())),
+        "options": list(sent),
         "value_template": f"{{{{ {json.dumps(shown)}.get(value, 'None') }}}}",
         "command_template": f"{{{{ {json.dumps(sent)}.get(value, value) }}}}",
     }

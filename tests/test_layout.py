@@ -33,7 +33,7 @@ answer; seven for commands: `control` with `changes`, `values` and `progress`: w
 the gateway tells, and how far a command is, all pure; `service/commander` and `service/answers`: carrying commands
 out, and publishing their answers; `service/assembly`: the parts of the service from the settings, which the command
 `once` needs without a bridge; `mqtt/loop`: paho on the event loop, apart from what a connection means;
-`commands/picture`: how `once` and `demo` show a home to people;
+`commands/picture`: how `once` and `demo` show a home to people; `commands/set`: a command from the command line;
 `events`: what has happened, which has a memory as counters have, but is no number; `service/events`: how it is
 published once and kept, beside the retained topics of `service/output`;
 `endpoints/controller`, since six answers tell what the controller does and how it limits solar power; `in_force`,

@@ -27,6 +27,8 @@ FAILING_ADVICE = "if this lasts, restart the gateway; to report it, see `iqgatew
 
 # Exit codes as in sysexits.h. `run` ends only with 0 or EXIT_CONFIGURATION, since it
 # reports a failure as a state.
+EXIT_NOT_IN_FORCE = 1
+"""Of `set`: the gateway does not do what was asked, or no longer."""
 EXIT_UNAVAILABLE = 69
 EXIT_REFUSED = 77
 EXIT_CONFIGURATION = 78
@@ -157,6 +159,23 @@ class Report:
         if self._coloured and word:
             line = line.replace(word, f"\033[{COLOURS[word]}m{word}\033[0m", 1)
         print(line, file=self._stream, flush=True)
+
+
+class LogCollector(logging.Handler):
+    """Collects warnings and errors from the log, so that the report can show those that it does not have yet."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts.append(record.getMessage())
+
+    def flush_to(self, report: Report) -> None:
+        for text in self._texts:
+            if not report.already_said(text):
+                report.note("also", text)
+        self._texts.clear()
 
 
 def size(count: int) -> str:

@@ -90,8 +90,7 @@ class Platform(StrEnum):
 
     SENSOR = "sensor"
     BINARY_SENSOR = "binary_sensor"
-    EVENT = "event"
-    UPDATE = "update"
+    EVENT, UPDATE = "event", "update"
     NUMBER, SELECT, SWITCH, TEXT = "number", "select", "switch", "text"
 
 

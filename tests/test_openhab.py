@@ -171,6 +171,7 @@ def test_what_may_be_set_is_a_thing_that_sends_commands(shell: Shell, tmp_path: 
     tree = simulated(shell.set(control__allow="all,grid"), name)
     found = [entity for body in announced(tree).values() for entity in json.loads(body)["components"].values()]
     offered = [entity for entity in found if "command_topic" in entity]
+    texts = list[str]()
     for options, wanted in ((), [one for one in offered if "enabled_by_default" not in one]), (("--all",), offered):
         texts = made(tmp_path, tree, *options)
         assert complaints(texts) == []

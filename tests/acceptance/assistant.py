@@ -22,7 +22,7 @@ from install import INSIDE, Release
 from running import SPEED_FACTOR
 from websockets.asyncio.client import ClientConnection, connect
 
-START_TIMEOUT_S = 100.0
+START_TIMEOUT_S = 300.0
 """Real seconds until a test gives up; nothing here takes a tenth of it."""
 POLL_INTERVAL_S = 0.1 * SPEED_FACTOR
 """Seconds between two looks, in a loop that shortens idle waits."""

@@ -105,6 +105,7 @@ def troubles(ha: HomeAssistant) -> list[str]:
     return [line for line in ha.complaints if DELETED not in line]
 
 
+@pytest.mark.may_log("values wait for more than 30 s")  # of which one lasts a twentieth here
 async def test_each_platform_shows_what_the_gateway_does(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
     async with street(owned(NEWEST), tmp_path, *SERIALS) as at, running(at.settings("all,grid")):
         ha = at.ha

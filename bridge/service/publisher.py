@@ -269,8 +269,7 @@ class GatewayPublisher:
 
     def announce(self, facts: Facts) -> bool:
         """Publish discovery if the rows or the facts have changed. Returns whether they have."""
-        version = (self._version, replace(facts, clock_offset=0.0))
-        if version == self._announced:
+        if (version := (self._version, replace(facts, clock_offset=0.0))) == self._announced:
             return False
         self._announced, rows = version, self._tree.rows
         about = self._options.about(facts, self._observed.ranges)

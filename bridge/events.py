@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_serializer
 
+from bridge.endpoints.info import listed_entries
 from bridge.endpoints.production import AC_BATTERY_TYPE
 from bridge.model import HOUR_S, MINUTE_S, Event, Message, Reading, Scalar, Structure, printable
 from bridge.site.clamp import SUN_MIN_SHARE
@@ -35,12 +36,7 @@ MOST_PER_HOUR = 60
 """Events of one gateway in an hour. A relay that flaps would otherwise never end."""
 MAX_COUNTED_STEP_S = HOUR_S
 """Longest time between two answers that counts: a clock that is set makes nothing silent."""
-LIST_ENTRIES = 500
-"""Entries that a gateway keeps in its own list. Numbers that are smaller by more than this are of a new list."""
-MOST_OPEN = 3_000
-MOST_LETTERS = 255
-EVENT_LIST = "event_list"
-"""The value of `gateway` that has the newest entries of the gateway's own list, by their numbers."""
+MOST_OPEN, MOST_LETTERS = 3_000, 255
 
 
 class EventKind(StrEnum):
@@ -249,14 +245,24 @@ class _RequestCounts:
         return fallen and was_away
 
 
-def _entries(readings: Iterable[Reading]) -> Mapping[int, str]:
-    """The gateway's own list, where it is read: each entry by its number."""
-    given = next((r.value for r in readings if (r.device, r.name) == ("gateway", EVENT_LIST)), None)
-    return {
-        int(number): f"{entry.get('text')} ({entry.get('serial')}, {entry.get('date')})"
-        for number, entry in (given.items() if isinstance(given, Mapping) else ())
-        if isinstance(entry, Mapping)
-    }
+class _EntryList:
+    """The gateway's own list of events, where it is read."""
+
+    def __init__(self) -> None:
+        self._goes_back = False
+        """Whether its numbers were smaller than the known one in the last answer."""
+
+    def read(self, entries: Mapping[int, str], known: int | None) -> tuple[int | None, Mapping[int, str]]:
+        """The number that is known after an answer, and its entries with greater ones.
+
+        Numbers that are smaller twice are those of a new list.
+        """
+        newest = max(entries, default=None)
+        if known is None or newest is None:
+            return (newest if known is None else known), {}
+        went_back, self._goes_back = self._goes_back, newest < known
+        newer = {number: text for number, text in entries.items() if number > known}
+        return (newest if went_back and self._goes_back else max(newest, known)), newer
 
 
 class GatewayEvents:
@@ -266,7 +272,7 @@ class GatewayEvents:
         self._serial = serial
         self.state = state
         """What must outlive the process."""
-        self._silences, self._requests = _Silences(), _RequestCounts()
+        self._silences, self._requests, self._list = _Silences(), _RequestCounts(), _EntryList()
         self._recent: list[float] = []
         """When events were told within the last hour."""
 
@@ -293,7 +299,7 @@ class GatewayEvents:
         found = [event for states in shown for event in self._changes(states, now)]
         has_restarted = self._requests.begin_anew(given, now) or was_starting
         found += self._of_gateway(now, firmware, has_restarted=has_restarted)
-        found += self._of_list(_entries(given), now)
+        found += self._of_list(given, now)
         return self._kept(found, now)
 
     def observe_token(
@@ -350,16 +356,12 @@ class GatewayEvents:
         if has_restarted and not is_first:
             yield self._event(EventKind.GATEWAY_RESTARTED, "the gateway has restarted", now)
 
-    def _of_list(self, entries: Mapping[int, str], now: float) -> Iterator[GatewayEvent]:
-        """The entries that are newer than all that were told, oldest first."""
-        newest, known = max(entries, default=None), self.state.listed
-        if newest is None:
-            return
-        if known is None or newest > known or newest < known - LIST_ENTRIES:
-            self.state = self.state.changed(listed=newest)
-        for number in sorted(entries):
-            if known is not None and number > known:
-                yield self._event(EventKind.GATEWAY_EVENT, entries[number], now, name=str(number))
+    def _of_list(self, readings: Iterable[Reading], now: float) -> Iterator[GatewayEvent]:
+        listed, texts = self._list.read(listed_entries(readings), self.state.listed)
+        if listed != self.state.listed:
+            self.state = self.state.changed(listed=listed)
+        for number, text in sorted(texts.items()):
+            yield self._event(EventKind.GATEWAY_EVENT, text or "an event without a text", now, name=str(number))
 
     def _serial_of(self, device: str) -> str:
         """The serial number of the unit that something belongs to; the gateway's where it has none."""

@@ -305,7 +305,7 @@ class Message:
 
     A newer payload is sent if it differs by `deadband` or more and `interval` seconds have passed. If it differs by
     `urgent_change` or more, it does not wait; 0 stands for none. One with `repeat` is sent even if the broker has
-    its payload. `correlation` is the correlation data of MQTT 5.
+    its payload. With MQTT 5, `correlation` is its correlation data, and `sender` its user property `from`.
     """
 
     topic: str
@@ -319,6 +319,7 @@ class Message:
     content_type: str | None = None
     retain: bool = True
     correlation: bytes | None = None
+    sender: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ class Pipeline:
             storage_pending=storage_pending,
         )
         events = [*self._limit.warning(given, accepted), *guarded.events]
-        in_force = self._in_force.update(source, shown, facts, now)
+        in_force = self._in_force.update(source, shown, facts, now, period)
         asks_why = self._in_force.asks_why
         return Processed(shown, answer, events, guarded.held, guarded.is_unconfirmed, in_force, asks_why)
 

@@ -97,6 +97,7 @@ def number(
     zero: float = 0,
     digits: int | None = None,
     negatives: float | None = None,
+    least: float | None = None,
     most: float = MOST_MEASURED,
 ) -> Converter:
     """A converter for finite numbers, given as numbers or as texts.
@@ -107,8 +108,10 @@ def number(
         digits: number of decimals to round to; `None` for no rounding.
         negatives: the field has 32 bits without a sign, and shows -4 as 4294967292 (seen on firmware 7 and 8). So
             many of its highest values stand for negative numbers. `None`: the field has a sign.
+        least: numbers below this, in our unit, are no values; `None`: those beyond `-most` are none.
         most: numbers beyond this, in our unit, are no values.
     """
+    lowest = -most if least is None else least
 
     def convert(value: object, info: ValidationInfo) -> object:
         found = finite(value)
@@ -119,7 +122,7 @@ def number(
             found -= UINT32
         if scale != 1:
             found = (found - zero) * scale
-        if abs(found) > most:
+        if not lowest <= found <= most:
             raise _unusable(value, info)
         return float(found) if digits is None else round(found, digits)
 
@@ -271,6 +274,8 @@ StoredWattHours = Annotated[MaybeNumber, STORED, number()]
 Celsius = Annotated[MaybeNumber, TEMPERATURE, number(negatives=HALF_OF_UINT32)]
 Fahrenheit = Annotated[MaybeNumber, TEMPERATURE, number(scale=5 / 9, zero=32, digits=1)]
 Share = Annotated[MaybeNumber, SHARE, number()]
+Percentage = Annotated[MaybeNumber, SHARE, number(least=0, most=100)]
+"""A share that is never less than nothing or more than all."""
 Seconds = Annotated[MaybeNumber, INTERVAL, number()]
 Milliseconds = Annotated[MaybeNumber, DURATION, number(scale=0.001)]
 PlainNumber = Annotated[MaybeNumber, NUMBER, number(most=MOST_NUMBER)]

@@ -272,7 +272,7 @@ def test_exit_codes_are_those_of_the_commands() -> None:
     table = COMMANDS.read_text().partition("\n## Exit codes")[2].partition("##")[0]
     shown = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
     assert shown == {
-        *(0, 2, report.EXIT_UNAVAILABLE, report.EXIT_REFUSED),
+        *(0, report.EXIT_NOT_IN_FORCE, 2, report.EXIT_UNAVAILABLE, report.EXIT_REFUSED),
         *(report.EXIT_CONFIGURATION, report.EXIT_STOPPED),
     }
 

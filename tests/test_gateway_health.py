@@ -82,6 +82,26 @@ def test_the_list_of_events_is_in_the_document_alone() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("changes", "running"),
+    [
+        ({}, "OFF"),
+        ({"Current_Status_str": "Downloading", "Progress": "0.00"}, "ON"),
+        ({"Current_Status_str": "Updating", "Progress": "99.9"}, "ON"),
+        ({"Current_Status_str": "Update Successful", "Progress": "100.00"}, "None"),
+        ({"Current_Status_str": "Update Failed", "Progress": "40", "Failure Reason": "No space"}, "None"),
+        ({"Current_Status_str": "Updating", "Progress": "250"}, "None"),
+        ({"Current_Status_str": "Updating", "Progress": None}, "None"),
+    ],
+)
+def test_an_update_runs_only_where_that_is_plain(changes: dict[str, object], running: str) -> None:
+    """Only the words for no update were ever seen, so other words may as well tell of one that is over."""
+    site: Any = FIRMWARE_STATE["SiteSync"]
+    found = values("firmware", {"SiteSync": {**site, **changes}})
+    assert found["gateway/update_running"] == running
+    assert (found.get("gateway/update_progress", "None") == "None") is (running != "ON")
+
+
 # Home Assistant's update entity
 
 

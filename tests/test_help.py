@@ -62,6 +62,7 @@ def test_bash_completes(script: Path) -> None:
     ask = f"source {script}; COMP_WORDS=(iqgateway2mqtt s); COMP_CWORD=1; "
     function = "$(complete -p iqgateway2mqtt | sed 's/.*-F \\([^ ]*\\).*/\\1/')"
     assert said(shell("bash"), "-c", f'{ask}{function} iqgateway2mqtt s; echo "${{COMPREPLY[@]}}"') == [
+        "set",
         "setup",
         "simulate",
     ]

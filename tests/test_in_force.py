@@ -73,7 +73,7 @@ def test_what_the_controller_does() -> None:
     [
         (0, WORDS, "Idle"),
         (2, WORDS, "Charge From Grid"),
-        (9, WORDS, "FCR - Charge or discharge"),
+        (9, WORDS, "Charge or discharge"),
         (10, WORDS, "HEMS Charge from Grid"),
         (-1, WORDS, "none"),
         (11, WORDS, "None"),
@@ -144,11 +144,11 @@ class Gateway:
         self.shown: dict[str, object] = {}
         self.asked: list[str] = []
 
-    def hears(self, source: str, answer: object, *, after: float = 0.0) -> Sequence[Reading]:
+    def hears(self, source: str, answer: object, *, after: float = 0.0, period: float = 0.0) -> Sequence[Reading]:
         self.now += after
         parsed: Parsed = parse(source, answer, self.facts)
         self.facts = parsed.facts or self.facts
-        changed = self.in_force.update(source, parsed.readings, self.facts, self.now)
+        changed = self.in_force.update(source, parsed.readings, self.facts, self.now, period)
         self.shown |= {f"{reading.device}/{reading.name}": reading.value for reading in changed}
         if self.in_force.asks_why:
             self.asked.append(source)
@@ -193,7 +193,7 @@ def test_settings_that_agree(release: str, obeyed: str | None) -> None:
     home = Gateway(release)
     home.does()
     home.stores()
-    home.does(after=60 * MINUTE)
+    home.does(after=19 * MINUTE)
     assert home.obeyed == obeyed
 
 
@@ -228,6 +228,7 @@ def test_ten_minutes_begin_anew_once_the_controller_follows() -> None:
     home.does(reserve=20, after=MINUTE)
     verdicts = []
     for reserve, minutes in ((20, 9), (20, 1), (30, 0)):
+        home.stores(reserve=30)
         home.does(reserve=reserve, after=minutes * MINUTE)
         verdicts.append(home.obeyed)
     assert verdicts == ["yes", "no", "yes"]
@@ -237,7 +238,7 @@ def test_decimals_are_no_difference() -> None:
     home = Gateway(MIDDLE)
     home.does(reserve=21)
     home.stores(reserve=21.5)
-    home.does(reserve=21, after=20 * MINUTE)
+    home.does(reserve=21, after=19 * MINUTE)
     assert home.obeyed == "yes"
 
 
@@ -249,6 +250,18 @@ def test_nothing_to_compare(release: str) -> None:
     assert home.obeyed is None
     home.does(reserve=33)
     home.stores(reserve=20, after=21 * MINUTE)
+    assert home.obeyed is None
+    home.does(reserve=33, after=21 * MINUTE)  # the file is of long ago, since its source fails
+    assert home.obeyed is None
+
+
+def test_a_value_counts_for_three_periods_of_a_source_that_is_asked_rarely() -> None:
+    home = Gateway(MIDDLE)
+    home.stores()
+    home.hears("secctrl", {"agg_soc": 5, "configured_backup_soc": 20}, period=60 * MINUTE)
+    home.stores(after=179 * MINUTE)
+    assert home.obeyed == "yes"
+    home.stores(after=MINUTE)
     assert home.obeyed is None
 
 
@@ -313,8 +326,8 @@ def test_a_limit_in_percent(answer: object, percent: str, learnt: bool) -> None:
 
 
 def test_a_limit_without_a_number_is_no_limit() -> None:
-    assert values("pvlimit", {"enable": True}) == {}
-    assert values("pvlimit", {"enable": True, "pv_limit_pct": None}) == {"limit/production/percent": "None"}
+    for percent in ({}, {"pv_limit_pct": None}, {"pv_limit_pct": -5}, {"pv_limit_pct": 101}, {"pv_limit_pct": "x"}):
+        assert values("pvlimit", {"enable": True, **percent}) == {}
 
 
 def dynamic(**settings: object) -> dict[str, Any]:
@@ -336,6 +349,8 @@ def dynamic(**settings: object) -> dict[str, Any]:
         (STALE, {"enable": True, "export_limit": 100}, "None", "None", "None"),
         (STALE, {"enable": True, "export_limit": True}, "ON", "None", "None"),
         (STALE, {"enable": None}, "None", "None", "None"),
+        (STALE, {"enable": True, "export_limit": True, "limit_value_W": -5.0}, "ON", "None", "None"),
+        ("", {"enable": True, "export_limit": True, "limit_value_W": 500.0}, "None", "None", "None"),
     ],
 )
 def test_a_dynamic_limit(
@@ -390,6 +405,9 @@ def test_the_installers_limit() -> None:
         ({"percent": True, "PEL_Limit": 70.0}, {"percent": "70"}),
         ({"percent": True, "PEL": False}, {"percent": "None"}),
         ({"apparent": True, "PEL_Limit": 5000.0}, {}),
+        ({"PEL_Limit": -1.0}, {}),
+        ({"percent": True, "PEL_Limit": 500}, {}),
+        ({"percent": True, "PEL_Limit": -1}, {}),
     ],
 )
 def test_the_value_of_the_installers_limit(changes: Mapping[str, object], expected: Mapping[str, str]) -> None:
@@ -588,7 +606,73 @@ def test_the_controller_is_asked_when_a_limit_begins() -> None:
     assert home.shown[WHY] == "protection of the main panel (35 % of the rated power)"
     home.hears("pvlimit", FREE)
     assert home.shown == {LIMITED: False, WHY: "none"}
+    assert home.asked == ["pvlimit"] * 2  # it may limit for another reason
+
+
+def test_a_limit_whose_number_changes_keeps_its_cause() -> None:
+    home = Gateway()
+    home.hears("pvlimit", {"enable": True, "pv_limit_pct": 35})
+    home.hears("sc_status", controller(steered_by=(61,)))
+    home.hears("pvlimit", {"enable": True, "pv_limit_pct": 40})
+    assert home.shown[WHY] == "protection of the main panel (40 % of the rated power)"
     assert home.asked == ["pvlimit"]
+
+
+def test_another_setting_does_not_end_what_the_controller_limits() -> None:
+    home = Gateway()
+    home.hears("pvlimit", FREE)
+    home.hears("sc_status", controller(steered_by=(0,), events=["Over Frequency"]))
+    told = home.hears("dpel", dynamic(enable=True, export_limit=True, limit_value_W=5000.0))
+    assert [reading.value for reading in told] == [True, "frequency"]
+    assert home.asked == ["dpel"]
+
+
+def test_the_controller_is_asked_when_the_home_leaves_or_joins_the_grid() -> None:
+    home = Gateway()
+    for state in ("closed", "closed", "open", "open", "closed"):
+        home.hears("relay", {"mains_admin_state": "closed", "mains_oper_state": state})
+        home.asked += [state] if home.asked else []
+    assert home.asked == ["relay", "open", "open", "relay", "closed"]
+
+
+def test_that_no_dynamic_limit_is_set_does_not_show_that_there_is_none() -> None:
+    home = Gateway()
+    assert home.hears("dpel", dynamic(enable=False)) == []
+    assert home.hears("pel_settings", {"PEL": True, "PEL_Limit": 500.0, "percent": False}) == []
+    home.hears("pvlimit", FREE)
+    assert home.shown == {LIMITED: False, WHY: "none"}
+
+
+def test_a_limit_of_long_ago_is_not_known() -> None:
+    """Its source fails: what it said would otherwise stay for ever."""
+    home = Gateway()
+    home.hears("pvlimit", {"enable": True, "pv_limit_pct": 35}, period=10 * MINUTE)
+    home.hears("energy", {"production": {"pcu": {"wattsNow": 5}}}, after=29 * MINUTE)
+    assert home.shown[LIMITED] is True
+    home.hears("energy", {"production": {"pcu": {"wattsNow": 5}}}, after=MINUTE)
+    assert home.shown == {LIMITED: None, WHY: None}
+
+
+def test_a_cause_is_never_too_long() -> None:
+    home = Gateway()
+    home.hears("pvlimit", {"enable": True, "pv_limit_pct": 35})
+    home.hears("sc_status", controller(steered_by=(0,), events=[], grid="Open" * 100))
+    rules = [{"RuleId": f"{number}" * 99, "RuleNum": number} for number in range(1, 9)]
+    answer = controller(steered_by=range(1, 9), phases=[1.0] * 8)
+    home.hears("sc_status", {**answer, "profile": {"phase_rules": rules}})
+    assert len(str(home.shown[WHY])) == 255
+    assert str(home.shown[WHY]).endswith(" (35 % of the rated power)")
+
+
+@pytest.mark.parametrize("odd", [-1, 101, 1e9, "x", True, []])
+def test_no_odd_reserve_is_in_force(odd: object) -> None:
+    found = values("secctrl", {"agg_soc": 5, "configured_backup_soc": odd, "VLS_Limit": odd})
+    assert not [topic for topic in found if topic.startswith("storage/control")]
+    odd = -1 if odd == 101 else odd
+    found = values(
+        "sched", {"sched_mode_key": WORDS, "acb_current_mode": 1, "max_energy": odd if odd != 1e9 else -5}
+    )
+    assert found == {"storage/control/action": "Zero Net"}
 
 
 # AC Batteries

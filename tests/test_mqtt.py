@@ -943,7 +943,7 @@ async def test_a_broker_that_refuses_in_the_middle_of_the_handshake(authority: A
 
 def test_an_alert_after_the_handshake_is_understood() -> None:
     problem = _closed_before_connack(
-        BrokerAddress.of("mqtts://x"), "a/b", "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED]"
+        BrokerAddress.of("mqtts://x"), None, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED]"
     )
     assert isinstance(problem, Rejected)
     assert "BRIDGE_MQTT__CERT_FILE" in str(problem)

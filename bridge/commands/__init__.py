@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bridge import __version__
 from bridge.commands.report import EXIT_CONFIGURATION, OutputLost, give_up_output, guard_output, install_command
-from bridge.model import HOUR_S, BadSetting
+from bridge.model import DAY_S, HOUR_S, BadSetting
 from bridge.settings import MAX_PORT, load, topic_name
 from bridge.simulator import HOME_NAMES, PERSONALITY_NAMES
 
@@ -32,6 +32,7 @@ account), and BRIDGE_MQTT__URL.
 
 exit codes:
   0    done; `run`, `demo` and `simulate`: stopped, by Ctrl-C, too
+  1    `set`: the gateway does not do it, or no longer
   2    wrong command line
   69   no answer, or the output can't be written
   77   refused
@@ -68,6 +69,15 @@ DESCRIPTIONS: Mapping[str, str] = {
         is running, its topics are left alone. Only --yes removes anything.
 
         example: iqgateway2mqtt clean --base enphase --yes""",
+    "set": """\
+        Asks the running bridge over the broker, and prints what becomes of the command. BRIDGE_CONTROL__ALLOW
+        has to allow it. Needs only the settings of the broker. Exits with 0 if the value is in force, or if
+        the gateway does not tell; with 1 if it is ignored, overridden or superseded; with 77 if it is
+        refused; and with 69 if it has failed or expired, or no bridge answers. docs/control.md lists all
+        targets.
+
+        example: iqgateway2mqtt set storage/settings/reserve 30 --dry-run
+        example: iqgateway2mqtt set relay/nc1/state open""",
     "demo": """\
         With --mqtt, the devices appear in your Home Assistant; they are removed at the end. With --allow, you
         can try commands where nothing can happen.
@@ -103,7 +113,7 @@ ONCE_SHOWS: Mapping[str, str] = {
 }
 SHELLS = ("bash", "zsh", "fish")
 MAX_LISTEN_S = HOUR_S
-"""Largest value of `discover --seconds`."""
+"""Largest value of `discover --seconds` and `set --timeout`."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
         which.add_argument(f"--{name}", action="store_const", const=name, dest="shown", default="values", help=text)
     _add_gateway_commands(commands)
     _add_clean_command(commands)
+    _add_set_command(commands)
     _add_setup_commands(commands)
     demo = commands.add_parser("demo", help="run a simulated home, a broker and the bridge; nothing to configure")
     demo.add_argument("--mqtt", metavar="URL", help="use this broker, such as mqtt://user:password@host:1883")
@@ -168,6 +179,24 @@ def _add_clean_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     clean.add_argument("--gateway", metavar="SERIAL", help="only of this gateway, by its serial number or host")
 
 
+def _add_set_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("set", help="set a value of the gateway by the running bridge, if it is allowed")
+    command.add_argument("target", metavar="TARGET", help="what to set, such as storage/settings/reserve")
+    command.add_argument("value", metavar="VALUE", help="what its topic shall have, such as 30")
+    command.add_argument("--gateway", metavar="SERIAL", help="which gateway, by its serial number or host")
+    command.add_argument("--hold", type=_hold, metavar="SECONDS", help="how long a limit holds")
+    command.add_argument("--force", action="store_true", help="try it where it is known to be ignored or risky")
+    command.add_argument("--dry-run", action="store_true", help="show the request to the gateway; write nothing")
+    command.add_argument("--watch", action="store_true", help="go on for 5 minutes after it was confirmed")
+    command.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="longest time until the outcome (default %(default)s)",
+    )
+
+
 def _add_setup_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     discover = commands.add_parser("discover", help="find the gateways of this network")
     discover.add_argument("--seconds", type=_seconds, default=4.0, help="how long to listen (default %(default)s)")
@@ -210,6 +239,13 @@ def _seconds(text: str) -> float:
         if 0 < float(text) <= MAX_LISTEN_S:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text} is not a number of seconds up to {MAX_LISTEN_S:g}")
+
+
+def _hold(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) <= DAY_S:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a number of seconds up to {DAY_S:g}")
 
 
 def _address(text: str) -> str:

@@ -7,7 +7,7 @@ sites with firmware 8.2 and 8.3, so that what is not as it was seen there is lef
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -18,21 +18,24 @@ from bridge.records import (
     ABSENT,
     FLAG,
     MAX_TEXT_LETTERS,
+    POWER,
     SHARE,
+    STORED,
     TEXT,
     Absent,
     Amperes,
     Flag,
     FlagKey,
     LowerText,
+    MaybeNumber,
     Milliseconds,
+    Percentage,
     Record,
     Share,
-    StoredWattHours,
     Text,
-    Watts,
     finite,
     measurement,
+    number,
     to_text,
     wire,
 )
@@ -47,10 +50,13 @@ LIMIT_PRODUCTION, LIMIT_EXPORT, LIMIT_INSTALLER, LIMIT_BREAKER = (
 FREE_PERCENT = 100
 """Percent of the rated power that are no limit."""
 
+LimitWatts = Annotated[MaybeNumber, POWER, number(least=0)]
+EnergyInForce = Annotated[MaybeNumber, STORED, number(least=0)]
+
 
 # /ivp/sc/sched
 
-MODE_CODE = re.compile(r"[A-Z]{2} - (?=.)")
+MODE_CODE = re.compile(r"[A-Z]{2,3} - (?=.)")
 NO_MODE, NO_ACTION = -1, "none"
 ACTION = measurement("action", TEXT, label="Present task", enabled=True)
 
@@ -65,9 +71,9 @@ class Scheduler(Record):
     words: Any = Field(default=None, validation_alias=SCHEDULER_SIGN)
     charge_from_grid: Flag = wire("Charge From Grid Allowed", enabled=True)
     forced_discharge: Flag = wire("Force Discharge", diagnostic=True)
-    energy_lowest: StoredWattHours = wire("Agg VLS Energy", label="Energy at the lowest charge", diagnostic=True)
-    energy_backup: StoredWattHours = wire("Agg Backup Energy", label="Energy reserved", diagnostic=True)
-    energy_max: StoredWattHours = wire("max_energy", label="Highest energy in force", diagnostic=True)
+    energy_lowest: EnergyInForce = wire("Agg VLS Energy", label="Energy at the lowest charge", diagnostic=True)
+    energy_backup: EnergyInForce = wire("Agg Backup Energy", label="Energy reserved", diagnostic=True)
+    energy_max: EnergyInForce = wire("max_energy", label="Highest energy in force", diagnostic=True)
 
     @property
     def action(self) -> str | None:
@@ -98,13 +104,15 @@ class PercentLimit(Record):
     """The limit on solar power in percent of the rated power. The gateway gives 100 where there is none."""
 
     is_on: FlagKey = wire("enable")
-    percent: Share = wire("pv_limit_pct")
+    percent: Percentage = wire("pv_limit_pct")
 
     @property
     def in_force(self) -> float | Absent | None:
-        """The percentage that is in force; `None` if there is no limit."""
+        """The percentage that is in force; `None` if there is no limit, and absent if that is not known."""
         is_free = self.percent == FREE_PERCENT and self.is_on is not True
-        return None if self.is_on is False or is_free else self.percent
+        if self.is_on is False or is_free:
+            return None
+        return ABSENT if self.percent is None else self.percent
 
 
 def split_pvlimit(body: bytes, facts: Facts, _now: float) -> Parsed:
@@ -130,13 +138,13 @@ class DynamicLimit(Record):
 
     active: Flag = wire("dynamic_pel_settings.enable")
     is_export: FlagKey = wire("dynamic_pel_settings.export_limit")
-    power: Watts = wire("dynamic_pel_settings.limit_value_W")
+    power: LimitWatts = wire("dynamic_pel_settings.limit_value_W")
 
     def limits_export(self, facts: Facts) -> bool | None:
         """Whether it is on the power to the grid, not on the production; `None` if that is not known."""
         if not isinstance(self.is_export, bool):
             return None
-        if not facts.is_from(FIRST_OF_UNKNOWN_KIND):
+        if not facts.is_from(FIRST_OF_UNKNOWN_KIND, if_unknown=True):
             return not self.is_export
         return self.is_export if facts.is_from(FIRST_AS_NAMED) else None
 
@@ -171,7 +179,7 @@ class InstallerLimit(Record):
     """
 
     active: Flag = wire("PEL", diagnostic=True)
-    power: Watts = wire("PEL_Limit", diagnostic=True)
+    power: LimitWatts = wire("PEL_Limit", diagnostic=True)
     percent: Share = wire("PEL_Limit", diagnostic=True)
     is_percent: FlagKey = wire("percent")
     is_apparent: FlagKey = wire("apparent")
@@ -185,8 +193,14 @@ class InstallerLimit(Record):
 
     @property
     def unit(self) -> str | None:
-        """The name of the field that has the value in its unit; `None` for a limit in VA, which nobody has seen."""
-        return "percent" if self.is_percent is True else None if self.is_apparent is True else "power"
+        """The name of the field that has the value in its unit.
+
+        `None` for no possible share, and for a limit in VA, which nobody has seen.
+        """
+        if self.is_percent is True:
+            is_odd = isinstance(self.percent, int | float) and not 0 <= self.percent <= FREE_PERCENT
+            return None if is_odd else "percent"
+        return None if self.is_apparent is True else "power"
 
 
 LIMIT_VALUES = frozenset({"power", "percent"})

@@ -6,6 +6,7 @@ from one site (Matthew1471's documentation), so that what is not as it was seen 
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from xml.etree import ElementTree as ET
@@ -22,9 +23,9 @@ from bridge.records import (
     Epoch,
     Flag,
     LowerText,
+    Percentage,
     PlainNumber,
     Record,
-    Share,
     Text,
     clean,
     measurement,
@@ -152,36 +153,48 @@ def _facts(info: Info, old: Facts, now: float) -> Facts:
 
 # /ivp/firmware_manager/state
 
-NO_UPDATE, UPDATE_PROGRESS = "no update running", "update_progress"
+NO_UPDATE, UPDATE_PROGRESS, NO_FAILURE, COMPLETE = "no update running", "update_progress", "none", 100
 UPDATE_RUNNING = measurement("update_running", FLAG, diagnostic=True)
 
 
 def _reason(value: object, _info: object) -> str:
     """Convert why an update failed. The gateway gives a text `None` where none did."""
     text = to_text(value) or ""
-    return "none" if text.lower() in {"", "none"} else text
+    return NO_FAILURE if text.lower() in {"", NO_FAILURE} else text
 
 
 class FirmwareState(Record):
     """The update of firmware that runs, of the gateway or of storage gear. The progress is a text on the wire."""
 
     update_status: LowerText = wire("SiteSync.Current_Status_str", diagnostic=True)
-    update_progress: Share = wire("SiteSync.Progress", diagnostic=True)
+    update_progress: Percentage = wire("SiteSync.Progress", diagnostic=True)
     update_failure: Annotated[str | Absent | None, TEXT, Converter(_reason)] = wire(
         "SiteSync.Failure Reason", diagnostic=True
     )
     auto_update: Flag = wire("SiteSync.auto_update_enable", label="Automatic updates", diagnostic=True)
     storage_firmware: Text = wire("SiteSync.Current essimg version", diagnostic=True)
 
+    @property
+    def is_running(self) -> bool | None:
+        """Whether an update runs; `None` if that is not known: only the words for no update were ever seen.
+
+        One that has failed, or is complete, no longer runs.
+        """
+        if self.update_status == NO_UPDATE:
+            return False
+        progress = self.update_progress
+        is_under_way = isinstance(progress, int | float) and progress < COMPLETE
+        return True if is_under_way and self.update_failure == NO_FAILURE else None
+
 
 def split_firmware_state(body: bytes, _facts: Facts, _now: float) -> Parsed:
-    """Read whether an update runs, and how far it is; the progress is `None` while none runs."""
+    """Read whether an update runs, and how far it is; the progress is `None` unless one runs."""
     result = ParseResult()
     found = parse_object(FirmwareState, body, result.problems)
     if not isinstance(found.update_status, str):
         result.add("gateway", found, without=frozenset({UPDATE_PROGRESS}))
         return result.parsed()
-    is_running = found.update_status != NO_UPDATE
+    is_running = found.is_running
     result.add("gateway", found if is_running else found.model_copy(update={UPDATE_PROGRESS: None}))
     result.readings.append(Reading("gateway", None, UPDATE_RUNNING, is_running))
     return result.parsed()
@@ -189,6 +202,8 @@ def split_firmware_state(body: bytes, _facts: Facts, _now: float) -> Parsed:
 
 # /datatab/event_dt.rb
 
+EVENT_LIST = "event_list"
+"""The value of `gateway` that has the entries."""
 NUMBER_OF_ENTRY = re.compile(r"[0-9]{1,15}")
 ENTRY_PARTS = ("text", "serial", "kind", "date")
 """What an entry of the list has after its number."""
@@ -218,5 +233,13 @@ def split_event_list(body: bytes, _facts: Facts, _now: float) -> Parsed:
         if number and NUMBER_OF_ENTRY.fullmatch(number):
             texts = [(clean(part or "") or "")[:MAX_ENTRY_LETTERS] for part in parts]
             found[number] = dict(zip(ENTRY_PARTS, texts, strict=False))
-    result.value("gateway", "event_list", TEXT, found, document_only=True)
+    result.value("gateway", EVENT_LIST, TEXT, found, document_only=True)
     return result.parsed()
+
+
+def listed_entries(readings: Iterable[Reading]) -> Mapping[int, str]:
+    """What each entry of the list says, by its number, if these readings are those of its answer."""
+    given = next((r.value for r in readings if (r.device, r.name) == ("gateway", EVENT_LIST)), None)
+    entries = given.items() if isinstance(given, Mapping) else ()
+    parts = {int(number): entry for number, entry in entries if isinstance(entry, Mapping)}
+    return {number: ", ".join(filter(None, map(str, entry.values()))) for number, entry in parts.items()}

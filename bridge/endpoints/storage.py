@@ -31,6 +31,7 @@ from bridge.records import (
     Flag,
     Hertz,
     Percent,
+    Percentage,
     PlainNumber,
     Record,
     Share,
@@ -93,8 +94,8 @@ SCHEDULER_SIGN = "sched_mode_key"
 class ReservesInForce(Record):
     """Two of the sums once more, so that `storage/control` has all that is in force."""
 
-    reserve: Share = wire("configured_backup_soc", enabled=True)
-    reserve_lowest: Share = wire("VLS_Limit", label="Lowest charge", diagnostic=True)
+    reserve: Percentage = wire("configured_backup_soc", enabled=True)
+    reserve_lowest: Percentage = wire("VLS_Limit", label="Lowest charge", diagnostic=True)
 
 
 class PhaseBias(Record):

@@ -138,7 +138,7 @@ class Broker:
         settings: MqttSettings,
         *,
         client_id: str,
-        will: Message,
+        will: Message | None,
         on_message: OnMessage,
         on_refusal: OnRefusal = lambda _topic, _text: None,
         subscriptions: Sequence[str] = (),
@@ -151,7 +151,7 @@ class Broker:
         self._connectors = deque(Connector(one, client_id, will, keepalive, connect_s) for one in settings.each)
         """The one in use comes first."""
         protocols = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
-        self._options = ProtocolOptions(protocols[settings.protocol], min(1, will.qos))
+        self._options = ProtocolOptions(protocols[settings.protocol], min(1, will.qos if will else 0))
         self._on_message, self._on_refusal = on_message, on_refusal
         self._subscriptions, self._commands = tuple(subscriptions), commands
         self._connection: Connection | None = None
@@ -327,7 +327,7 @@ class Broker:
             async with asyncio.timeout(timeout_s):
                 answer = await connection.answer
             ended = "" if connection.alive else connection.ended.result()
-            check_connack(connector.address, connector.will.topic, answer, ended)
+            check_connack(connector.address, connector.will, answer, ended)
             await connection.subscribe(self._allowed(self._subscriptions))
             if self._commands:
                 await connection.listen(replace(self._commands, topics=(*self._allowed(self._commands.topics),)))

@@ -135,7 +135,7 @@ class Connector:
 
     settings: MqttSettings
     client_id: str
-    will: Message
+    will: Message | None
     keepalive: int
     timeout: float
 
@@ -177,7 +177,8 @@ class Connector:
         )
         client.connect_timeout = self.timeout
         client.ws_set_options(path=address.path)
-        client.will_set(self.will.topic, self.will.payload, options.will_qos, retain=options.will_retain)
+        if will := self.will:
+            client.will_set(will.topic, will.payload, options.will_qos, retain=options.will_retain)
         if settings.username is not None:
             password = settings.password
             client.username_pw_set(settings.username, password.get_secret_value() if password else None)
@@ -322,10 +323,8 @@ UNSUPPORTED: Mapping[int, tuple[str, Simplify]] = {
 """Reason codes of a CONNACK for unsupported options: an error text, and a function that gives simpler options."""
 
 
-def check_connack(address: BrokerAddress, will: str, answer: ReasonCode | None, ended: str) -> None:
+def check_connack(address: BrokerAddress, will: Message | None, answer: ReasonCode | None, ended: str) -> None:
     """Check the answer to CONNECT. It is `None` if the connection was closed without one, for the reason `ended`.
-
-    `will` is the topic of the last will.
 
     Raises:
         UnsupportedOption: simpler options may do.
@@ -343,12 +342,12 @@ def check_connack(address: BrokerAddress, will: str, answer: ReasonCode | None, 
         raise Unavailable(f"{address}: the broker says: {answer}")
 
 
-def _closed_before_connack(address: BrokerAddress, will: str, ended: str) -> BridgeError:
+def _closed_before_connack(address: BrokerAddress, will: Message | None, ended: str) -> BridgeError:
     """The error for a connection that was closed before CONNACK, as brokers without MQTT 5 do."""
     if "alert" in ended.lower():  # OpenSSL's text: paho gives no code
         return refused_tls(address, ended)
     wish = "BRIDGE_MQTT__CERT_FILE" if address.tls else "TLS"
-    doubt = ", and does it accept a . in topics (BRIDGE_MQTT__BASE_TOPIC)" if "." in will else ""
+    doubt = ", and does it accept a . in topics (BRIDGE_MQTT__BASE_TOPIC)" if will and "." in will.topic else ""
     text = f"{address}: no MQTT answer ({ended}): is it an MQTT port, and does it want {wish}{doubt}?"
     return UnsupportedOption(text, with_older_mqtt)
 

@@ -217,10 +217,13 @@ class Connection:
     def _properties(self, message: Message) -> Properties | None:
         if self._client.protocol != MQTTProtocolVersion.MQTTv5 or not message.content_type:
             return None
-        if message.correlation is None:
+        if message.correlation is None and message.sender is None:
             return _content_type(message.content_type)
         properties = _content_type.__wrapped__(message.content_type)
-        properties.CorrelationData = message.correlation
+        if message.correlation is not None:
+            properties.CorrelationData = message.correlation
+        if message.sender is not None:
+            properties.UserProperty = ("from", message.sender)
         return properties
 
     def _publish(self, message: Message, qos: int, properties: Properties | None) -> bool:

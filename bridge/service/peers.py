@@ -31,7 +31,7 @@ UNKNOWN_START = "9999"
 
 
 @dataclass(frozen=True, slots=True)
-class _Peer:
+class Peer:
     """What another bridge has published. Its `started` is ISO 8601, which sorts as text does.
 
     It was heard last at `heard` (the loop's time), and will be heard again within `every` seconds.
@@ -53,16 +53,16 @@ class _PeerTable:
 
     def __init__(self, ours: Callable[[], frozenset[str]]) -> None:
         self._ours = ours
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, Peer] = {}
 
-    def get(self, name: str) -> _Peer | None:
+    def get(self, name: str) -> Peer | None:
         return self._peers.get(name)
 
-    def owners(self, serial: str) -> Iterator[tuple[str, _Peer]]:
+    def owners(self, serial: str) -> Iterator[tuple[str, Peer]]:
         """The bridges that poll this gateway, as far as they say."""
         return ((name, peer) for name, peer in self._peers.items() if peer.online and serial in peer.gateways)
 
-    def put(self, name: str, peer: _Peer) -> bool:
+    def put(self, name: str, peer: Peer) -> bool:
         """Keep what a bridge has published, if there is room. Returns whether it is news.
 
         There is always room for a known bridge with the same list. Beyond half of a limit only what concerns our
@@ -182,7 +182,7 @@ class Peers:
         is_bridge = f"{name}/".startswith(f"{self._names.bridges}/") and len(name) <= MAX_BRIDGE_TOPIC_LETTERS
         if kind not in {"state", "info"} or not is_bridge:
             return
-        peer = _parse(self._table.get(name) or _Peer(every=self.every), kind, payload)
+        peer = read_peer(self._table.get(name) or Peer(every=self.every), kind, payload)
         if peer is not None:
             is_online = peer.online or (kind == "info" and not retained)
             peer = replace(peer, online=is_online, heard=self._time())
@@ -193,7 +193,7 @@ class Peers:
         elif peer is not None and not (retained and self._is_introduced):
             self._take(name, peer)
 
-    def _on_same_name(self, peer: _Peer | None, kind: str, *, retained: bool) -> None:
+    def _on_same_name(self, peer: Peer | None, kind: str, *, retained: bool) -> None:
         """Take a message of our own topics. Retained ones are ignored: they may stem from a previous run."""
         is_ours = peer is not None and peer.started == self._started
         if kind == "info" and is_ours:
@@ -208,7 +208,7 @@ class Peers:
             if not self._precedes(name, peer):
                 self._repeat(f"{name}/state", f"{name}/info")
         elif not peer.online:
-            self._take(name, _Peer(heard=peer.heard))
+            self._take(name, Peer(heard=peer.heard))
             self._repeat(f"{name}/state", f"{name}/info")
 
     def _on_echo(self, now: float) -> None:
@@ -231,11 +231,11 @@ class Peers:
         """Whether another bridge polls this gateway, whichever started first."""
         return any(True for _ in self._table.owners(serial))
 
-    def _take(self, name: str, peer: _Peer) -> None:
+    def _take(self, name: str, peer: Peer) -> None:
         if self._table.put(name, peer):
             self.notify()
 
-    def _precedes(self, name: str, peer: _Peer) -> bool:
+    def _precedes(self, name: str, peer: Peer) -> bool:
         return (peer.started, name) < (self._started, self._names.bridge)
 
     async def wait_until_known(self) -> None:
@@ -258,7 +258,7 @@ def _is_serial(item: object) -> bool:
     return isinstance(item, str) and len(item) <= MAX_SERIAL_LETTERS and item.isascii() and item.isalnum()
 
 
-def _parse(known: _Peer, kind: str, payload: bytes) -> _Peer | None:
+def read_peer(known: Peer, kind: str, payload: bytes) -> Peer | None:
     """What is known of a bridge after this message; `None` if no bridge can have written it."""
     if kind == "state":
         return replace(known, online=payload == ONLINE.encode())

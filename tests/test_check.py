@@ -23,7 +23,7 @@ from bridge.endpoints import ENDPOINTS
 from bridge.model import Unavailable
 from bridge.settings import found
 from bridge.simulator import Simulator
-from bridge.simulator.faults import with_body
+from bridge.simulator.faults import status, with_body
 from bridge.simulator.gateway import DEVICE_LIST_PATH, READINGS_PATH
 from bridge.state import IdentityState
 from bridge.store import Store
@@ -158,6 +158,54 @@ def test_several_gateways(shell: Shell) -> None:
     assert [line.text[:12] for line in told.lines if line.step == "gateway"] == [one.serial, other.serial]
     assert [line.text[:12] for line in named.lines if line.step == "gateway"] == [other.serial]
     assert counts == [1, 2]
+
+
+# --- commands ---
+
+
+def told_of_commands(shell: Shell, name: str, allow: str) -> list[tuple[str, str]]:
+    """What `check` says of commands, and whether it wrote anything."""
+    with home(shell, name) as simulator:
+        told = shell.set(control__allow=allow).run("check")
+    assert simulator.writes() == []
+    assert {seen.method for seen in simulator.requests if "check_jwt" not in seen.path} == {"GET"}
+    return [(line.word, line.text) for line in told.lines if line.step == "commands"]
+
+
+def test_without_permission_it_says_what_could_be_allowed(shell: Shell) -> None:
+    ((word, text),) = told_of_commands(shell, "split-phase", "")
+    could = "storage, contacts, grid, generator"
+    assert word == "ok"
+    assert text == f"none is allowed; this gateway has {could}, which BRIDGE_CONTROL__ALLOW may name"
+
+
+def test_it_says_what_may_be_set(shell: Shell) -> None:
+    settings = "charge_from_grid, mode, optimized, reserve, reserve_lowest of storage/settings"
+    assert told_of_commands(shell, "ac-batteries", "storage,generator,acb,limit") == [
+        ("ok", f"storage: may set {settings}"),
+        ("note", "storage/settings/optimized is ON: with it, newer firmware follows Enphase's schedules instead"),
+        ("ok", "grid: not allowed by BRIDGE_CONTROL__ALLOW"),
+        ("ok", "generator: allowed, but this gateway has nothing of it"),
+        ("ok", "acb: may set sleep of acb/121908002401, acb/121908002419"),
+        ("note", "limit: allowed, but limits can't be set yet"),
+        ("ok", "role owner: owners report that theirs is enough; a gateway that wants another one refuses"),
+    ]
+
+
+def test_it_says_what_this_firmware_ignores(shell: Shell) -> None:
+    first, *_ = told_of_commands(shell, "limited", "storage")
+    assert first[0] == "note"
+    assert first[1].startswith("storage: refused unless forced: charge_from_grid, mode, ")
+    assert first[1].endswith(" of storage/settings: this firmware stores it and obeys Enphase's app instead")
+
+
+def test_it_says_what_could_not_be_read(shell: Shell) -> None:
+    with home(shell, "split-phase") as simulator:
+        simulator.faults.add("/admin/lib/tariff", status(401))
+        told = shell.set(control__allow="storage").run("check")
+    assert ("note", "storage: allowed, but what the gateway has of it could not be read") in [
+        (line.word, line.text) for line in told.lines if line.step == "commands"
+    ]
 
 
 # --- settings ---

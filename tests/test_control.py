@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bridge.control import Asked, CommandAnswer, CommandRefused, read_request, read_value
+from bridge.control import Asked, CommandAnswer, CommandRefused, control_of, read_request, read_value
 from bridge.control.changes import make_change
 from bridge.control.progress import Command, Commands
 from bridge.endpoints import CONTROLS
@@ -424,6 +424,14 @@ def test_an_ac_battery_sleeps_between_the_levels_that_were_read_last() -> None:
     assert '"sleep_min_soc": 20, "sleep_max_soc": 40' in (change.request.body or "")
     listed = b'{"acb_sleep": [{"serial_num": "121908002401", "sleep_min_soc": 20, "sleep_max_soc": 40}]}'
     assert (change.is_stored(listed), change.is_stored(b'{"acb_sleep": []}')) == (True, False)
+
+
+def test_the_relay_to_the_grid_is_no_contact() -> None:
+    """It has a state as contacts have, and only the group `grid` may set it."""
+    assert control_of(CONTROLS, "relay/nc1/state") is CONTROLS["relay/+/state"]
+    assert control_of(CONTROLS, "relay/mains/grid_connected") is CONTROLS["relay/mains/grid_connected"]
+    assert control_of(CONTROLS, "relay/mains/state") is None
+    assert control_of(CONTROLS, "relay/mains/mode") is None
 
 
 def test_the_lower_charge_of_a_contact_stays_below_the_higher_one() -> None:

@@ -14,6 +14,7 @@ from houses import House, house, publish
 from running import running, ticking, until
 
 from bridge.service.answers import CommandsState
+from bridge.service.bridge import Bridge
 from bridge.store import Store
 
 REQUEST_KEYS = {
@@ -314,3 +315,26 @@ async def test_what_was_open_at_a_crash_is_closed_at_the_next_start(tmp_path: Pa
         async with running(at):
             await home.until("accepted", "sent", "failed", "failed")
         assert home.answers[-1]["reason"] == "the bridge was stopped"
+
+
+async def test_the_status_has_the_newest_answer_to_each_of_the_newest_commands(tmp_path: Path) -> None:
+    async with house(tmp_path, STORAGE_HOME, "obeys") as built:
+        bridge = Bridge(built.settings(control={"allow": "storage"}))
+        task = asyncio.create_task(bridge.run())
+        try:
+            await built.settled()
+            home = Commanded(built)
+            for number in range(8):
+                await home.request(set=RESERVE, value=200 + number)
+            await home.request(set="no/such/thing", value=1)
+            for number in range(3):
+                await home.request(set=RESERVE, value=35 + number, dry_run=True, id=f"try {number}")
+            await until(lambda: home.states.count("accepted") == 3)
+            (gateway,) = bridge.status().gateways
+            states = [one.answer.state for one in gateway.commands]
+            assert states == ["refused"] * 7 + ["accepted"] * 3
+            assert [one.answer.asked.value for one in gateway.commands][-2:] == [36, 37]
+            assert bridge.status(details=False).gateways[0].commands == ()
+        finally:
+            task.cancel()
+            await asyncio.wait({task})

@@ -19,9 +19,11 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from test_web import GATEWAY, NOON, STATUS, going
 
 from bridge.commands.run import run_with_listener
+from bridge.control import Asked, CommandAnswer, CommandState
 from bridge.endpoints import ENDPOINTS
 from bridge.model import Reading
 from bridge.records import CHARGE, FLAG, POWER, TEXT, VOLTAGE, measurement
+from bridge.service.answers import DatedAnswer
 from bridge.service.bridge import Bridge
 from bridge.service.status import GatewayStatus, HomeStatus, SourceStatus, Status
 from bridge.settings import HttpSettings
@@ -228,6 +230,11 @@ def source(name: str, state: str, *, fresh: bool | None, age: float | None, took
     return SourceStatus(name, state, fresh, 900.0, age, took, 123_456, 234_567, 34_567, 45_678.9)
 
 
+def told(target: str, value: object, state: CommandState, reason: str | None = None) -> DatedAnswer:
+    answer = CommandAnswer(Asked(target, value, sender="the garage"), "one", state, reason)
+    return DatedAnswer(answer, NOON - timedelta(days=1))
+
+
 ODD = replace(
     GATEWAY,
     host="http://a-very-long-name-of-a-gateway-that-somebody-chose.in-a-network.example.org:8443",
@@ -253,6 +260,11 @@ ODD = replace(
         source("failing", "failing", fresh=False, age=None, took=None),
         source("absent", "absent", fresh=None, age=None, took=None),
         source("waiting", "waiting", fresh=False, age=None, took=None),
+    ),
+    commands=(
+        told("storage/settings/reserve", 30, CommandState.CONFIRMED),
+        told("relay/nc1/state", "x" * 255, CommandState.REFUSED, "y" * 255),
+        told("generator/1/exercise_minutes", "40", CommandState.SENT),
     ),
 )
 UNKNOWN = replace(
@@ -306,6 +318,14 @@ async def test_rare_states_are_told(browser: Browser) -> None:
         ]
         assert await picture.locator(".state").all_text_contents() == ["off grid", "100 %, discharging"]
         assert await page.locator(".node.generator").nth(1).is_hidden()
+        told_commands = await page.locator(".gateway").first.locator(".commands tbody tr").all_inner_texts()
+        newest, refused, oldest = (re.split(r"\s*\t", line) for line in told_commands)
+        assert newest[:3] == ["generator/1/exercise_minutes", "40", "sent"]
+        assert (refused[0], refused[2]) == ("relay/nc1/state", "refused")
+        assert (oldest[:3], oldest[3][:11]) == (["storage/settings/reserve", "30", "confirmed"], "24 Nov 2026")
+        reasons = await page.locator(".commands .reasons").first.inner_text()
+        assert reasons == f"relay/nc1/state {'x' * 255}: {'y' * 255}, from the garage"
+        assert not await page.locator(".gateway").nth(1).locator(".commands").is_visible()
         assert "192.0.2.9: no answer yet" in await page.locator("#reasons").inner_text()
 
 

@@ -10,7 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridge.commands.check_broker import check_broker
-from bridge.commands.report import EXIT_REFUSED, FAILING_ADVICE, Report, configure_log, plural, size
+from bridge.commands.report import (
+    EXIT_REFUSED,
+    FAILING_ADVICE,
+    LogCollector,
+    Report,
+    configure_log,
+    plural,
+    size,
+)
 from bridge.commands.session import (
     DEFAULT_TIMING,
     INFO_ENDPOINT,
@@ -20,7 +28,8 @@ from bridge.commands.session import (
     chosen,
 )
 from bridge.commands.token import STATE_FOLDER_ORIGIN, describe, origin_of, token_cache
-from bridge.endpoints import ENDPOINTS, Endpoint, Parsed
+from bridge.control.values import ControlValues, Prospects
+from bridge.endpoints import CONTROLS, ENDPOINTS, Endpoint, Parsed
 from bridge.gateway.errors import (
     BrokenOff,
     CloudRejected,
@@ -64,16 +73,19 @@ class GatewayCheck:
     """Checks one gateway step by step, and stops at the first step that fails. Each request is made once."""
 
     def __init__(
-        self, session: GatewaySession, report: Report, periods: Mapping[str, float], *, accept_key: bool = False
+        self, session: GatewaySession, report: Report, settings: Settings, *, accept_key: bool = False
     ) -> None:
-        self._session, self._report, self._periods, self._accept_key = session, report, periods, accept_key
-        self._facts = Facts("")
+        self._session, self._report, self._accept_key = session, report, accept_key
+        self._periods, self._allowed = periods(settings.poll), settings.control.allowed(session.own)
+        self._facts, self._role = Facts(""), ""
 
     async def run(self) -> None:
         for step in (self._check_connection, self._identify, self._check_token):
             if not await step():
                 return
-        await EndpointSweep(self._session, self._report, self._facts).run(self._periods)
+        sweep = EndpointSweep(self._session, self._report, self._facts)
+        await sweep.run(self._periods)
+        sweep.report_commands(self._allowed, self._role)
 
     async def _check_connection(self) -> bool:
         address = GatewayAddress.from_url(self._session.own.base_url, self._session.timing)
@@ -166,6 +178,7 @@ class GatewayCheck:
         except BridgeError as error:
             self._report.fault("token", error)
             return False
+        self._role = token.role
         self._report.ok("token", f"from {origin_of(token, cache)}: {describe(token)}, for this gateway")
         for setting, other in cache.by_origin:
             fault = cache.fault_of(other) if isinstance(other, Token) else other
@@ -206,13 +219,14 @@ class EndpointSweep:
         self._session, self._report, self._facts = session, report, facts
         self._not_needed: list[str] = []
         self._readings: list[Reading] = []
+        self._settable = ControlValues(CONTROLS)
+        self._errors: dict[str, BridgeError | None] = {}
 
     async def run(self, periods: Mapping[str, float]) -> None:
-        errors = dict[str, BridgeError | None]()
         for endpoint in ENDPOINTS:
             if not self._is_wanted(endpoint, periods):
                 continue
-            error = errors[endpoint.source] = await self._ask(endpoint)
+            error = self._errors[endpoint.source] = await self._ask(endpoint)
             if isinstance(error, TokenRejected | CloudRejected | CloudUnavailable):
                 self._report.note("the others", "not asked, because there is no valid token")
                 return
@@ -222,7 +236,7 @@ class EndpointSweep:
                 break
         for doubt in doubts(self._facts, self._readings):
             self._report.note("clamp", doubt)
-        self._summarize([error for source, error in errors.items() if source != INFO_ENDPOINT.source])
+        self._summarize([error for source, error in self._errors.items() if source != INFO_ENDPOINT.source])
 
     def _is_wanted(self, endpoint: Endpoint, periods: Mapping[str, float]) -> bool:
         if not endpoint.every.normal and not periods[endpoint.source]:
@@ -245,6 +259,15 @@ class EndpointSweep:
         if any(error is not None and not isinstance(error, Unsupported) for error in errors):
             text = "the bridge publishes what answers, and asks the rest again later"
             self._report.note("advice", f"{text}; {FAILING_ADVICE}")
+
+    def report_commands(self, allowed: frozenset[str], role: str) -> None:
+        """Report what commands may set, as far as can be told without trying."""
+        unread = frozenset(source for source, error in self._errors.items() if error is not None)
+        for is_good, text in Prospects(CONTROLS, self._settable, self._facts, allowed, unread):
+            (self._report.ok if is_good else self._report.note)("commands", text)
+        if allowed and role:
+            text = f"role {role}: owners report that theirs is enough; a gateway that wants another one refuses"
+            self._report.ok("commands", text)
 
     async def _ask(self, endpoint: Endpoint) -> BridgeError | None:
         try:
@@ -270,6 +293,7 @@ class EndpointSweep:
     def _show_answer(self, endpoint: Endpoint, answer: Answer, parsed: Parsed) -> None:
         readings = repaired(endpoint.source, parsed.readings)
         self._readings.extend(readings)
+        self._settable.take(endpoint.source, readings)
         count = len(readings)
         text = f"{answer.elapsed:5.2f} s {size(len(answer.body)):>9} {plural(count, 'value'):>12}"
         if not parsed.fresh:
@@ -290,23 +314,6 @@ def _duration(seconds: float) -> str:
 def _short(fingerprint: str) -> str:
     """The first characters of a fingerprint, as many as a person can compare."""
     return f"{fingerprint[:16]}…"
-
-
-class LogCollector(logging.Handler):
-    """Collects warnings and errors from the log, so that the report can show those that it does not have yet."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._texts.append(record.getMessage())
-
-    def flush_to(self, report: Report) -> None:
-        for text in self._texts:
-            if not report.already_said(text):
-                report.note("also", text)
-        self._texts.clear()
 
 
 def _check_settings(settings: Settings, report: Report) -> None:
@@ -355,7 +362,7 @@ async def _check_gateway(
         report.fault("settings", problem)
         return
     async with aclosing(session):
-        await GatewayCheck(session, report, periods(settings.poll), accept_key=accept_key).run()
+        await GatewayCheck(session, report, settings, accept_key=accept_key).run()
 
 
 async def _check(

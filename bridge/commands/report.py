@@ -161,6 +161,23 @@ class Report:
         print(line, file=self._stream, flush=True)
 
 
+class LogCollector(logging.Handler):
+    """Collects warnings and errors from the log, so that the report can show those that it does not have yet."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts.append(record.getMessage())
+
+    def flush_to(self, report: Report) -> None:
+        for text in self._texts:
+            if not report.already_said(text):
+                report.note("also", text)
+        self._texts.clear()
+
+
 def size(count: int) -> str:
     return f"{count} B" if count < 1000 else f"{count / 1000:.1f} kB"  # noqa: PLR2004 - a kilobyte
 

@@ -166,10 +166,14 @@ def time_of_day(group: str, source: SourceName, within: float, unit: int) -> Con
 
 
 def control_of(table: Mapping[str, Control], target: str) -> Control | None:
-    """The control of a target such as `relay/nc1/state`. In the table, `+` stands for the id of any device."""
-    kind, _, rest = target.partition("/")
-    _, _, name = rest.partition("/")
-    return table.get(target) or table.get(f"{kind}/+/{name}")
+    """The control of a target such as `relay/nc1/state`.
+
+    In the table, `+` stands for the id of any device that the table does not name itself, as it does `relay/mains`.
+    """
+    device, _, name = target.rpartition("/")
+    if target in table or any(own.startswith(f"{device}/") for own in table):
+        return table.get(target)
+    return table.get(f"{device.partition('/')[0]}/+/{name}")
 
 
 @dataclass(frozen=True, slots=True)

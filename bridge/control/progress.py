@@ -25,7 +25,7 @@ from bridge.control import (
     is_same,
 )
 from bridge.control.changes import SettingChange, make_change, make_sleep
-from bridge.control.values import OBEYED_ELSEWHERE, ControlValues, is_ignored
+from bridge.control.values import OBEYED_ELSEWHERE, ControlValues, is_ignored, why_ignored
 from bridge.model import NEVER, Facts, Reading, SourceName, printable
 
 MAX_WAITING = 8
@@ -304,7 +304,7 @@ class Commands:
             elif not command.was_seen:
                 self.end(command, CommandState.FAILED, "the gateway has not told since what is in force")
             else:
-                why = self.values.why_ignored(command.control, self.facts)
+                why = why_ignored(self.values, command.control, self.facts)
                 self.end(command, CommandState.IGNORED, why)
 
     def _expiry(self, command: Command) -> float:

@@ -1,9 +1,18 @@
 """What a gateway tells of the values that can be set, and of those that decide whether they are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bridge.control import ECONOMY, GRID_GROUP, SAVINGS, CommandRefused, Control, WantedValue, control_of
+from bridge.control import (
+    ECONOMY,
+    GRID_GROUP,
+    LIMIT_GROUP,
+    SAVINGS,
+    CommandRefused,
+    Control,
+    WantedValue,
+    control_of,
+)
 from bridge.model import NEVER, Facts, Reading, SourceName
 
 CONTACTS_STAND_S = 90.0
@@ -40,6 +49,9 @@ class ControlValues:
         self.contacts_until = NEVER
         """When the states of contacts can be believed again."""
         self._knows_savings = False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._values))
 
     def __contains__(self, topic: object) -> bool:
         return topic in self._values
@@ -137,18 +149,73 @@ class ControlValues:
         known = self._values.get(topic)
         return float(known.value) if known and isinstance(known.value, int | float) else None
 
-    def why_ignored(self, control: Control, facts: Facts | None) -> str:
-        """Why the value in force does not follow the one that is stored, as far as it is known."""
-        optimized = self.get(OPTIMIZED)
-        if control.source is not SourceName.TARIFF:
-            return "the gateway has taken it, and has not followed in time"
-        if is_ignored(control, facts):
-            return OBEYED_ELSEWHERE
-        if optimized is not None and optimized.value is True:
-            return f"{OPTIMIZED} is ON: the battery follows Enphase's schedules instead"
-        return "the gateway has stored it, and the battery has not followed in time"
-
 
 def is_ignored(control: Control, facts: Facts | None) -> bool:
     """Whether this firmware is known to ignore such a command."""
     return control.ignored_from is not None and facts is not None and facts.is_from(control.ignored_from)
+
+
+def why_ignored(values: ControlValues, control: Control, facts: Facts | None) -> str:
+    """Why the value in force does not follow the one that is stored, as far as it is known."""
+    optimized = values.get(OPTIMIZED)
+    if control.source is not SourceName.TARIFF:
+        return "the gateway has taken it, and has not followed in time"
+    if is_ignored(control, facts):
+        return OBEYED_ELSEWHERE
+    if optimized is not None and optimized.value is True:
+        return f"{OPTIMIZED} is ON: the battery follows Enphase's schedules instead"
+    return "the gateway has stored it, and the battery has not followed in time"
+
+
+@dataclass(frozen=True, slots=True)
+class Prospects:
+    """What commands would do, as far as reading can tell. `table` has what can be set, `values` what was read.
+
+    `allowed` are the groups that commands may set, and `unread` the sources whose answers could not be read. Each
+    item is whether that is as wished, and a text for people.
+    """
+
+    table: Mapping[str, Control]
+    values: ControlValues
+    facts: Facts
+    allowed: frozenset[str]
+    unread: frozenset[str]
+
+    def __iter__(self) -> Iterator[tuple[bool, str]]:
+        groups = dict.fromkeys(control.group for control in self.table.values())
+        if not self.allowed:
+            could = ", ".join(group for group in groups if self._targets(group)) or "nothing that can be set"
+            yield True, f"none is allowed; this gateway has {could}, which BRIDGE_CONTROL__ALLOW may name"
+            return
+        for group in groups:
+            yield from self._of_group(group, self._targets(group))
+        if LIMIT_GROUP in self.allowed:
+            yield False, f"{LIMIT_GROUP}: allowed, but limits can't be set yet"
+
+    def _targets(self, group: str) -> Mapping[str, Control]:
+        known = {topic: control_of(self.table, topic) for topic in self.values}
+        return {topic: control for topic, control in known.items() if control and control.group == group}
+
+    def _of_group(self, group: str, targets: Mapping[str, Control]) -> Iterator[tuple[bool, str]]:
+        ignored = [topic for topic, control in targets.items() if is_ignored(control, self.facts)]
+        sources = {control.source for control in self.table.values() if control.group == group}
+        if group not in self.allowed:
+            if targets:
+                yield True, f"{group}: not allowed by BRIDGE_CONTROL__ALLOW"
+        elif not targets:
+            is_unread = not self.unread.isdisjoint(sources)
+            what = "what the gateway has of it could not be read" if is_unread else "this gateway has nothing of it"
+            yield not is_unread, f"{group}: allowed, but {what}"
+        elif ignored:
+            yield False, f"{group}: refused unless forced: {_by_device(ignored)}: {OBEYED_ELSEWHERE}"
+        if group in self.allowed and (taken := [topic for topic in targets if topic not in ignored]):
+            yield True, f"{group}: may set {_by_device(taken)}"
+            if OPTIMIZED in taken and self.values.observed(OPTIMIZED) is True:
+                yield False, f"{OPTIMIZED} is ON: with it, newer firmware follows Enphase's schedules instead"
+
+
+def _by_device(topics: Iterable[str]) -> str:
+    """Topics for people: the devices, and what can be set of them."""
+    pairs = [topic.rsplit("/", 1) for topic in topics]
+    devices, names = (dict.fromkeys(part) for part in zip(*pairs, strict=True))
+    return f"{', '.join(sorted(names))} of {', '.join(devices)}"

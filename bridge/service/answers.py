@@ -2,8 +2,9 @@
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -18,6 +19,8 @@ from bridge.topics import Names, text
 
 MAX_REPLY_TOPIC_LETTERS, MAX_CORRELATION_BYTES, MAX_NEWEST_LETTERS = 256, 1_024, 255
 REPLY_TOPIC = re.compile(r"[^$+#\x00][^+#\x00]*")
+MAX_DATED = 10
+"""Commands that the status page shows."""
 UNNAMED_DEVICES = frozenset({"settings", "1"})
 """Last levels of devices that people need no name for."""
 
@@ -66,6 +69,14 @@ class CommandsState(FileState):
             yield CommandAnswer(Asked(one.set, one.value), one.id, one.state, one.reason, one.observed, one.final)
 
 
+@dataclass(frozen=True, slots=True)
+class DatedAnswer:
+    """An answer, and when it was given."""
+
+    answer: CommandAnswer
+    at: datetime
+
+
 class AnswerPublisher:
     """Publishes the answers to commands to one gateway. `now` is the wall clock."""
 
@@ -73,6 +84,8 @@ class AnswerPublisher:
         self, publish: Publish, names: Names, payload: str, *, now: Callable[[], float], log: GatewayLog
     ) -> None:
         self._publish, self._names, self._payload, self._now, self._log = publish, names, payload, now, log
+        self.newest: deque[DatedAnswer] = deque(maxlen=MAX_DATED)
+        """The newest answer to each of the newest commands of this run, the newest command last."""
 
     def reply_topic(self, received: Received, serial: str) -> str | None:
         """The response topic of a message. It may be none of ours: an answer there would be taken for a request."""
@@ -86,10 +99,20 @@ class AnswerPublisher:
     def tell(self, outcome: CommandAnswer, serial: str) -> None:
         """Log and publish an answer."""
         self._log_outcome(outcome)
-        base, at = f"{self._names.base}/{serial}", text(datetime.fromtimestamp(round(self._now(), 3), UTC))
+        when = datetime.fromtimestamp(round(self._now(), 3), UTC)
+        base, at = f"{self._names.base}/{serial}", text(when)
         self._answer(outcome, base, at)
         if not outcome.quiet:
+            self._keep(DatedAnswer(outcome, when))
             self._publish_newest(outcome, f"{base}/command", at)
+
+    def _keep(self, dated: DatedAnswer) -> None:
+        """Keep an answer in place of the one before to the same command."""
+        for place, older in enumerate(self.newest):
+            if older.answer.id == dated.answer.id:
+                self.newest[place] = dated
+                return
+        self.newest.append(dated)
 
     def _log_outcome(self, outcome: CommandAnswer) -> None:
         asked, why = outcome.asked, f" ({outcome.reason})" if outcome.reason else ""

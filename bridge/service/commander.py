@@ -1,7 +1,7 @@
 """Carries out commands to one gateway between two polls, and learns what has become of them (docs/control.md)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from uuid import uuid4
@@ -28,7 +28,7 @@ from bridge.model import (
     printable,
 )
 from bridge.mqtt import Received
-from bridge.service.answers import AnswerPublisher, CommandsState
+from bridge.service.answers import AnswerPublisher, CommandsState, DatedAnswer
 from bridge.service.identity import Identity
 from bridge.service.output import GatewayLog
 from bridge.service.sources import Source, Sources
@@ -65,6 +65,11 @@ class Commander:
         """The writes whose effect on what is stored was not looked at yet, and when that is due."""
         self._bodies: dict[SourceName, bytes] = {}
         self._saved_at, self._is_saved = NEVER, True
+
+    @property
+    def newest(self) -> Sequence[DatedAnswer]:
+        """The newest answer to each of the newest commands of this run."""
+        return tuple(self._publisher.newest)
 
     # Messages
 

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Self
 
 from bridge.model import Reading
+from bridge.service.answers import DatedAnswer
 from bridge.service.sources import Source
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class GatewayStatus:
     answers and refuses the bridge, and `flows_fresh` whether the site's powers are up to date; `flows_at` is when
     they were read. `has_token` tells whether there is a token, usable or not; `token_expires` is that of a usable
     one. `readings` are the newest ones of the site, of the meters and of what is in force, `inverters` the powers
-    and counters of inverters; these are empty without details.
+    and counters of inverters, `commands` the newest answers to commands; these are empty without details.
     """
 
     host: str
@@ -125,6 +126,7 @@ class GatewayStatus:
     has_token: bool = False
     flows_at: datetime | None = None
     inverters: Sequence[Reading] = ()
+    commands: Sequence[DatedAnswer] = ()
 
     @classmethod
     def of(cls, poller: "Poller", when: datetime, *, details: bool) -> Self:
@@ -159,6 +161,7 @@ class GatewayStatus:
                 for reading in (output.publisher.readings(("inverter/",)) if details and output.publisher else ())
                 if reading.phase is None and reading.name in INVERTER_VALUES
             ),
+            commands=poller.commander.newest if details else (),
             flows_at=None if read_at is None else when - timedelta(seconds=now - read_at),
         )
 

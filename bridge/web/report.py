@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from bridge.control import shown
 from bridge.discovery.devices import METER_NAMES
 from bridge.model import DAY_S, Reading, SourceName
+from bridge.service.answers import DatedAnswer
 from bridge.service.status import BrokerStatus, GatewayStatus, HomeStatus, SourceStatus, Status
 from bridge.site.flows import SITE_PREFIX
 
@@ -122,6 +124,20 @@ def _gateway(gateway: GatewayStatus, now: datetime) -> Json:
         "meters": _meters(gateway.readings),
         "meters_source": next((_source(its) for its in gateway.sources if its.name == SourceName.READINGS), None),
         "sources": [_source(source) for source in gateway.sources],
+        "commands": [_command(dated) for dated in reversed(gateway.commands)],
+    }
+
+
+def _command(dated: DatedAnswer) -> Json:
+    answer = dated.answer
+    return {
+        "set": shown(answer.asked.target or "?"),
+        "value": shown(answer.asked.value),
+        "state": answer.state.value,
+        "reason": answer.reason,
+        "at": dated.at.isoformat(),
+        "final": answer.final,
+        "from": answer.asked.sender,
     }
 
 

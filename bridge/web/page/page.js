@@ -151,6 +151,26 @@ function source(given) {
   return line;
 }
 
+function command(given) {
+  const moods = { confirmed: "good", unconfirmed: "warn", overridden: "warn", superseded: "dim", accepted: "", sent: "" };
+  const line = make("tr");
+  line.append(
+    heads(given.set),
+    make("td", given.value),
+    make("td", given.state, moods[given.state] ?? "bad"),
+    make("td", moment(given.at)),
+  );
+  return line;
+}
+
+function commands(card, given) {
+  card.hidden = !given.length;
+  find("tbody", card).replaceChildren(...given.map(command));
+  const told = given.filter((each) => each.reason);
+  const reason = (each) => make("li", `${each.set} ${each.value}: ${each.reason}${each.from ? `, from ${each.from}` : ""}`);
+  find(".reasons", card).replaceChildren(...told.map(reason));
+}
+
 function article(key) {
   if (!shown.has(key)) {
     const made = find("#gateway").content.firstElementChild.cloneNode(true);
@@ -169,7 +189,7 @@ function oldest(home, gateways) {
 
 function showHome(home) {
   const place = article(`home ${home.name}`);
-  place.querySelectorAll(".phases, .sources").forEach((part) => part.remove());
+  place.querySelectorAll(".phases, .sources, .commands").forEach((part) => part.remove());
   say(find(".name span", place), home.name);
   say(find(".name .dim", place), "all gateways of this home");
   flow(find(".power", place), home);
@@ -219,6 +239,7 @@ function show(gateway, now) {
   find(".sources tbody", place).replaceChildren(...there.map(source));
   const errors = there.filter((each) => each.state === "failing" && each.error);
   find(".errors", place).replaceChildren(...errors.map((each) => make("li", `${each.name}: ${each.error}`)));
+  commands(find(".commands", place), gateway.commands);
   say(find(".lacking", place), lacking.length ? `This gateway does not have: ${lacking.join(", ")}.` : "");
 }
 

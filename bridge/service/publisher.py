@@ -188,8 +188,9 @@ class GatewayPublisher:
     def publish_documents(self, source: str, flows: Readings, when: float, in_force: Readings = ()) -> list[Event]:
         """Publish an answer's documents, the site's `flows`, and what is `in_force`. Returns events."""
         self._send(source, self._tree.documents(source, datetime.fromtimestamp(when, UTC)), more=True)
-        if in_force and [r for each in self._tree.newest(IN_FORCE_SOURCE).values() for r in each] != list(in_force):
-            self._update(IN_FORCE_SOURCE, in_force, when)
+        if in_force:
+            known = [reading for each in self._tree.newest(IN_FORCE_SOURCE).values() for reading in each]
+            self._update(IN_FORCE_SOURCE, in_force, when, whole=known != list(in_force))
         if flows:
             self._update(SITE_SOURCE, flows, when, whole=_have_news(flows, self.flows))
         return list(self._tree.take_events())

@@ -86,12 +86,12 @@ class SourceName(StrEnum):
 
 
 class Platform(StrEnum):
-    """The Home Assistant platform that shows a measurement."""
+    """The Home Assistant platform that shows a measurement, or sets it."""
 
     SENSOR = "sensor"
     BINARY_SENSOR = "binary_sensor"
-    EVENT = "event"
-    UPDATE = "update"
+    EVENT, UPDATE = "event", "update"
+    NUMBER, SELECT, SWITCH, TEXT = "number", "select", "switch", "text"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,15 @@ def _publish_options(settings: Settings, gateway: GatewaySettings) -> Callable[[
         suffix = gateway.name or ("" if is_only else serial[-4:])
         site = gateway.name or f"Enphase {suffix}".strip()
         return PublishOptions(
-            names, settings.mqtt.payload, announcement, gateway.base_url, site, suffix, in_home, paced
+            names,
+            settings.mqtt.payload,
+            announcement,
+            gateway.base_url,
+            site,
+            suffix,
+            in_home,
+            paced,
+            settings.control.allowed(gateway),
         )
 
     return options_of

@@ -143,8 +143,8 @@ class Judge:
     def _answered(self, path: str) -> None:
         now, gateway = self.world.now(), self.world.gateway
         self._advance()
-        meter = "total-consumption" if self.world.house.kind.total_ct else "net-consumption"
-        if path == READINGS and gateway.reads_well(meter) and not self.is_misled:
+        of_grid = ("total-consumption", "production") if self.world.house.kind.total_ct else ("net-consumption",)
+        if path == READINGS and all(map(gateway.reads_well, of_grid)) and not self.is_misled:
             self._look_at_grid(now)
         if (path == LIVE and gateway.live_is_fresh) or path == POWER:
             self._look_at_battery(now)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from brokers import program
 from houses import House, house, publish
-from running import running, ticking, until
+from running import running, settled, ticking, until
 
 from bridge.control.values import CONTACTS_STAND_S
 from bridge.service.answers import CommandsState
@@ -209,6 +210,19 @@ async def test_the_outcome_is_the_true_one(tmp_path: Path, case: Case) -> None:
         newest = json.loads(home.house.topic("command") or "{}")
         assert newest["state"] == states[-1]
         assert f"{value}: {states[-1]}" in newest["text"]
+
+
+@pytest.mark.hasty
+async def test_the_newest_answer_is_retained_as_the_documents_say_and_announced(tmp_path: Path) -> None:
+    async with commanded(tmp_path, STORAGE_HOME, "contacts", "obeys") as home:
+        await home.set("relay/nc1/state", "open")
+        await home.until("accepted", "sent", "confirmed")
+        await until(lambda: settled(home.house.watcher, home.house.serial))
+        document = json.loads(home.house.topic("command") or "{}")
+        page = Path(__file__).parents[1] / "docs" / "topics.md"
+        told = re.findall(r"^\| `command/(\w+)` \|", page.read_text(), re.MULTILINE)
+        assert told == [key for key in document if key != "timestamp"]
+        assert all(home.house.topic(f"command/{key}") == document[key] for key in told)
 
 
 @pytest.mark.hasty

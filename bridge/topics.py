@@ -237,6 +237,10 @@ class RowTable:
         due = (keys for keys in missing.values() if all(self._rows[key].is_gone(now) for key in keys))
         return fresh, [key for keys in due for key in keys]
 
+    def given_by(self, source: str) -> list[Row]:
+        """The rows whose values a source gives."""
+        return [row for row in self._rows.values() if row.source == source and row.absent_since is None]
+
     def remove(self, key: Key) -> bool:
         """Remove a row that is gone. Returns whether it was the last one of its device."""
         row = self.gone[key] = self._rows.pop(key)
@@ -283,6 +287,11 @@ class Tree:
             yield from (self._value(key, r) for key, r in mine.items() if not r.measurement.document_only)
         for key in gone:
             yield from self._clear(key)
+
+    def lose(self, source: str, when: datetime) -> Iterator[Message]:
+        """The messages for a source that the gateway no longer has: each of its values becomes `None`."""
+        lost = [Reading(row.device, row.phase, row.measurement, None) for row in self.rows.given_by(source)]
+        return self.update(source, lost, when)
 
     def documents(self, source: str, when: datetime) -> Iterator[Message]:
         """The documents of the source's devices, with the newest readings of all sources.

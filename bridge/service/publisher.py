@@ -195,6 +195,10 @@ class GatewayPublisher:
         self._send(source, self._tree.values(source, readings, datetime.fromtimestamp(when, UTC)))
         return self._announced is not None and self._announced[0] == self._version
 
+    def lose(self, source: str, when: float) -> None:
+        """Publish that the gateway no longer has a source: its last values would stay, as if they were new."""
+        self._send(source, self._tree.lose(source, datetime.fromtimestamp(when, UTC)))
+
     def publish_documents(self, source: str, flows: Readings, when: float, in_force: Readings = ()) -> list[Event]:
         """Publish an answer's documents, the site's `flows`, and what is `in_force`. Returns events."""
         self._send(source, self._tree.documents(source, datetime.fromtimestamp(when, UTC)), more=True)

@@ -8,8 +8,7 @@ from enum import IntEnum, StrEnum
 from itertools import islice
 from typing import Self
 
-MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
-MEGABYTE = 1_000_000
+MINUTE_S, HOUR_S, DAY_S, MEGABYTE = 60.0, 3_600.0, 86_400.0, 1_000_000
 MAX_COUNTER_WH = 1e10
 """No counter of a gateway has reached this."""
 NEVER = float("-inf")
@@ -82,16 +81,17 @@ class SourceName(StrEnum):
     SC_STATUS = "sc_status"
     FIRMWARE = "firmware"
     ERRORS = "errors"
+    WIFI = "wifi"
     EVENT_LIST = "event_list"
 
 
 class Platform(StrEnum):
-    """The Home Assistant platform that shows a measurement."""
+    """The Home Assistant platform that shows a measurement, or sets it."""
 
     SENSOR = "sensor"
     BINARY_SENSOR = "binary_sensor"
-    EVENT = "event"
-    UPDATE = "update"
+    EVENT, UPDATE = "event", "update"
+    NUMBER, SELECT, SWITCH, TEXT = "number", "select", "switch", "text"
 
 
 @dataclass(frozen=True, slots=True)

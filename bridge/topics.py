@@ -74,6 +74,9 @@ class Names:
     def device(self, serial: str, device: str) -> str:
         return f"{self.base}/{serial}/{device}"
 
+    def command(self, serial: str, device: str, name: str) -> str:
+        return f"{self.base}/{serial}/{device}/{name}/set"
+
     def home(self, home: str) -> str:
         """Above all topics of a home of several gateways. A home is not below a site."""
         return f"{self.root or self.base}/home/{home}"

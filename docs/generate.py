@@ -16,8 +16,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from values import Offer, ValueRow, discrepancies, in_order, kinds, meanings, offers, rows, sources
 
+from bridge.control import GRID_GROUP, Control
+from bridge.discovery.controls import ControlRow
 from bridge.discovery.devices import DEVICE_KINDS, METER_NAMES, entity_name
-from bridge.endpoints import BY_SOURCE, ENDPOINTS, Endpoint
+from bridge.endpoints import BY_SOURCE, CONTROLS, ENDPOINTS, Endpoint
 from bridge.model import Measurement, Phase, Platform, Quantity
 from bridge.settings import CONFIG_VARIABLE, VARIABLE_PREFIX, PollSettings, Settings
 from bridge.topics import Names, Row
@@ -222,6 +224,39 @@ def roles() -> str:
     return table(("role", "device in Home Assistant"), ([f"`{role}`", name] for role, name in METER_NAMES.items()))
 
 
+# Commands
+
+COMMAND_VALUES = {
+    "text": "the newest answer in a line, such as `reserve 30: confirmed`; Home Assistant's *Last command*",
+    "state": "its state, such as `confirmed`",
+    "id": "the id of the command, its sender's or the bridge's",
+    "at": "when it was answered",
+}
+"""The values of `command`, which are retained."""
+
+
+def control_table() -> str:
+    """What can be set, what tells whether it is in force, and how it appears in Home Assistant."""
+    head = ("topic, with `/set`", "group", "takes", "in force", "within", "in Home Assistant")
+    return table(head, map(_control_line, CONTROLS.items()))
+
+
+def _control_line(item: tuple[str, Control]) -> Sequence[str]:
+    target, control = item
+    proof = "nothing tells it" if control.proof is None else f"`{control.proof}`" if control.proof else "the topic"
+    device, _, name = target.replace("+", "x").rpartition("/")
+    row = Row(device, None, Measurement(name, Quantity(), name), control.source)
+    shown = "" if control.proof is None else ControlRow(row, row, control).platform.value
+    shown += ", disabled at first" if control.group == GRID_GROUP else ""
+    topic = target.replace("acb/+", "acb/<serial>").replace("+", "<contact>")
+    return [f"`{topic}`", control.group, control.described, proof, f"{control.within:g} s", shown or "none"]
+
+
+def command_table() -> str:
+    """The values of the newest answer to a command."""
+    return table(("topic", "meaning"), ([f"`command/{name}`", text] for name, text in COMMAND_VALUES.items()))
+
+
 # Settings
 
 
@@ -360,6 +395,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "entities": entity_tables,
     "worse-texts": worse_texts,
     "metrics": metric_table,
+    "controls": control_table,
+    "command": command_table,
     "layers": layer_table,
     "parts": part_table,
 }

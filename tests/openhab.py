@@ -22,6 +22,8 @@ PLATFORMS = {
     *("device_automation", "event", "fan", "humidifier", "light", "lock", "number", "scene", "select", "sensor"),
     *("switch", "tag", "text", "update", "vacuum", "valve", "water_heater"),
 }
+COMMANDING, MIN_OPTIONS = {"button", "number", "select", "switch", "text"}, 2
+"""Platforms whose channels send commands, and how many options a select needs."""
 ROOT = {"device", "origin", "components", "availability", "availability_mode", "qos", "state_topic", "encoding"}
 DEVICE = {
     *("identifiers", "connections", "manufacturer", "model", "model_id", "name", "hw_version", "serial_number"),
@@ -76,7 +78,12 @@ def _component(key: str, platform: str, component: Mapping[str, Any]) -> Iterato
         yield f"{key}: no id of a channel"
     if platform == "sensor":
         yield from _sensor(key, component)
-    if "value_template" in component and component.get("unit_of_measurement") != "kWh" and platform != "update":
+    if platform in COMMANDING and not re.fullmatch(r"[^+#\s]+", str(component.get("command_topic"))):
+        yield f"{key}: nothing to send commands to"
+    if platform == "select" and len(set(component.get("options") or ())) < MIN_OPTIONS:
+        yield f"{key}: nothing to select from"
+    is_rare = platform in {"update", "select"}
+    if "value_template" in component and component.get("unit_of_measurement") != "kWh" and not is_rare:
         yield f"{key}: a template costs a run of Python for each message"
 
 
@@ -114,12 +121,12 @@ DIMENSIONS = {
 }
 """The units that openHAB knows, of those that may occur here."""
 PARAMETERS = {
-    "number": {"stateTopic", "unit", "transformationPattern"},
-    "switch": {"stateTopic", "on", "off", "transformationPattern"},
+    "number": {"stateTopic", "commandTopic", "unit", "transformationPattern"},
+    "switch": {"stateTopic", "commandTopic", "on", "off", "transformationPattern"},
     "datetime": {"stateTopic", "transformationPattern"},
-    "string": {"stateTopic", "nullValue"},
+    "string": {"stateTopic", "commandTopic", "nullValue", "allowedStates"},
 }
-"""The parameters of read-only channels."""
+"""The parameters of channels. Those without `commandTopic` are read only."""
 ITEM_OF = {"switch": "Switch", "datetime": "DateTime", "string": "String"}
 STRING = r'"(?:[^"\\]|\\.)*"'
 SETTING = rf"\w+=(?:{STRING}|true|false|[\d.]+)"
@@ -188,6 +195,8 @@ def _channel(channel: ThingChannel) -> Iterator[str]:
     yield from (f"unknown parameter {name}" for name in channel.parameters.keys() - PARAMETERS[channel.kind])
     if not re.fullmatch(r"[^+#\s]+", channel.parameters.get("stateTopic", "")):
         yield "no state topic"
+    if re.search(r"[+#\s]", channel.parameters.get("commandTopic", "")):
+        yield "no command topic"
     if (unit := channel.parameters.get("unit")) is not None and unit not in DIMENSIONS:
         yield f"{unit} is no unit"
     if ("on" in channel.parameters) != ("off" in channel.parameters):
@@ -214,9 +223,9 @@ LABEL = rf"({STRING})"
 TAGS = r'\["\w+"(?:, "\w+")*\]'
 GROUP = re.compile(rf"Group (\w+) {LABEL}(?: {TAGS})?")
 ITEM = re.compile(rf"({TYPE}) +(\w+) +{LABEL} +(?:\((\w+)\) )?(?:({TAGS}) )?\{{ (.+) \}}")
-LINK = re.compile(r'channel="([\w:-]+)"(?:, unit="([^"]+)")?')
+LINK = re.compile(r'channel="([\w:-]+)"(?:, unit="([^"]+)")?(?:, autoupdate="(false)")?')
 SEMANTIC = {
-    *("Equipment", "Inverter", "Battery", "Measurement", "Status"),
+    *("Equipment", "Inverter", "Battery", "Measurement", "Status", "Control", "Setpoint", "Switch"),
     *("Power", "Energy", "Voltage", "Current", "Frequency", "Level", "Temperature", "Timestamp"),
 }
 
@@ -226,6 +235,8 @@ class Item(NamedTuple):
     label: str
     channel: str
     unit: str | None
+    is_truthful: bool
+    """Whether its state is that of the topic, also just after a command."""
 
 
 @dataclass
@@ -247,7 +258,7 @@ def items(text: str) -> Items:
             found.complaints += [f"{match[1]}: twice"] if match[1] in found.groups else []
             found.groups.add(match[1])
         elif (match := ITEM.fullmatch(line)) and (link := LINK.fullmatch(match[6])):
-            name, item = match[2], Item(match[1], match[3].strip('"'), link[1], link[2])
+            name, item = match[2], Item(match[1], match[3].strip('"'), link[1], link[2], link[3] is not None)
             found.complaints += [f"{name}: twice"] if name in {*found.items, *found.groups} else []
             found.complaints += (
                 [f"{name}: no group {match[4]}"] if match[4] and match[4] not in found.groups else []
@@ -279,6 +290,8 @@ def _fit(item: Item, channel: ThingChannel) -> Iterator[str]:
     number = f"Number:{DIMENSIONS.get(unit)}" if unit else "Number"
     if item.kind != (number if channel.kind == "number" else ITEM_OF.get(channel.kind)):
         yield f"{item.kind} for a channel {channel.kind} {unit or ''}"
+    if item.is_truthful != ("commandTopic" in channel.parameters):
+        yield "a command would change its state at once, whatever the gateway does"
     if item.unit != unit:
         yield f"without its unit {unit} the values are kept in another one"
     shown = re.search(r"\[%[\d.$]*\w+ ?(.*)\]$", item.label)
@@ -293,7 +306,10 @@ def _fit(item: Item, channel: ThingChannel) -> Iterator[str]:
 # Sitemaps
 
 TEXT = rf'Text(?: item=(\w+))?(?: label={STRING})?(?: icon="\w+")?(?: \{{)?'
-PAGE = re.compile(rf"sitemap \w+ label={STRING} \{{|Frame label={STRING} \{{|{TEXT}")
+NUMBER = r"-?\d+(?:\.\d+)?"
+SETPOINT = rf"Setpoint item=(\w+) minValue={NUMBER} maxValue={NUMBER} step={NUMBER}"
+COMMANDS = rf'(?:Switch|Selection) item=(\w+)|{SETPOINT}|Input item=(\w+) inputHint="text"'
+PAGE = re.compile(rf"sitemap \w+ label={STRING} \{{|Frame label={STRING} \{{|{TEXT}|{COMMANDS}")
 
 
 def sitemap(text: str, known: Iterable[str]) -> list[str]:
@@ -307,7 +323,7 @@ def sitemap(text: str, known: Iterable[str]) -> list[str]:
             complaints += ["empty"] if not inside else []
         elif match := PAGE.fullmatch(line):
             levels[-1].add("Frame" if line.startswith("Frame") else "other")
-            complaints += [f"no item {match[1]}"] if match[1] and match[1] not in known else []
+            complaints += [f"no item {name}" for name in match.groups() if name and name not in known]
             levels += [set()] if line.endswith("{") else []
         else:
             complaints.append(f"not understood: {line}")

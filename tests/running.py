@@ -24,7 +24,7 @@ SLOW_TOPIC = re.compile(r"/gateway/(last_answer|answer_time|failures)$")
 """Value topics that are published at most once a minute, unlike their document."""
 NUMBER = re.compile(r"-?[\d.]+")
 URGENT_WH = 10
-STATE_TOPIC = re.compile(r"^[^/]+/\w+/(state$|events$|availability/)")
+STATE_TOPIC = re.compile(r"^[^/]+/\w+/(state$|events$|availability/|re(quest|sponse)$|.+/set$)")
 COUNTER_TOPIC = re.compile(r"/(energy_(lifetime|delivered|received|charged|discharged)|apparent_energy)$")
 ZERO_COUNTERS = tuple(
     f"energy/{name}/energy_lifetime"
@@ -32,6 +32,8 @@ ZERO_COUNTERS = tuple(
 )
 """Counters that are 0 where a home lacks the equipment: a zero is published after a quarter of an hour only."""
 DISCOVERY_PREFIX = "homeassistant/device/"
+NEWEST_COMMAND = "/command/text"
+"""A topic that is announced before there is any command."""
 GROUPED_KINDS = ("site", "energy", "live", "report", "storage", "limit")
 """The kinds of devices that Home Assistant shows as one device."""
 
@@ -161,7 +163,8 @@ def disagreements(seen: Mapping[str, str], serial: str, *, exact: bool = False) 
     odd = {topic for topic in odd if exact or not _may_wait(topic, told, values)}
     announced = {topic: json.loads(text) for topic, text in seen.items() if topic.startswith(DISCOVERY_PREFIX)}
     entities = [entity for body in announced.values() for entity in body["components"].values()]
-    wanted = {entity["state_topic"] for entity in entities if entity["platform"] != "event"}
+    wanted = {entity["state_topic"] for entity in entities if entity["platform"] != "event" and len(entity) > 1}
+    wanted = {topic for topic in wanted if not topic.endswith(NEWEST_COMMAND)}
     wanted |= {_config(serial, device) for device, body in documents.items() if body.get("enabled") is not False}
     return sorted(odd | (wanted - seen.keys()))
 
@@ -177,6 +180,8 @@ def _config(serial: str, topic: str) -> str:
     """Return the discovery topic of a device. Some devices share one."""
     _, _, kind, *name = topic.replace("/acb/", "/inverter/").split("/")  # AC Batteries report as inverters do
     device = "_".join([kind] if kind in GROUPED_KINDS else [kind, *name])
+    if kind == "command":
+        device = "gateway_control"
     return f"{DISCOVERY_PREFIX}iqgateway_{serial}_{device}/config"
 
 

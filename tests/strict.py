@@ -31,6 +31,18 @@ ENTITY = {
     "event": SHARED | {"event_types"},
     "update": SHARED | {"value_template"},
 }
+SETTABLE = SHARED | {"command_topic", "optimistic", "retain", "message_expiry_interval"}
+CONTROL = {
+    "number": {"min", "max", "step"},
+    "select": {"options", "value_template", "command_template"},
+    "switch": set[str](),
+    "text": {"max", "pattern"},
+}
+"""What each platform of controls must have beside what all have."""
+OPTIONAL = {
+    "number": {"unit_of_measurement"},
+    "switch": {"payload_on", "payload_off", "state_on", "state_off"},
+}
 REQUIRED = {"unique_id", "name", "state_topic"}
 NUMERIC: dict[str | None, tuple[str | None, set[str | None]]] = {
     "power": ("W", {"measurement"}),
@@ -53,12 +65,17 @@ UNCLASSED = {"VAh", "varh", "%"}
 TOPICS_IN_WH = "{{ value if value == 'None' else (value | float / 1000) | round(6) }}"
 """The only template: it shows Wh in kWh, and leaves alone what means unknown."""
 ABSENT = object()
+MOST_AVAILABILITIES = 5
+"""Bridge, gateway and the sources of what is in force."""
 
 
 def check_entity(platform: str, entity: Mapping[str, Any], *, is_whole: bool = True) -> None:
     """`is_whole`: it is in the message of a whole device, and not in one of its own, as Domoticz takes it."""
+    if platform in CONTROL:
+        check_control(platform, entity)
+        return
     assert platform in ENTITY, platform
-    assert set(entity) <= ENTITY[platform]
+    assert set(entity) - {"json_attributes_topic"} <= ENTITY[platform]
     assert set(entity) >= REQUIRED
     assert all(value is not None for value in entity.values())
     assert re.fullmatch(r"[a-zA-Z0-9_-]+", entity["unique_id"])
@@ -77,6 +94,30 @@ def check_entity(platform: str, entity: Mapping[str, Any], *, is_whole: bool = T
         assert len(set(entity["event_types"])) == len(entity["event_types"]) > 0
     else:
         assert entity.get("device_class", "connectivity") == "connectivity"
+
+
+def check_control(platform: str, entity: Mapping[str, Any]) -> None:
+    """A state that is no wish, and a command that neither stays at the broker nor comes late."""
+    own = SETTABLE | CONTROL[platform]
+    assert set(entity) <= own | OPTIONAL.get(platform, set[str]())
+    assert set(entity) >= own - {"device_class", "entity_category", "enabled_by_default"}
+    assert entity["name"] is None or entity["name"].strip() == entity["name"] != ""
+    assert (entity["optimistic"], entity["retain"], entity["message_expiry_interval"]) == (False, False, 30)
+    assert re.fullmatch(r"[^+#\s]+/set", entity["command_topic"])
+    assert not re.search(r"[+#\s]", entity["state_topic"])
+    assert entity.get("entity_category", "config") == "config"
+    assert entity.get("enabled_by_default", False) is False
+    assert re.fullmatch("mdi:[a-z-]+", entity["icon"])
+    if platform == "number":
+        assert entity["min"] < entity["max"]
+        assert entity["step"] > 0
+        assert None not in entity.values()
+    elif platform == "select":
+        assert len(set(entity["options"])) == len(entity["options"]) > 1
+        assert "none" not in [option.lower() for option in entity["options"]], "it is shown as unknown for ever"
+    elif platform == "text":
+        assert re.match(entity["pattern"], "07:30")
+        assert re.match(entity["pattern"], "None"), "a state outside the pattern is an error in the log"
 
 
 def check_sensor(entity: Mapping[str, Any], *, is_whole: bool) -> None:
@@ -109,7 +150,7 @@ def check_shared(body: Mapping[str, Any]) -> None:
     assert set(origin) == {"name", "sw_version", "support_url"}
     assert body["availability_mode"] == "all"
     assert body["qos"] == 1
-    assert 1 <= len(body["availability"]) <= 2
+    assert 1 <= len(body["availability"]) <= MOST_AVAILABILITIES
     for item in body["availability"]:
         assert set(item) == {"topic", "payload_available", "payload_not_available"}
         assert (item["payload_available"], item["payload_not_available"]) == ("online", "offline")
@@ -117,7 +158,7 @@ def check_shared(body: Mapping[str, Any]) -> None:
 
 def entity_id(entity: Mapping[str, Any]) -> str:
     """Return the id that Home Assistant makes of the names of an entity and of its device, if these are ASCII."""
-    words = re.findall("[a-z0-9]+", f"{entity['device']['name']} {entity['name']}".lower())
+    words = re.findall("[a-z0-9]+", f"{entity['device']['name']} {entity['name'] or ''}".lower())
     return f"{entity['platform']}.{'_'.join(words)}"
 
 
@@ -132,7 +173,7 @@ def check(messages: Iterable[Message], prefix: str = "homeassistant") -> dict[st
         check_shared(body)
         if match[1] == "device":
             assert set(body) == ROOT
-            assert body["device"]["identifiers"] == [match[2]]
+            assert body["device"]["identifiers"][0] in {match[2], match[2].removesuffix("_control")}
             entities = dict(body["components"])
             assert all(re.fullmatch(r"[a-z0-9_]+", key) for key in entities)
         else:
@@ -141,7 +182,7 @@ def check(messages: Iterable[Message], prefix: str = "homeassistant") -> dict[st
             assert match[2] == own["unique_id"].replace("battery", "batteries")
         for entity in entities.values():
             platform = entity.pop("platform")
-            assert platform in ENTITY
+            assert platform in {*ENTITY, *CONTROL}
             if not entity and match[1] == "device":
                 continue  # an empty component removes an entity
             check_entity(platform, entity, is_whole=match[1] == "device")

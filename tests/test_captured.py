@@ -170,5 +170,5 @@ def test_what_the_captures_hold() -> None:
     seen = {source for name in SETS for source in captured(name)}
     assert len(SETS) >= 20
     asked_later = {"gen_mode", "sched", "acb_config", "pcs_settings", "dpel", "sc_status"}
-    asked_later |= {"firmware", "errors", "event_list"}
+    asked_later |= {"firmware", "errors", "wifi", "event_list"}
     assert seen >= {*BY_SOURCE} - {"livedata", "device_list", "relay"} - asked_later

@@ -108,6 +108,7 @@ GOOD: dict[str, Any] = {
     "sc_status": {"response": {"groups": [{"id": "PV", "setpoint_val": 100.0}]}},
     "firmware": {"SiteSync": {"Current_Status_str": "No Update Running"}},
     "errors": {"enpower_error_flags": 0},
+    "wifi": {"carrier": True, "current_network": {"bars": 3}},
     "event_list": {"aaData": [["1", "Microinverter failed to report: Set", "1", "pcu ", "Sat Jun 03, 2023"]]},
 }
 
@@ -267,6 +268,7 @@ PERIODS = {
     "sc_status": (1800, 1800),
     "firmware": (900, 900),
     "errors": (900, 900),
+    "wifi": (3600, 3600),
     "event_list": (0, 0),
 }
 """Seconds between polls in the profiles `normal` and `live`."""

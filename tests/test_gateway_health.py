@@ -60,6 +60,35 @@ def test_errors_of_the_controller() -> None:
     assert values("errors", {"enpower_error_flags": 5}) == {"gateway/controller_errors": "5"}
 
 
+WIFI: dict[str, Any] = {
+    "supported": True,
+    "carrier": True,
+    "current_network": {"ssid": "MyHome", "status": "connected", "ap_bssid": "AA:BB:CC:DD:EE:FF", "bars": 2},
+    "ap_mode": {"enabled": False, "name": "ENVOY_099999"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "connected", "signal"),
+    [
+        ({}, "ON", "2"),
+        ({"carrier": False}, "OFF", "None"),
+        ({"carrier": False, "current_network": {}}, "OFF", "None"),
+        ({"carrier": None}, "None", "None"),
+        ({"current_network": {}}, "ON", None),
+        ({"current_network": {"bars": -1}}, "ON", None),
+        ({"current_network": {"bars": 99}}, "ON", None),
+        ({"current_network": "MyHome"}, "ON", None),
+    ],
+)
+def test_the_gateways_wifi(changes: dict[str, Any], connected: str, signal: str | None) -> None:
+    """Neither its network nor its address is told to anybody."""
+    found = values("wifi", {**WIFI, **changes})
+    assert found.pop("gateway/wifi_connected") == connected
+    assert found.pop("gateway/wifi_signal", None) == signal
+    assert found == {}
+
+
 def test_the_list_of_events_is_in_the_document_alone() -> None:
     date = "Sat Jun 03, 2023 09:30 PM BST"
     entries = [

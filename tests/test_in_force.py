@@ -528,6 +528,13 @@ def test_rules_of_another_kind(broken: object) -> None:
     assert "storage/control/setpoint" not in found
 
 
+@pytest.mark.parametrize("odd", [None, "14", [], {}, [14], {"x": 14}, 14.5])
+def test_a_rule_without_a_number_is_none(odd: object) -> None:
+    answer = controller(events=[])
+    answer["response"]["phases"][0]["active_f_rule"] = odd
+    assert values("sc_status", answer)["limit/production/rules_active"] == "none"
+
+
 LIMITED, WHY = "limit/production/active", "limit/production/cause"
 FREE = {"enable": False, "pv_limit_pct": 100}
 

@@ -165,6 +165,26 @@ def test_two_gateways(shell: Shell, tmp_path: Path, names: tuple[str, str]) -> N
     assert shown.count("enphase/bridge/state") == 1
 
 
+@pytest.mark.parametrize("name", ["split-phase", "ac-batteries"])
+def test_what_may_be_set_is_a_thing_that_sends_commands(shell: Shell, tmp_path: Path, name: str) -> None:
+    """Those that Home Assistant disables at first, such as leaving the grid, come with --all only."""
+    tree = simulated(shell.set(control__allow="all,grid"), name)
+    found = [entity for body in announced(tree).values() for entity in json.loads(body)["components"].values()]
+    offered = [entity for entity in found if "command_topic" in entity]
+    texts = list[str]()
+    for options, wanted in ((), [one for one in offered if "enabled_by_default" not in one]), (("--all",), offered):
+        texts = made(tmp_path, tree, *options)
+        assert complaints(texts) == []
+        assert [topic for topic in unshown(texts, tree) if not topic.endswith("/command/text")] == []
+        channels = openhab.things(texts[0]).channels.values()
+        sending = {one.parameters.get("commandTopic"): one for one in channels} | {None: None}
+        del sending[None]
+        assert sending.keys() == {entity["command_topic"] for entity in wanted}
+        assert len(sending) > 4 or name == "ac-batteries"
+    entries = re.findall(r"(Switch|Selection|Setpoint|Input) item", texts[2])
+    assert len(entries) == len(offered)
+
+
 # The example
 
 

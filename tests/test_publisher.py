@@ -8,7 +8,7 @@ from bridge import discovery
 from bridge.endpoints import ENDPOINTS
 from bridge.model import Facts, Message, Priority, Reading
 from bridge.outbox import Outbox
-from bridge.records import ENERGY, POWER, VOLTAGE, measurement
+from bridge.records import ENERGY, FLAG, POWER, VOLTAGE, measurement
 from bridge.service.publisher import GatewayPublisher, PublishOptions, TreeState
 from bridge.service.sources import Source
 from bridge.topics import Names
@@ -61,6 +61,26 @@ def test_the_site_loses_nothing_before_each_source_was_asked() -> None:
         publisher.publish_documents("site", flows[:1], NOW)
         topic = f"enphase/{SERIAL}/site/solar/{ENERGY_ROW.name}"
         assert [message.payload for message in told if message.topic == topic] == lost
+
+
+def test_what_was_in_force_before_a_restart_ends_once_each_source_was_asked() -> None:
+    """The gateway may no longer tell of it, and what is still in force may not change for days."""
+    told: list[Message] = []
+    limited, obeyed = (measurement(name, FLAG) for name in ("active", "obeyed"))
+    in_force = [Reading("storage/settings", None, obeyed, True), Reading("limit/production", None, limited, True)]
+    before = GatewayPublisher(SERIAL, PublishOptions(Names()), {}, told.append)
+    before.publish_documents("tariff", [], NOW, in_force)
+    source = Source(ENDPOINTS[0], 10.0)
+    publisher = GatewayPublisher(SERIAL, PublishOptions(Names()), {source.name: source}, told.append)
+    publisher.restore(before.state)
+    told.clear()
+    publisher.publish_documents("tariff", [], NOW, in_force[:1])
+    source.record_answer(0.0)
+    assert [message.payload for message in told if message.topic.endswith("/active")] == []
+    told.clear()
+    publisher.publish_documents("tariff", [], NOW, in_force[:1])
+    assert [message.payload for message in told if message.topic.endswith("/active")] == ["None"]
+    assert [message for message in told if message.topic.endswith("/settings")] == [], "the document has no news"
 
 
 def announced(state: TreeState, form: str = "device") -> tuple[list[Message], GatewayPublisher]:

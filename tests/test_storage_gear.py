@@ -282,7 +282,7 @@ GEAR = (
     "firmware",
 )
 OF_GENERATOR = ("gen_config", "gen_mode", "gen_schedule")
-OF_EVERY_HOME = {"device_data", "pvlimit", "dpel", "pel_settings", "event_list"}
+OF_EVERY_HOME = {"device_data", "pvlimit", "dpel", "pel_settings", "wifi", "event_list"}
 """Sources outside the brief that no gear is needed for."""
 
 

@@ -12,6 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge import __version__
+from bridge.discovery.controls import (
+    CONTROL_SUFFIX,
+    ControlRow,
+    command_entities,
+    control_entity,
+    controlled,
+)
 from bridge.discovery.devices import (
     SITE_KIND,
     AnnouncedDevice,
@@ -60,8 +67,12 @@ def announce(
 ) -> Iterator[Message]:
     """The discovery messages of one gateway: that of its own device first, since all others refer to it.
 
-    Rows in `gone` are removed from devices that keep other rows.
+    Rows in `gone` are removed from devices that keep other rows. Controls have messages of their own, so that they
+    come and go with the permission. The sensor of the same value is disabled then.
     """
+    rows, gone = list(rows), list(gone)
+    controls = tuple(controlled(rows, gateway.allowed))
+    in_force = frozenset(row.proof.key for row in controls)
     by_device: dict[str, list[Row]] = {} if isinstance(gateway, AnnouncedHome) else {"gateway": []}
     disabled = {f"meter/{meter.role}" for meter in gateway.facts.meters or () if not meter.enabled}
     for row in rows:
@@ -71,11 +82,51 @@ def announce(
     for row in gone:
         lost.setdefault(device_key(row), []).append(row)
     for key, members in by_device.items():
-        device = AnnouncedDevice(key, tuple(members), tuple(lost.get(key, ())))
+        device = AnnouncedDevice(key, tuple(members), tuple(lost.get(key, ())), in_force)
         if options.form == "component":
             yield from _components(options, gateway, device)
         else:
             yield _message(f"{options.prefix}/device/{gateway.id_of(key)}/config", _root(options, gateway, device))
+    if gateway.allowed:
+        former = (row for row in controlled([*rows, *gone], gateway.allowed) if row not in controls)
+        yield from _controls(options, gateway, by_device, controls, tuple(former))
+
+
+def _controls(
+    options: DiscoveryOptions,
+    gateway: AnnouncedGateway,
+    by_device: Mapping[str, Sequence[Row]],
+    controls: Sequence[ControlRow],
+    former: Sequence[ControlRow],
+) -> Iterator[Message]:
+    """The messages of what becomes of commands and of the controls of each device.
+
+    Home Assistant shows them at the device whose identifiers they have. They are available while all that tells
+    what is in force is. In component form they have the availability of the device's sensors, since openHAB knows
+    one for all entities of a device.
+    """
+    names, kept = options.names, dict[str, list[ControlRow]]()
+    for row in controls:
+        kept.setdefault(row.device, []).append(row)
+    for key in ("gateway", *kept):
+        device, own = AnnouncedDevice(key, tuple(by_device.get(key, ()))), kept.get(key, [])
+        sources = dict.fromkeys(row.proof.source for row in own)
+        topics = [f"{names.bridge}/state"]
+        if options.form == "component" and device.rows:
+            topics = list(_availability(names, gateway, device))
+        elif own:
+            serial = gateway.facts.serial
+            topics += [names.state(serial), *(names.availability(serial, source) for source in sources)]
+        shared = _shared(gateway, device, topics)
+        entities = {row.key: control_entity(names, gateway, row) for row in own}
+        entities |= dict(command_entities(names, gateway)) if key == "gateway" else {}
+        if options.form == "component":
+            yield from _alone(options, shared, entities.values())
+            continue
+        taken_back = {row.key: {"platform": row.platform.value} for row in former if row.device == key}
+        body = {**shared, "components": {**taken_back, **entities}, "qos": 1}
+        object_id = gateway.id_of(key).removesuffix(CONTROL_SUFFIX) + CONTROL_SUFFIX
+        yield _message(f"{options.prefix}/device/{object_id}/config", body)
 
 
 def migration(topic: str) -> Message:
@@ -128,12 +179,20 @@ def _component_key(row: Row) -> str:
 def _root(options: DiscoveryOptions, gateway: AnnouncedGateway, device: AnnouncedDevice) -> dict[str, Any]:
     taken_back = {_component_key(row): {"platform": row.measurement.quantity.platform.value} for row in device.gone}
     components = {**taken_back, **dict(_entities(options, gateway, device))}
-    return {**_shared(options, gateway, device), "components": components, "qos": 1}
+    topics = _availability(options.names, gateway, device)
+    return {**_shared(gateway, device, topics), "components": components, "qos": 1}
 
 
 def _components(options: DiscoveryOptions, gateway: AnnouncedGateway, device: AnnouncedDevice) -> Iterator[Message]:
-    shared = _shared(options, gateway, device)
-    for _, entity in _entities(options, gateway, device):
+    shared = _shared(gateway, device, _availability(options.names, gateway, device))
+    yield from _alone(options, shared, (entity for _, entity in _entities(options, gateway, device)))
+
+
+def _alone(
+    options: DiscoveryOptions, shared: Mapping[str, Any], entities: Iterable[dict[str, Any]]
+) -> Iterator[Message]:
+    """A message for each entity of a device."""
+    for entity in entities:
         platform = entity.pop("platform")
         object_id = _object_id(entity["unique_id"])
         yield _message(f"{options.prefix}/{platform}/{object_id}/config", {**shared, **entity, "qos": 1})
@@ -146,13 +205,12 @@ def _object_id(unique_id: str) -> str:
     return unique_id.replace("battery", "batteries")
 
 
-def _shared(options: DiscoveryOptions, gateway: AnnouncedGateway, device: AnnouncedDevice) -> dict[str, Any]:
+def _shared(gateway: AnnouncedGateway, device: AnnouncedDevice, topics: Iterable[str]) -> dict[str, Any]:
     return {
         "device": describe(gateway, device),
         "origin": ORIGIN,
         "availability": [
-            {"topic": topic, "payload_available": ONLINE, "payload_not_available": OFFLINE}
-            for topic in _availability(options.names, gateway, device)
+            {"topic": topic, "payload_available": ONLINE, "payload_not_available": OFFLINE} for topic in topics
         ],
         "availability_mode": "all",
     }
@@ -247,6 +305,7 @@ def _entity(
     own = measurement.enabled or (measurement.enabled_phases and not device.has_phases)
     enabled = (measurement.enabled_phases if phase else own) and not measurement.unused
     enabled = enabled and gateway.facts.uses(row.device) and not (gateway.in_home and row.device == HOME_FLOW)
+    enabled = enabled and row.key not in device.in_force
     unique = "_".join([gateway.id_of(row.device), *([phase.value] if phase else []), measurement.name])
     entity: dict[str, Any] = {
         "platform": quantity.platform.value,

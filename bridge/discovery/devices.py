@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridge.model import Facts, Input, Phase, UnitFacts
-from bridge.topics import Names, Row
+from bridge.topics import Key, Names, Row
 
 METER_NAMES = {
     "production": "Production meter",
@@ -53,7 +53,7 @@ class DeviceKind:
         return text.format(name=name, words=words(name), capitals=name.upper())
 
 
-AC_BATTERY_KIND, SITE_KIND = "acb", "site"
+AC_BATTERY_KIND, SITE_KIND, STORAGE_CONTROL_KIND = "acb", "site", "storage_control"
 DEVICE_KINDS = {
     "gateway": DeviceKind("IQ Gateway"),
     SITE_KIND: DeviceKind("Enphase", "Start here: solar, grid, battery, home", is_group=True),
@@ -74,6 +74,7 @@ DEVICE_KINDS = {
         is_group=True,
         names={"totals": "", "control": "", "settings": "Stored", "offgrid": "Off-grid"},
     ),
+    STORAGE_CONTROL_KIND: DeviceKind("Storage control"),
     "limit": DeviceKind(
         "Limits",
         is_group=True,
@@ -110,13 +111,18 @@ TITLES = (
 """The names of devices that need no number."""
 
 
+Ranges = Mapping[str, tuple[float, float]]
+"""The lowest and the highest of numbers, by topic below a gateway."""
+
+
 @dataclass(frozen=True, slots=True)
 class AnnouncedGateway:
     """A gateway, as discovery describes it.
 
     `url` is the address of its own page, and `site` the name of its site. `suffix` is added to the names of its
     devices if it has a name or there are several gateways. `in_home`: it is one of several in a home, and does not
-    know its load.
+    know its load. `allowed` are the groups of values that commands may set, and `ranges` of which topics numbers
+    outside of the table's range were read.
     """
 
     facts: Facts
@@ -124,6 +130,8 @@ class AnnouncedGateway:
     site: str = "Enphase"
     suffix: str = ""
     in_home: bool = False
+    allowed: frozenset[str] = frozenset()
+    ranges: Ranges = field(default_factory=dict)
 
     def id_of(self, device: str) -> str:
         return f"iqgateway_{self.facts.serial}_{device.replace('/', '_')}"
@@ -156,12 +164,14 @@ class AnnouncedDevice:
     """One device of Home Assistant, with the rows of the tree that belong to it.
 
     `key` is the device's name in the tree, or the kind if the kind is a group.
-    `gone` are rows that it had, and that are removed from Home Assistant.
+    `gone` are rows that it had, and that are removed from Home Assistant. `in_force` are the keys of those that a
+    control shows, too.
     """
 
     key: str
     rows: tuple[Row, ...]
     gone: tuple[Row, ...] = ()
+    in_force: frozenset[Key] = frozenset()
 
     @property
     def kind(self) -> str:

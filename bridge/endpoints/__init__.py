@@ -407,6 +407,14 @@ ENDPOINTS = (
         wanted=where("controller"),
     ),
     Endpoint(
+        SourceName.WIFI,
+        "/admin/lib/wireless_display.json?site_info=0",  # without the query the gateway scans for networks
+        info.split_wifi,
+        every=Periods(normal=HOUR_S, gentle=4 * HOUR_S, live=HOUR_S),
+        urgency=4,
+        wanted=details_possible,
+    ),
+    Endpoint(
         SourceName.EVENT_LIST,
         "/datatab/event_dt.rb?start=0&length=10",
         info.split_event_list,

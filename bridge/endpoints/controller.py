@@ -310,12 +310,13 @@ class ControllerStatus(Record):
         """The rules that steer phases on which solar power is limited."""
         known = self.rule_names
         numbers = [
-            phase.get(name)
+            number
             for phase in _items(_part(self.response).get("phases"))
             if _is_limited(_setpoint(phase, "PV"))
             for name in ("active_f_rule", "active_v_rule")
+            if isinstance(number := phase.get(name), int)
         ]
-        return [known[number] for number in dict.fromkeys(numbers) if isinstance(number, int) and number in known]
+        return [known[number] for number in dict.fromkeys(numbers) if number in known]
 
     @property
     def cause(self) -> str | None:

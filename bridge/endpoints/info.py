@@ -1,5 +1,5 @@
-"""What this gateway is, and how it is: `/info` (brief, appendix A), `/ivp/firmware_manager/state`, and its own list
-of events.
+"""What this gateway is, and how it is: `/info` (brief, appendix A), `/ivp/firmware_manager/state`, its Wi-Fi
+(`/admin/lib/wireless_display.json`), and its own list of events.
 
 `/info` is the only endpoint that needs no token, and the only XML. The others are not in the brief. Each is known
 from one site (Matthew1471's documentation), so that what is not as it was seen there is left out.
@@ -16,24 +16,30 @@ from pydantic import Field
 from bridge.endpoints.parsing import Parsed, ParseResult, excerpt, parse_object, topic_level
 from bridge.model import BadAnswer, Facts, Reading
 from bridge.records import (
+    COUNT,
     FLAG,
     TEXT,
     Absent,
+    Connected,
     Converter,
     Epoch,
     Flag,
     LowerText,
+    MaybeNumber,
     Percentage,
     PlainNumber,
     Record,
     Text,
     clean,
     measurement,
+    number,
     to_text,
     wire,
 )
 
 MAX_DEPTH = 16
+MOST_BARS = 10
+"""Bars of a Wi-Fi signal; a gateway shows five at most."""
 SERIAL_NUMBER = re.compile(r"[0-9A-Za-z]{1,32}")
 """Real ones have 12 digits."""
 
@@ -197,6 +203,27 @@ def split_firmware_state(body: bytes, _facts: Facts, _now: float) -> Parsed:
     is_running = found.is_running
     result.add("gateway", found if is_running else found.model_copy(update={UPDATE_PROGRESS: None}))
     result.readings.append(Reading("gateway", None, UPDATE_RUNNING, is_running))
+    return result.parsed()
+
+
+# /admin/lib/wireless_display.json
+
+
+class WirelessLink(Record):
+    """The gateway's Wi-Fi. The names and addresses of networks in the answer are private, and left out."""
+
+    wifi_connected: Connected = wire("carrier", label="Wi-Fi connected", diagnostic=True)
+    wifi_signal: Annotated[MaybeNumber, COUNT, number(least=0, most=MOST_BARS)] = wire(
+        "current_network.bars", label="Wi-Fi signal", diagnostic=True
+    )
+
+
+def split_wifi(body: bytes, _facts: Facts, _now: float) -> Parsed:
+    """Read whether the gateway is connected by Wi-Fi, and how well; one with a cable has no signal."""
+    result = ParseResult()
+    found = parse_object(WirelessLink, body, result.problems)
+    is_connected = found.wifi_connected is True
+    result.add("gateway", found if is_connected else found.model_copy(update={"wifi_signal": None}))
     return result.parsed()
 
 

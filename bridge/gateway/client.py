@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -193,7 +194,7 @@ class _Connection:
         if request.body is not None:
             sent |= {"content": request.body, "headers": {"Content-Type": "application/json"}}
         with translated(self._log, GATEWAY_NAME, request.method, request.path, self._host_advice):
-            async with client.stream(request.method, request.path, **sent) as response:
+            async with client.stream(request.method, _address(self.url, request.path), **sent) as response:
                 body = await response.aread()
         self.peer = response.extensions.get("peer")
         wants_time = "Retry-After" in response.headers or b"retry" in body.lower()
@@ -352,6 +353,12 @@ class Gateway(AbstractAsyncContextManager["Gateway"]):
                     return await self._connection.send(client, info), stranger.seen
             except TimeoutError:
                 raise Unavailable(f"{GATEWAY_NAME} gave no whole answer in time to {INFO_PATH}") from None
+
+
+@lru_cache(maxsize=256)
+def _address(url: str, path: str) -> httpx.URL:
+    """The whole URL of a path. It is kept, since httpx takes long to read one, and the same paths are asked for."""
+    return httpx.URL(url.rstrip("/") + path)
 
 
 def _client(url: str, pin: KeyPin, limits: HttpLimits) -> httpx.AsyncClient:

@@ -145,7 +145,7 @@ class Connection:
         """Begin to read and write."""
         client = self._client
         client.on_connect, client.on_disconnect = self._connected, self._disconnected
-        client.on_message, client.on_publish = self._received, self._acknowledged
+        client.on_message = self._received
         client.on_subscribe, client.on_log = self._subscribed, self._noted
         client.on_dropped = self._on_dropped
         self._adapter.start()
@@ -227,6 +227,8 @@ class Connection:
         return properties
 
     def _publish(self, message: Message, qos: int, properties: Properties | None) -> bool:
+        # paho takes long to tell of a message, so it is asked to only where something is acknowledged
+        self._client.on_publish = self._acknowledged if qos or self._unacked else None
         with self._adapter.batch():
             try:
                 info = self._client.publish(

@@ -39,7 +39,15 @@ def _publish_options(settings: Settings, gateway: GatewaySettings) -> Callable[[
         suffix = gateway.name or ("" if is_only else serial[-4:])
         site = gateway.name or f"Enphase {suffix}".strip()
         return PublishOptions(
-            names, settings.mqtt.payload, announcement, gateway.base_url, site, suffix, in_home, paced
+            names,
+            settings.mqtt.payload,
+            announcement,
+            gateway.base_url,
+            site,
+            suffix,
+            in_home,
+            paced,
+            settings.control.allowed(gateway),
         )
 
     return options_of
@@ -114,6 +122,7 @@ def make_poller(
         store,
         publisher=AnswerPublisher(publish, names_of(settings, gateway), settings.mqtt.payload, now=now, log=log),
         allowed=settings.control.allowed(gateway),
+        now=now,
         log=log,
     )
     has_own_period = any(poll.period(endpoint.source) is not None for endpoint in ENDPOINTS if endpoint.site_powers)

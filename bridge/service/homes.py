@@ -110,7 +110,6 @@ class _HomePublisher:
 
     def __init__(self, home: str, file: HomeFile, options: HomeOptions) -> None:
         self._home, self._names, self._publish = home, options.names, options.publish
-        self._announcement = options.announcement
         self.title = home
         self._tree = Tree(options.names, f"home/{home}", [HOME_SOURCE], options.payload, paced=options.paced)
         self._tree.rows.restore(file.rows)
@@ -147,13 +146,8 @@ class _HomePublisher:
         if (version := (self._tree.rows.version, self.title)) == self._announced:
             return False
         self._announced = version
-        messages: list[Message] = []
-        if self._announcement is not None:
-            about = AnnouncedHome(Facts(""), "", self.title, home=self._home)
-            rows, gone = map(_as_site, self._tree.rows), map(_as_site, self._tree.rows.gone.values())
-            messages += discovery.announce(self._announcement, about, rows, gone)
-            self._topics.complete(about, map(_as_site, self._tree.rows))
-        self._topics.replace(messages)
+        about, rows = AnnouncedHome(Facts(""), "", self.title, home=self._home), self._tree.rows
+        self._topics.announce(about, map(_as_site, rows), map(_as_site, rows.gone.values()))
         return True
 
     def remove(self) -> None:

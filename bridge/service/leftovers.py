@@ -12,7 +12,7 @@ from bridge.model import Facts, Message
 from bridge.service.homes import HomeFile
 from bridge.service.publisher import DIAGNOSTICS_SOURCE, Diagnostics, TreeState
 from bridge.service.retained import OF_HOME, RetainedReader
-from bridge.settings import SITE_PLACEHOLDER, GatewaySettings, Settings, homes
+from bridge.settings import CONTROL_GROUPS, SITE_PLACEHOLDER, GatewaySettings, Settings, homes
 from bridge.state import IdentityState
 from bridge.store import Store
 from bridge.topics import GATEWAY_DEVICE, Names, Tree, online
@@ -177,7 +177,7 @@ class Ownership:
         """
         for prefix in self.prefixes(options):
             for serial in sorted(self.keys(options)):
-                about = AnnouncedGateway(Facts(serial), "")
+                about = AnnouncedGateway(Facts(serial), "", allowed=frozenset(CONTROL_GROUPS))
                 for form in ("device", "component"):
                     place = discovery.DiscoveryOptions(Names(), prefix, form)
                     rows = () if serial.startswith(HOME_KEY) else store.load(serial, TreeState).rows

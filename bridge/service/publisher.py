@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, TypeAdapter, field_serializer
+from pydantic import BeforeValidator, Field, TypeAdapter, field_serializer
 
 from bridge import discovery
-from bridge.discovery.devices import AnnouncedGateway
+from bridge.discovery.controls import ObservedRanges
+from bridge.discovery.devices import AnnouncedGateway, Ranges
 from bridge.endpoints import ENDPOINTS
 from bridge.model import Event, Facts, Measurement, Message, Priority, Quantity, Reading, Scalar
 from bridge.records import COUNT, DURATION, TEXT, TIME, measurement
@@ -112,6 +113,7 @@ class TreeState(FileState):
 
     `leaving` are discovery topics that are being removed: the broker does not have all messages for that yet.
     `revision` is the one of discovery that announced them; files of earlier versions have none.
+    `ranges` are those of numbers that commands may set, where they are wider than in the table.
     """
 
     suffix: ClassVar[str] = "_tree"
@@ -120,6 +122,7 @@ class TreeState(FileState):
     discovered: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
     revision: int = 0
+    ranges: Ranges = Field(default_factory=dict)
 
     @field_serializer("rows")
     def _packed(self, rows: tuple[Row, ...]) -> dict[str, Any]:
@@ -148,6 +151,7 @@ class PublishOptions:
     `announcement` is `None` if there is no discovery. `url` is the address of the gateway's own page, `site` the
     name of the site for people. `suffix` ends the names of devices without a serial number. `in_home` tells that
     the gateway is a part of a home of several gateways. `paced` value topics have the pace of their quantity.
+    `allowed` are the groups of values that commands may set.
     """
 
     names: Names
@@ -158,6 +162,11 @@ class PublishOptions:
     suffix: str = ""
     in_home: bool = False
     paced: bool = True
+    allowed: frozenset[str] = frozenset()
+
+    def about(self, facts: Facts, ranges: Ranges) -> AnnouncedGateway:
+        """The gateway, as discovery describes it."""
+        return AnnouncedGateway(facts, self.url, self.site, self.suffix, self.in_home, self.allowed, ranges)
 
 
 class GatewayPublisher:
@@ -169,7 +178,8 @@ class GatewayPublisher:
         self._serial, self._options, self._sources, self._publish = serial, options, sources, publish
         order = [*(endpoint.source for endpoint in ENDPOINTS), SITE_SOURCE, IN_FORCE_SOURCE, DIAGNOSTICS_SOURCE]
         self._tree = Tree(options.names, serial, order, options.payload, paced=options.paced)
-        self._announced: tuple[int, Facts] | None = None
+        self._observed = ObservedRanges(options.allowed)
+        self._announced: tuple[tuple[int, int], Facts] | None = None
         self._discovery_topics = DiscoveryTopics(options.announcement, publish)
         self._cleared: set[str] = set()
         """Sources that the gateway does not have, and whose topics have been cleared."""
@@ -178,18 +188,19 @@ class GatewayPublisher:
         self._diagnosed: tuple[tuple[object, ...], float] | None = None
 
     def publish_values(self, source: str, readings: Sequence[Reading], when: float) -> bool:
-        """Publish the values of a good answer that came at `when` (unix time).
-
-        Returns whether they may be sent now; new values have to wait until discovery has announced them.
+        """Publish the values of a good answer that came at `when` (unix time). Returns whether they may be sent at
+        once: new values have to wait until discovery has announced them.
         """
+        self._observed.take(readings)
         self._send(source, self._tree.values(source, readings, datetime.fromtimestamp(when, UTC)))
-        return self._announced is not None and self._announced[0] == self._tree.rows.version
+        return self._announced is not None and self._announced[0] == self._version
 
     def publish_documents(self, source: str, flows: Readings, when: float, in_force: Readings = ()) -> list[Event]:
         """Publish an answer's documents, the site's `flows`, and what is `in_force`. Returns events."""
         self._send(source, self._tree.documents(source, datetime.fromtimestamp(when, UTC)), more=True)
-        if in_force and [r for each in self._tree.newest(IN_FORCE_SOURCE).values() for r in each] != list(in_force):
-            self._update(IN_FORCE_SOURCE, in_force, when)
+        if in_force:
+            known = [reading for each in self._tree.newest(IN_FORCE_SOURCE).values() for reading in each]
+            self._update(IN_FORCE_SOURCE, in_force, when, whole=known != list(in_force))
         if flows:
             self._update(SITE_SOURCE, flows, when, whole=_have_news(flows, self.flows))
         return list(self._tree.take_events())
@@ -232,6 +243,10 @@ class GatewayPublisher:
         return tuple(self._tree.readings(kinds))
 
     @property
+    def _version(self) -> tuple[int, int]:
+        return self._tree.rows.version, self._observed.version
+
+    @property
     def flows(self) -> Mapping[str, Sequence[Reading]]:
         """The newest readings of the site by device: another mapping with each publication."""
         return self._tree.newest(SITE_SOURCE)
@@ -239,6 +254,7 @@ class GatewayPublisher:
     def restore(self, state: TreeState) -> bool:
         """Take over what an earlier run has published. Returns whether there was anything."""
         self._discovery_topics.restore(state)
+        self._observed = ObservedRanges(self._options.allowed, state.ranges)
         return self._tree.rows.restore(state.rows)
 
     @property
@@ -249,21 +265,15 @@ class GatewayPublisher:
     @property
     def state(self) -> TreeState:
         """What has been published, for the state file."""
-        return TreeState(rows=tuple(self._tree.rows), **self._discovery_topics.fields)
+        return TreeState(rows=tuple(self._tree.rows), ranges=self._observed.ranges, **self._discovery_topics.fields)
 
     def announce(self, facts: Facts) -> bool:
         """Publish discovery if the rows or the facts have changed. Returns whether they have."""
-        options, rows = self._options, self._tree.rows
-        version = (rows.version, replace(facts, clock_offset=0.0))
-        if version == self._announced:
+        if (version := (self._version, replace(facts, clock_offset=0.0))) == self._announced:
             return False
-        self._announced = version
-        messages: list[Message] = []
-        if options.announcement is not None:
-            about = AnnouncedGateway(facts, options.url, options.site, options.suffix, options.in_home)
-            messages += discovery.announce(options.announcement, about, rows, rows.gone.values())
-            self._discovery_topics.complete(about, rows)
-        self._discovery_topics.replace(messages)
+        self._announced, rows = version, self._tree.rows
+        about = self._options.about(facts, self._observed.ranges)
+        self._discovery_topics.announce(about, rows, rows.gone.values())
         return True
 
     def sent(self, message: Message) -> bool:
@@ -318,11 +328,18 @@ class DiscoveryTopics:
         """The part of a state file."""
         return {"discovered": self.announced, "leaving": self.leaving, "revision": discovery.REVISION}
 
-    def complete(self, about: AnnouncedGateway, rows: Iterable[Row]) -> None:
-        """If the other form was announced, assume that all rows were: a broker may not deliver everything."""
-        settings = self._settings
-        if settings and any(discovery.of_other_form(settings, topic) for topic in self.announced):
+    def announce(self, about: AnnouncedGateway, rows: Iterable[Row], gone: Iterable[Row]) -> None:
+        """Publish the discovery of these rows, if there is one.
+
+        If the other form was announced, assume that all rows were: a broker may not deliver everything.
+        """
+        settings, rows = self._settings, tuple(rows)
+        if settings is None:
+            self.replace([])
+            return
+        if any(discovery.of_other_form(settings, topic) for topic in self.announced):
             self.announced |= discovery.other_topics(settings, about, rows)
+        self.replace(list(discovery.announce(settings, about, rows, gone)))
 
     def replace(self, messages: Sequence[Message]) -> None:
         """Publish these messages, after beginning to remove the topics that are not among them."""

@@ -15,6 +15,7 @@ INSTALLER_LIMIT_PATH = "/ivp/ss/pel_settings"
 BREAKER_LIMIT_PATH = "/ivp/ss/pcs_settings"
 FIRMWARE_STATE_PATH = "/ivp/firmware_manager/state"
 EVENT_LIST_PATH = "/datatab/event_dt.rb"
+WIFI_PATH = "/admin/lib/wireless_display.json"
 
 MODE_WORDS: tuple[JsonValue, ...] = (
     "ID - Idle",
@@ -43,6 +44,7 @@ def makers(home: Home) -> Mapping[str, Callable[[Home, Truth], JsonValue]]:
         PERCENT_LIMIT_PATH: percent_limit,
         INSTALLER_LIMIT_PATH: installer_limit,
         EVENT_LIST_PATH: event_list,
+        WIFI_PATH: wifi,
     }
     if home.version >= (8, 0) and home.storing:
         found[FIRMWARE_STATE_PATH] = firmware_state
@@ -73,6 +75,33 @@ def firmware_state(_home: Home, _truth: Truth) -> JsonValue:
             "Progress": "0.00",
         },
         "updates": [],
+    }
+
+
+def wifi(home: Home, _truth: Truth) -> JsonValue:
+    address, router = "192.168.7.20", "192.168.7.1"
+    network: dict[str, JsonValue] = {
+        "ssid": "MyHome",
+        "status": "connected",
+        "ip_address": address,
+        "gateway_ip": router,
+        "security_mode": "WPA2-PSK",
+        "encryption_type": "CCMP",
+        "ap_bssid": "AA:BB:CC:DD:EE:FF",
+        "channel": "36",
+        "bars": 3,
+    }
+    return {
+        "supported": True,
+        "present": True,
+        "configured": True,
+        "up": True,
+        "carrier": True,
+        "current_network": network,
+        "device_info": {"vendor": "Enphase", "mac": "BB:BB:CC:DD:EE:FF"},
+        "ap_mode": {"enabled": False, "name": f"ENVOY_{home.serial[-6:]}"},
+        "selected_region": "00",
+        "regions": ["00", "DE", "US"],
     }
 
 

@@ -112,6 +112,11 @@ class HttpRequest:
     body: bytes = b""
 
     @property
+    def target(self) -> str:
+        """The path with the query."""
+        return "?".join(filter(None, (self.path, "&".join("=".join(pair) for pair in self.query.items()))))
+
+    @property
     def form(self) -> Mapping[str, str]:
         return dict(parse_qsl(self.body.decode(errors="replace")))
 

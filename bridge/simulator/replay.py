@@ -91,7 +91,7 @@ class Replay:
             return unauthorized()
         if (request.method, request.path) == ("POST", STREAM_PATH):
             return HttpReply(HTTPStatus.OK, meters.stream_state(on=True))
-        return self.answer(request.path)
+        return self.answer(request.target if file_of(request.target) in self._files else request.path)
 
     def _headers(self, seen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield the headers that matter: the captured content type and, for old firmware, `Connection: close`."""

@@ -19,6 +19,12 @@ from typing import Any
 
 VALUES = ("sensor", "binary_sensor")
 """Platforms whose entities show the value of a topic; events and updates have no item."""
+CONTROLS = {"number": "number", "select": "string", "switch": "switch", "text": "string"}
+"""Platforms whose entities also send commands, and the kind of their channel."""
+CONTROL_SUFFIX = "_control"
+"""Ends the ids of the messages that announce what can be set; only bridges that may set something have them."""
+POINTS = {"number": "Setpoint", "select": "Control", "switch": "Switch", "text": "Control"}
+"""The openHAB semantic point of a control."""
 DISCOVERY = re.compile(r"\S*/device/(iqgateway_\w[\w-]*)/config")
 DIMENSIONS = {
     "W": "Power",
@@ -77,9 +83,21 @@ class Channel:
     off: str | None = None
     first: bool = True
     """True if Home Assistant enables the entity by default."""
+    control: str = ""
+    """The platform of a value that can be set."""
+    command: str = ""
+    """The topic for commands."""
+    words: tuple[str, ...] = ()
+    """The words that can be set, as the topic has them."""
+    limits: tuple[str, ...] = ()
+    """The lowest and the highest number that can be set, and the step."""
 
     def parameters(self, *, regex: bool) -> Iterator[tuple[str, str]]:
         yield "stateTopic", self.topic
+        if self.command:
+            yield "commandTopic", self.command
+        if self.words:
+            yield "allowedStates", ",".join(self.words)
         if self.unit:
             yield "unit", self.unit
         if self.on and self.off:
@@ -109,12 +127,32 @@ class Channel:
     def tags(self) -> Sequence[str]:
         point = "Measurement" if self.kind == "number" else "Status"
         found = PROPERTIES.get(self.device_class or "")
+        if self.control:
+            return [POINTS[self.control]]
         return [point, found] if found else [point]
+
+    @property
+    def entry(self) -> str:
+        """Its entry in the sitemap."""
+        match self.control:
+            case "switch":
+                return f"Switch item={self.item}"
+            case "select":
+                return f"Selection item={self.item}"
+            case "text":
+                return f'Input item={self.item} inputHint="text"'
+            case "number":
+                low, high, step = self.limits
+                return f"Setpoint item={self.item} minValue={low} maxValue={high} step={step}"
+        return f"Text item={self.item}"
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A device as Home Assistant shows it. It may contain several devices of the topic tree."""
+    """A device as Home Assistant shows it. It may contain several devices of the topic tree.
+
+    What can be set at a device is a thing of its own, since it is available while other data is fresh.
+    """
 
     uid: str
     kind: str
@@ -147,8 +185,8 @@ def read(lines: Iterable[str], *, bulk: bool = False) -> list[Thing]:
         topic, _, payload = line.strip().partition(" ")
         if (found := DISCOVERY.fullmatch(topic)) and payload:
             bodies[found[1]] = json.loads(payload)
-    things = [_thing(identity, body, bodies) for identity, body in bodies.items()]
-    chosen = _told_apart(thing for thing in things if bulk or thing.kind not in BULK)
+    things = [_thing(identity, body, bodies, bulk=bulk) for identity, body in bodies.items()]
+    chosen = _told_apart(thing for thing in things if thing.channels and (bulk or thing.kind not in BULK))
     return sorted(chosen, key=lambda thing: (*ORDER, thing.kind).index(thing.kind))
 
 
@@ -161,17 +199,20 @@ def _told_apart(things: Iterable[Thing]) -> Iterator[Thing]:
         yield own
 
 
-def _thing(identity: str, body: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> Thing:
+def _thing(identity: str, body: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], *, bulk: bool) -> Thing:
     kind = identity.split("_")[2]
-    name = body["device"]["name"]
+    name, is_control = body["device"]["name"], identity.endswith(CONTROL_SUFFIX)
+    if is_control and not name.endswith("control"):
+        name = f"{name} control"
     channels = [
         _channel(key, name, entity)
         for key, entity in body["components"].items()
-        if entity["platform"] in VALUES and len(entity) > 1
+        if len(entity) > 1
+        and (entity["platform"] in VALUES or (entity["platform"] in CONTROLS and (bulk or _is_first(entity))))
     ]
     # Discovery has values in the order in which the gateway gave them first, which differs from run to run.
     channels.sort(key=lambda channel: (channel.phase, not channel.first, channel.key))
-    if kind == "gateway":
+    if kind == "gateway" and not is_control:
         serial = identity.split("_")[1]
         mine = [other for name, other in others.items() if name.startswith(f"iqgateway_{serial}_")]
         topics = {topic for other in mine for topic in _availability(other)}
@@ -192,25 +233,39 @@ def _availability(body: Mapping[str, Any]) -> list[str]:
 
 
 def _channel(key: str, device: str, entity: Mapping[str, Any]) -> Channel:
-    """Discovery has a template only where it shows the Wh of a topic in kWh."""
+    """Discovery has templates only where it shows the Wh of a topic in kWh, and for the words of a control."""
     phase = re.search(r"/(l[123])/", entity["state_topic"])
+    name = entity["name"] or "Switch"  # the main entity of a device has no name of its own
+    is_energy = entity["platform"] == "sensor" and "value_template" in entity
+    control = entity["platform"] if entity["platform"] in CONTROLS else ""
+    words = re.search(r"(?<={{ ){.*}(?=\.get)", entity.get("value_template", "")) if control else None
     return Channel(
         key,
-        entity["name"],
+        name,
         _kind(entity),
         entity["state_topic"],
-        _item(_unaccented(f"{device} {entity['name']}")),
+        _item(_unaccented(f"{device} {name}")),
         phase[1].upper() if phase else "",
-        "Wh" if "value_template" in entity else entity.get("unit_of_measurement"),
+        "Wh" if is_energy else entity.get("unit_of_measurement"),
         entity.get("suggested_display_precision", 0),
         entity.get("device_class"),
         entity.get("payload_on"),
         entity.get("payload_off"),
-        entity.get("enabled_by_default", True),
+        _is_first(entity),
+        control,
+        entity.get("command_topic", ""),
+        tuple(json.loads(words[0])) if words else (),
+        tuple(str(entity.get(key)) for key in ("min", "max", "step")),
     )
 
 
+def _is_first(entity: Mapping[str, Any]) -> bool:
+    return bool(entity.get("enabled_by_default", True))
+
+
 def _kind(entity: Mapping[str, Any]) -> str:
+    if entity["platform"] in CONTROLS:
+        return CONTROLS[entity["platform"]]
     if entity["platform"] == "binary_sensor":
         return "switch"
     if entity.get("device_class") == "timestamp":
@@ -276,6 +331,8 @@ def _items_text(thing: Thing) -> str:
         tags = ", ".join(f'"{tag}"' for tag in channel.tags)
         metadata = [f'channel="mqtt:topic:{thing.uid}:{channel.key}"']
         metadata += [f'unit="{channel.unit}"'] if channel.unit else []
+        # otherwise openHAB shows what was asked for, whatever the gateway does
+        metadata += ['autoupdate="false"'] if channel.control else []
         head = f'{channel.item_type} {channel.item} "{channel.label} {channel.pattern}"'
         lines.append(f"{head} ({thing.group}) [{tags}] {{ {', '.join(metadata)} }}")
     return "\n".join(lines)
@@ -296,16 +353,14 @@ def _page(thing: Thing) -> Iterator[str]:
     power = next((channel for channel in thing.channels if channel.first and channel.device_class == "power"), None)
     head = f'label="{thing.label}" icon="energy"'
     if thing.kind == "site":
-        yield from (f"        Text item={channel.item}" for channel in thing.channels if channel.first)
+        yield from (f"        {channel.entry}" for channel in thing.channels if channel.first)
         head = 'label="More" icon="energy"'
     elif power:
         head = f'item={power.item} label="{thing.label} {power.pattern}" icon="energy"'
     yield f"        Text {head} {{"
     for phase in dict.fromkeys(channel.phase for channel in thing.channels):
         yield f'            Frame label="{phase or thing.label}" {{'
-        yield from (
-            f"                Text item={channel.item}" for channel in thing.channels if channel.phase == phase
-        )
+        yield from (f"                {channel.entry}" for channel in thing.channels if channel.phase == phase)
         yield "            }"
     yield "        }"
 

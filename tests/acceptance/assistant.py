@@ -51,7 +51,12 @@ LINE = re.compile(
     r"^\S+ \S+ (WARNING|ERROR|CRITICAL) \(.*?\) \[([\w.]+)\] (.*)((?:\n(?!\d{4}-).+)*)$", re.MULTILINE
 )
 """A line of its log: level, logger, text, and the lines that follow it, such as those of a traceback."""
-NOT_OURS = ("homeassistant.loader", "homeassistant.bootstrap", "aiohttp_fast_zlib")
+NOT_OURS = (
+    "homeassistant.loader",
+    "homeassistant.bootstrap",
+    "homeassistant.components.camera.img_util",  # which wants a library of the system
+    "aiohttp_fast_zlib",
+)
 """Loggers of no concern: they warn of the tests' own integration and of how Home Assistant was installed."""
 SLOW_MACHINE = re.compile(r"Updating state for \S+ .* took [\d.]+ seconds")
 """Home Assistant says this of any entity when the machine is busy."""

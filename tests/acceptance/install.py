@@ -15,8 +15,6 @@ INSIDE = Path(__file__).parent / "inside"
 HOME = Path.home()
 """Read once, at import: while a test runs, HOME is a folder of that test's own, without any Python."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or HOME / ".cache") / "iqgateway2mqtt-tests"
-OPTIONAL = ("micro-vad", "pymicro-vad", "pyspeex-noise", "pyturbojpeg")
-"""Requirements for voice and cameras that not every machine can build."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class Release:
     def _recipe(self) -> str:
         """Changes with what is installed, so that nothing old is taken for the new."""
         used = (INSIDE / "requirements.py").read_bytes()
-        return hashlib.sha256(used + repr((self, OPTIONAL)).encode()).hexdigest()
+        return hashlib.sha256(used + repr(self).encode()).hexdigest()
 
     def install(self) -> None:
         """Unless it is there. Another run at the same time waits."""
@@ -65,7 +63,6 @@ class Release:
         where = "import homeassistant, os; print(os.path.dirname(homeassistant.__file__))"
         package = Path(_output(str(self.interpreter), "-c", where))
         wanted = _output(str(self.interpreter), str(INSIDE / "requirements.py")).splitlines()
-        wanted = [line for line in wanted if not line.lower().startswith(OPTIONAL)]
         self._add(*wanted, "--constraint", str(package / "package_constraints.txt"))
 
     def _add(self, *what: str) -> None:

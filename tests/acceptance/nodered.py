@@ -103,12 +103,12 @@ def _npms_node() -> str:
     return f"node-{said.stdout.strip()}"
 
 
-def example(name: str, port: int, **settings: float) -> list[Node]:
+def example(name: str, port: int, **settings: float | str) -> list[Node]:
     """An example's nodes, at a broker of the test. `settings` replace environment variables of the flow."""
     nodes: list[Node] = json.loads((EXAMPLES / f"{name}.json").read_text())
     nodes = [at_home(node, port) for node in nodes]
     for node in nodes:
-        if node["type"] == "inject":
+        if node["type"] == "inject" and node["repeat"]:
             node["repeat"] = "0.2"  # a test has no patience for a tick
         for variable in node.get("env", ()):
             variable["value"] = str(settings.pop(variable["name"], variable["value"]))

@@ -69,7 +69,7 @@ METERS = {
     },
     "no-cts": {},
 }
-GATEWAY = {"Connection", "Event", "Firmware", "Problem", "Token expires", "Inverters reporting"}
+GATEWAY = {"Connection", "Event", "Firmware", "Firmware update", "Problem", "Token expires", "Inverters reporting"}
 STORAGE = {
     "Storage IQ Battery health",
     "Storage Mode",
@@ -92,7 +92,11 @@ GEAR = {
 PHASES = {"three-phase": ("L1", "L2", "L3"), "split-phase": ("L1", "L2"), "no-cts": ()}
 INVERTERS = {"three-phase": 21, "split-phase": 16, "no-cts": 12}
 BATTERIES = {"three-phase": 2, "split-phase": 2, "no-cts": 0}
-ENABLED = {"three-phase": 92, "split-phase": 82, "no-cts": 23}
+ENABLED = {"three-phase": 93, "split-phase": 83, "no-cts": 24}
+
+
+AT_REST = {"event": "unknown", "update": "off"}
+"""The states of platforms that show no value, while no event has come and no update is running."""
 
 
 def _param(home: str, release: Release) -> Any:
@@ -207,7 +211,7 @@ def test_units_classes_and_decimals(portrait: Portrait) -> None:
             assert state_class in state_classes, unique_id
             assert decimals in precisions, unique_id
         else:
-            assert device_class in {None, "power_factor", "timestamp", "connectivity"}, unique_id
+            assert device_class in {None, "power_factor", "timestamp", "connectivity", "firmware"}, unique_id
 
 
 def test_every_state_is_its_topic(portrait: Portrait) -> None:
@@ -216,8 +220,8 @@ def test_every_state_is_its_topic(portrait: Portrait) -> None:
     for unique_id, entity in portrait.announced.items():
         if unique_id.endswith(MOVING):
             continue
-        if entity["platform"] == "event":
-            assert portrait.state(unique_id)["state"] == "unknown"  # none has come yet
+        if entity["platform"] in AT_REST:
+            assert portrait.state(unique_id)["state"] == AT_REST[entity["platform"]]
             continue
         text = portrait.topics[entity["state_topic"]]
         assert portrait.state(unique_id)["state"] == shown(text, entity), unique_id

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 
 CONNECT, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, PING, DISCONNECT = 1, 3, 8, 10, 12, 14
 STOP_S = 1.0
@@ -111,6 +112,7 @@ def _message(topic: str, payload: bytes, *, retained: bool) -> bytes:
     return bytes([0x31 if retained else 0x30]) + _length(len(body)) + body
 
 
+@lru_cache(maxsize=4_096)
 def _matches(given: str, topic: str) -> bool:
     wanted, levels = given.split("/"), topic.split("/")
     for index, level in enumerate(wanted):

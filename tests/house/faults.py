@@ -1,7 +1,7 @@
 """What may go wrong, each fault as a play: times are hours since the midnight on which the house was built.
 
-A play begins with a bridge that starts at two in the morning, and ends in the evening, when inverters are silent
-and all counters have caught up.
+A play begins with a bridge that starts at two in the morning, or at seven where the night plays no part. It ends in
+the evening, when inverters are silent and all counters have caught up.
 """
 
 import re
@@ -17,7 +17,7 @@ from house.judge import Judge
 from house.model import HOUR_S, Kind
 from house.world import World
 
-BEGIN_H, END_H = 2.0, 21.6
+BEGIN_H, MORNING_H, END_H = 2.0, 7.0, 21.6
 MAY_28_2026 = datetime(2026, 5, 28, tzinfo=ZoneInfo("UTC")).timestamp()
 BERLIN = "Europe/Berlin"
 MINUTE_H = 1 / 60
@@ -28,8 +28,10 @@ HANDOVER_WH = 1_500.0
 
 LONG_NUMBER = re.compile(r"\b([1-8])(\d{6}\.)")
 
-CHANGING: Mapping[str, float] = {"meters": 120, "power": 30}
-"""Seconds between polls where meters are disabled: the batteries' own word takes the place of the storage meter."""
+BATTERIES: Mapping[str, float] = {"power": 30}
+"""Seconds between polls where the batteries' own word takes the place of the storage meter or of live data."""
+CHANGING: Mapping[str, float] = {"meters": 120, **BATTERIES}
+"""The same where meters are disabled."""
 
 Play = Callable[[World, Judge], Awaitable[None]]
 Part = Callable[[World, Judge], Awaitable[None]]
@@ -77,6 +79,11 @@ def usual(part: Part, end: float = END_H, begin: float = BEGIN_H) -> Play:
         await world.until(end)
 
     return play
+
+
+def by_day(part: Part, end: float = END_H) -> Play:
+    """Return a usual play of what has nothing to do with the night before it: the bridge starts in the morning."""
+    return usual(part, end, MORNING_H)
 
 
 async def nothing(_world: World, _judge: Judge) -> None:
@@ -485,7 +492,7 @@ def _disabled() -> list[Fault]:
     return [
         Fault(
             f"{role} disabled {name}",
-            usual(disabled(role, hours), end),
+            by_day(disabled(role, hours), end),
             _has(role),
             poll=CHANGING,
             handover_wh=HANDOVER_WH,
@@ -498,7 +505,7 @@ def _disabled() -> list[Fault]:
 def _reversed() -> list[Fault]:
     roles = ("production", "net-consumption", "total-consumption", "storage")
     return [
-        Fault(f"{role} clamp reversed", usual(reversed_clamp(role, 5.0)), _has(role), handover_wh=HANDOVER_WH)
+        Fault(f"{role} clamp reversed", by_day(reversed_clamp(role, 5.0)), _has(role), handover_wh=HANDOVER_WH)
         for role in roles
     ]
 
@@ -523,47 +530,47 @@ FAULTS = (
     *_disabled(),
     Fault(
         "meters lie once",
-        usual(_lying_meters),
+        by_day(_lying_meters),
         has_meters,
         poll={**CHANGING, "meters": 3600},
         handover_wh=HANDOVER_WH,
     ),
-    Fault("no meters for an hour", usual(_no_meters), has_meters, poll=CHANGING, handover_wh=HANDOVER_WH),
-    Fault("rewind of 30 Wh", usual(rewind(30))),
-    Fault("rewind of 3 kWh", usual(rewind(3_000))),
-    Fault("rewind of 300 kWh", usual(rewind(300_000))),
+    Fault("no meters for an hour", by_day(_no_meters), has_meters, poll=CHANGING, handover_wh=HANDOVER_WH),
+    Fault("rewind of 30 Wh", by_day(rewind(30))),
+    Fault("rewind of 3 kWh", by_day(rewind(3_000))),
+    Fault("rewind of 300 kWh", by_day(rewind(300_000))),
     Fault("glitch of 50 kWh at 3:00", usual(glitch(3.0, 50_000))),
-    Fault("glitch of 50 kWh at noon", usual(glitch(12.0, 50_000))),
-    Fault("glitch of 10^12", usual(glitch(12.0, 1e12))),
+    Fault("glitch of 50 kWh at noon", by_day(glitch(12.0, 50_000))),
+    Fault("glitch of 10^12", by_day(glitch(12.0, 1e12))),
     Fault("glitch at the first start", _glitch_at_start),
-    Fault("step of 50 kWh", usual(step(50_000))),
-    Fault("all counters freeze", usual(_all_freeze), has_meters),
-    Fault("one counter freezes", usual(_one_freezes), has_meters),
+    Fault("step of 50 kWh", by_day(step(50_000))),
+    Fault("all counters freeze", by_day(_all_freeze), has_meters),
+    Fault("one counter freezes", by_day(_one_freezes), has_meters),
     Fault("zeros at reboot", usual(_reboot)),
     *_reversed(),
     Fault("clamp measures nothing from the start", absent_clamp(0.0), _has("production"), handover_wh=HANDOVER_WH),
     Fault(
         "clamp measures nothing from one day on", absent_clamp(10.0), _has("production"), handover_wh=HANDOVER_WH
     ),
-    Fault("storage phase at 0 V", usual(_dead_leg), lambda kind: kind.storage_ct and kind.phases > 1),
+    Fault("storage phase at 0 V", by_day(_dead_leg), lambda kind: kind.storage_ct and kind.phases > 1),
     Fault("wraps of uint32", _unsigned_play, has_meters),
-    Fault("wrap of 2^32 J", usual(_wraps(0)), _counts_inverters),
-    Fault("wrap of 2^32 J in an outage", usual(_wraps(4)), _counts_inverters),
+    Fault("wrap of 2^32 J", by_day(_wraps(0)), _counts_inverters),
+    Fault("wrap of 2^32 J in an outage", by_day(_wraps(4)), _counts_inverters),
     Fault("2^31 Wh passed", _with_offsets(_to_2_31)),
-    Fault("killed twice", usual(_killed_twice)),
-    Fault("state lost", usual(lost_state(with_topics=True)), mqtt={"payload": "both"}),
-    Fault("state damaged", usual(_damaged_state), mqtt={"payload": "both"}),
-    Fault("state and topics lost", usual(lost_state(with_topics=False)), reset_allowed=True),
-    Fault("host clock off by a day", usual(_host_clock)),
-    Fault("host clock off at a restart", usual(_host_clock_at_start)),
-    Fault("gateway clock off", usual(_gateway_clock)),
+    Fault("killed twice", by_day(_killed_twice)),
+    Fault("state lost", by_day(lost_state(with_topics=True)), mqtt={"payload": "both"}),
+    Fault("state damaged", by_day(_damaged_state), mqtt={"payload": "both"}),
+    Fault("state and topics lost", by_day(lost_state(with_topics=False)), reset_allowed=True),
+    Fault("host clock off by a day", by_day(_host_clock)),
+    Fault("host clock off at a restart", by_day(_host_clock_at_start)),
+    Fault("gateway clock off", by_day(_gateway_clock)),
     Fault("daylight saving begins", usual(nothing, 46.5), start=_berlin(2026, 3, 28), zone=BERLIN, period_s=60),
     Fault("daylight saving ends", usual(nothing, 48.5), start=_berlin(2026, 10, 24), zone=BERLIN, period_s=60),
-    Fault("live data stop", usual(_live("live_is_off")), _has_live),
-    Fault("live data freeze", usual(_live("live_is_frozen")), _has_live),
+    Fault("live data stop", by_day(_live("live_is_off")), _has_live, poll=BATTERIES),
+    Fault("live data freeze", by_day(_live("live_is_frozen")), _has_live, poll=BATTERIES),
     Fault("live data every 60 s", usual(nothing), _has_live, poll={"livedata": 60}),
-    Fault("answers of 3 s", usual(_slow)),
-    Fault("off the grid", usual(_off_grid), lambda kind: kind.has_generator),
+    Fault("answers of 3 s", by_day(_slow)),
+    Fault("off the grid", by_day(_off_grid), lambda kind: kind.has_generator),
 )
 BY_NAME = {fault.name: fault for fault in FAULTS}
 

@@ -101,6 +101,9 @@ class Judge:
         if tolerance is not None:
             found = [replace(counter, tolerance=tolerance) for counter in found]
         self.sums = {counter.topic: Sum(counter) for counter in found}
+        self._behind: dict[str, list[Sum]] = {name: [] for name in TRUTHS}
+        for made in self.sums.values():
+            self._behind[made.counter.truth].append(made)
         self.reset_allowed, self.handover_wh = reset_allowed, handover_wh
         self.problem_expected = world.house.kind.foreign_w > 0
         """Whether `gateway/problem` has to say something: of a clamp, or of a producer that no meter sees."""
@@ -162,8 +165,8 @@ class Judge:
             self._add(name, getattr(change, name), getattr(change, name))
 
     def _add(self, name: str, low: float, high: float) -> None:
-        for found in self.sums.values():
-            if found.counter.truth == name and found.statistics.last is not None and not found.is_excused:
+        for found in self._behind[name]:
+            if found.statistics.last is not None and not found.is_excused:
                 found.low += low
                 found.high += high
 

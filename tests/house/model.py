@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, time, timedelta, tzinfo
+from operator import add, attrgetter, sub
 
 HOUR_S, DAY_S = 3600, 86_400
 CHARGE_EFFICIENCY = DISCHARGE_EFFICIENCY = 0.95
@@ -103,16 +104,18 @@ class Truth:
     pcu: float = 0.0
 
     def copy(self) -> "Truth":
-        return Truth(*(getattr(self, name) for name in TRUTHS))
+        return Truth(*ALL(self))
 
     def since(self, before: "Truth") -> "Truth":
-        return Truth(*(getattr(self, name) - getattr(before, name) for name in TRUTHS))
+        return Truth(*map(sub, ALL(self), ALL(before)))
 
     def plus(self, other: "Truth") -> "Truth":
-        return Truth(*(getattr(self, name) + getattr(other, name) for name in TRUTHS))
+        return Truth(*map(add, ALL(self), ALL(other)))
 
 
 TRUTHS = tuple(found.name for found in fields(Truth))
+ALL = attrgetter(*TRUTHS)
+"""Returns all sums of a `Truth`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,10 +36,13 @@ PERIODS: Mapping[str, float] = {
     "production": 600.0,
     "secctrl": 120.0,
     "relay": 60.0,
+    "inverters": 900.0,
 }
 """Seconds between two polls. What gives a site's solar is asked more often (`World`)."""
 BATTERIES_S = 120.0
-"""The same of the batteries' own word, where a storage meter measures them."""
+"""The same of the batteries' own word, where a storage meter or live data measure them."""
+INVENTORY_S = 3_600.0
+"""The same of the inventory, where there is nothing in it."""
 SUMS_S = 120.0
 """The same of the inverters' sums, at sites without a production clamp."""
 
@@ -133,8 +136,10 @@ class World:
         given = dict(self._settings)
         kind = self.house.kind
         sums = {} if kind.production_ct else dict.fromkeys(("energy", "production"), SUMS_S)
-        batteries = {"power": BATTERIES_S} if kind.storage_ct and not kind.foreign_w else {}
-        poll = {**PERIODS, **sums, **batteries, "profile": kind.profile, **given.pop("poll", {})}
+        is_measured = (kind.storage_ct and not kind.foreign_w) or kind.live
+        batteries = {"power": BATTERIES_S} if is_measured else {}
+        inventory = {} if kind.ensemble or kind.has_generator else {"inventory": INVENTORY_S}
+        poll = {**PERIODS, **sums, **batteries, **inventory, "profile": kind.profile, **given.pop("poll", {})}
         mqtt = {"protocol": "3.1.1", "payload": "json", "heartbeat": 86_400, **given.pop("mqtt", {})}
         return load(
             gateway={"host": f"http://127.0.0.1:{self.gateway.port}"},

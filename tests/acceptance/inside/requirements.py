@@ -7,11 +7,13 @@ import homeassistant
 from homeassistant import bootstrap
 
 USED = {"api", "config", "energy", "frontend", "history", "logger", "mqtt", "recorder", "websocket_api"}
+FOR_UPDATE = {"ai_task", "assist_satellite", "camera", "ffmpeg", "stream"}
+"""What Home Assistant imports to describe the services of an `update` entity."""
 FOLDER = Path(homeassistant.__file__).parent / "components"
 
 
 def main() -> None:
-    todo = USED | set(bootstrap.DEFAULT_INTEGRATIONS) | set(bootstrap.CORE_INTEGRATIONS)
+    todo = USED | FOR_UPDATE | set(bootstrap.DEFAULT_INTEGRATIONS) | set(bootstrap.CORE_INTEGRATIONS)
     done: set[str] = set()
     needed: set[str] = set()
     while todo:

@@ -160,7 +160,7 @@ def test_what_the_environment_sets_too_is_told(
     shell.set(mqtt__url="mqtt://elsewhere")
     told = answered(shell, home.token(), address, "", "", *its_broker, "")
     assert told.code == 0
-    assert "But the environment sets BRIDGE_MQTT__URL, too, and goes first: remove that there." in told.text
+    assert "But the environment sets BRIDGE_MQTT__URL, too, which counts more: remove it there." in told.text
 
 
 # What does not work

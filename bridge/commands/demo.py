@@ -120,7 +120,7 @@ class Screen:
     async def open(self) -> AsyncIterator[None]:
         """Show what is sent during the block."""
         if not self._is_terminal:
-            command = f"Look on from another terminal:  {' '.join(self._look_on)}\n" if self._look_on else ""
+            command = f"Watch from another terminal:  {' '.join(self._look_on)}\n" if self._look_on else ""
             print(f"{self._title}\n{command}Ctrl-C stops it.\n", flush=True)
             yield
             return

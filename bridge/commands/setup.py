@@ -212,7 +212,7 @@ class OtherQuestions:
             print(
                 "They find the devices by themselves. Before Home Assistant 2024.11 and openHAB 5.2, they need the"
             )
-            print("form `component`; who uses neither chooses `off`.")
+            print("form `component`. If you use neither, choose `off`.")
             self._draft.ask_until_accepted("discovery", self._ask_discovery)
         if "broker" in wanted:
             self._report.section("Broker")
@@ -379,7 +379,7 @@ def _write(draft: SettingsDraft, known: Sections, file: SettingsFile) -> Setting
     report.section(f"Written to {file.path}, readable only by its owner")
     twice = sorted({*filled(draft.sections)} & {name.upper() for name in os.environ})
     if twice and not in_container():  # there, the environment comes from this file
-        print(f"But the environment sets {', '.join(twice)}, too, and goes first: remove that there.")
+        print(f"But the environment sets {', '.join(twice)}, too, which counts more: remove it there.")
     return file
 
 

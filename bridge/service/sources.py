@@ -341,10 +341,7 @@ class Sources:
             self._log.warning("%s: %s", source.name, error, extra=_extra(source, "source_failed"))
 
     def record_missing(self, source: Source, error: BridgeError) -> bool:
-        """Note that the gateway answers, and does not have this source or refuses it to everybody.
-
-        Returns whether that is a change of state.
-        """
+        """Note that the gateway has no such source, or refuses it to everybody. Returns whether that is new."""
         self._failures_in_a_row = 0
         source.refused = isinstance(error, EndpointRefused)
         if has_changed := source.record_missing():

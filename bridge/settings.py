@@ -709,6 +709,16 @@ def found() -> dict[str, list[str]]:
     return {place: sorted({name.upper() for name in named} & known) for place, named in places.items()}
 
 
+def nothing_set() -> str:
+    """What to say where no place sets anything, as in another folder than that of `.env`; empty otherwise."""
+    if any(found().values()):
+        return ""
+    return (
+        f"no setting in the environment or in {Path(DOTENV).absolute()}; `iqgateway2mqtt setup` asks for them. "
+        f"Until then: {GatewaySettings().host} and {MqttSettings().url}"
+    )
+
+
 def _flat(data: Mapping[str, Any], prefix: str = VARIABLE_PREFIX) -> Iterator[str]:
     """The names of the settings in a TOML file, as environment variables."""
     for key, value in data.items():
@@ -747,10 +757,20 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 """What Python makes of bytes in the environment that are not UTF-8."""
 
 
+QUOTED = re.compile(r"(['\"]).+\1")
+"""What is left of a value in quotes where nobody has removed them."""
+
+
 def _load(overrides: Mapping[str, Any]) -> Settings:
+    known = {*names()}
     for name, value in os.environ.items():
         if name.upper().startswith(VARIABLE_PREFIX) and not value.isascii() and SURROGATE.search(value):
             raise BadSetting(f"{name}: not UTF-8 text")
+        if name.upper() in known and QUOTED.fullmatch(value.strip()):
+            raise BadSetting(
+                f"{name}: has quotes around its value, which `docker run --env-file` keeps: remove them there, "
+                f"or put the value in a secret file"
+            )
     _refuse_unreadable_lines()
     _refuse_unknown()
     return Settings(**overrides)
@@ -769,6 +789,8 @@ def _explained(work: Callable[[], Settings]) -> Settings:
         problem = f".env or the file of {CONFIG_VARIABLE}: not UTF-8 text"
     except OSError as error:
         problem = f"{error.filename}: {error.strerror}"
+        if isinstance(error, PermissionError):
+            problem += f"; let user {os.geteuid()} read it"
     raise BadSetting(problem)  # outside of the handlers: what they handled may hold a secret
 
 
@@ -865,10 +887,21 @@ def _refuse_unreadable_lines() -> None:
                 )
 
 
+def _refuse_short_names(folder: Path) -> None:
+    """Refuse a secret file with the name of a setting but without `BRIDGE_`: it would be ignored."""
+    known = {*names()}
+    for file in sorted(folder.iterdir()):
+        name = f"{VARIABLE_PREFIX}{file.name}"
+        if "__" in name and name.upper() in known:
+            raise BadSetting(f"{file}: must be called {name.lower()}")
+
+
 def _refuse_unknown() -> None:
     file = config_file()
     if file and not file.is_file():
         raise BadSetting(f"{CONFIG_VARIABLE}: there is no file {file}")
+    for folder in secret_folders():
+        _refuse_short_names(folder)
     secrets = (name for folder in secret_folders() for name in _Secrets.load_secrets(folder))
     elsewhere = (name.upper() for name in (*os.environ, *DotEnvSettingsSource(Settings).env_vars, *secrets))
     unknown = {name for name in elsewhere if name.startswith(VARIABLE_PREFIX)} - {*names(), CONFIG_VARIABLE}

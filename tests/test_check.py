@@ -384,10 +384,7 @@ def test_no_tls_where_there_should_be(shell: Shell) -> None:
         ("html", "it is not from a gateway; is BRIDGE_GATEWAY__HOST right?"),
         (
             "404",
-            (
-                "what answers there is not an IQ Gateway (/info: the gateway does not have this (404)); "
-                "is BRIDGE_GATEWAY__HOST right?"
-            ),
+            "what answers there is not an IQ Gateway (it has no page /info); is BRIDGE_GATEWAY__HOST right?",
         ),
         ("301", "/info: the gateway answers with status 301; is BRIDGE_GATEWAY__HOST right?"),
         ("500", "/info: the gateway fails (500)"),

@@ -289,6 +289,17 @@ async def test_run_as_a_process_with_a_wrong_setting() -> None:
     assert "hunter2" not in program.err[0]
 
 
+async def test_where_nothing_is_set_setup_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is often the wrong folder."""
+    monkeypatch.chdir(tmp_path)
+    async with started(*BRIDGE_COMMAND, "run", env={"HOME": str(tmp_path)}) as program:
+        await until(lambda: len(program.err) > 0)
+        await program.stop()
+    assert (
+        f" INFO no setting in the environment or in {tmp_path / '.env'}; `iqgateway2mqtt setup`" in program.err[0]
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_run_without_anything_there_goes_on_until_it_is_stopped(number: int, tmp_path: Path) -> None:
     """An unreachable gateway or broker does not end the service."""

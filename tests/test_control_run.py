@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 from brokers import program
 from houses import House, house, publish
-from running import running, ticking, until
+from running import running, settled, ticking, until
 
+from bridge.control.values import CONTACTS_STAND_S
 from bridge.service.answers import CommandsState
 from bridge.service.bridge import Bridge
 from bridge.store import Store
@@ -211,6 +213,19 @@ async def test_the_outcome_is_the_true_one(tmp_path: Path, case: Case) -> None:
 
 
 @pytest.mark.hasty
+async def test_the_newest_answer_is_retained_as_the_documents_say_and_announced(tmp_path: Path) -> None:
+    async with commanded(tmp_path, STORAGE_HOME, "contacts", "obeys") as home:
+        await home.set("relay/nc1/state", "open")
+        await home.until("accepted", "sent", "confirmed")
+        await until(lambda: settled(home.house.watcher, home.house.serial))
+        document = json.loads(home.house.topic("command") or "{}")
+        page = Path(__file__).parents[1] / "docs" / "topics.md"
+        told = re.findall(r"^\| `command/(\w+)` \|", page.read_text(), re.MULTILINE)
+        assert told == [key for key in document if key != "timestamp"]
+        assert all(home.house.topic(f"command/{key}") == document[key] for key in told)
+
+
+@pytest.mark.hasty
 async def test_a_write_that_hangs_is_not_repeated(tmp_path: Path) -> None:
     async with commanded(tmp_path, STORAGE_HOME, "storage", "hangs") as home:
         await home.set(RESERVE, "35")
@@ -237,6 +252,31 @@ async def test_contacts_stand_while_the_gateway_calls_them_open(tmp_path: Path) 
         asked = home.house.simulator.count("/ivp/ensemble/dry_contacts")
         await until(lambda: home.house.simulator.count("/ivp/ensemble/dry_contacts") > asked + 2)
         assert {seen.payload for seen in home.house.watcher.seen if seen.topic == topic} == {"closed"}
+
+
+SEEN_S = 15
+"""Longest time until a change of a contact's settings is confirmed."""
+
+
+@pytest.mark.hasty
+async def test_contacts_stand_over_a_restart(tmp_path: Path) -> None:
+    async with house(tmp_path, STORAGE_HOME, "hides-contacts") as built:
+        settings = built.settings(control={"allow": "contacts"})
+        home, topic = Commanded(built), f"enphase/{built.serial}/relay/nc1/state"
+        async with ticking(built.clock):
+            async with running(settings):
+                await built.settled()
+                await home.set("relay/nc1/mode", "soc")
+                await home.until("accepted", "sent", "confirmed")
+                written, asked = built.clock.now, built.simulator.count("/ivp/ensemble/dry_contacts")
+            async with running(settings):
+                await until(lambda: built.topic("state") == "online")
+                await until(lambda: built.simulator.count("/ivp/ensemble/dry_contacts") > asked)
+                await home.set("relay/nc1/state", "open")
+                await home.until("accepted", "sent", "confirmed", "accepted")
+                assert {seen.payload for seen in built.watcher.seen if seen.topic == topic} == {"closed"}
+                await home.until("accepted", "sent", "confirmed", "accepted", "sent", "confirmed")
+                assert built.clock.now - written >= CONTACTS_STAND_S - SEEN_S
 
 
 async def test_a_dry_run_tells_the_request_and_writes_nothing(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def is_picture(lines: Sequence[str], columns: int, cells: int) -> bool:
         rf"Topics below enphase/{SERIAL}/\n"
         rf"(?:{TOPIC_CELL}(?:  {TOPIC_CELL}){{{cells - 1}}}\n)+\n"
         r"\d+ topics, \d+ messages"
-        r"(?:\nLook on from another terminal:\nmosquitto_sub (?:.*\\\n)*.*-v\nCtrl-C stops it\.)?"
+        r"(?:\nWatch from another terminal:\nmosquitto_sub (?:.*\\\n)*.*-v\nCtrl-C stops it\.)?"
     )
     return re.fullmatch(shape, text.strip()) is not None and max(map(len, lines)) == columns
 

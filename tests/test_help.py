@@ -34,6 +34,13 @@ def test_help_begins_with_the_first_steps(
     assert max(map(len, said.splitlines())) <= 100
 
 
+def test_without_a_command_it_shows_the_first_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "first steps:" in said.err
+
+
 def shell(name: str) -> str:
     found = shutil.which(name)
     if found is None and os.environ.get("CI"):

@@ -322,6 +322,13 @@ def test_the_files_of_others_are_not_even_opened(monkeypatch: pytest.MonkeyPatch
     assert plain(load().gateway.token) == SECRET
 
 
+@pytest.mark.parametrize("name", ["gateway__token", "MQTT__PASSWORD"])
+def test_a_secret_file_needs_the_whole_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `BRIDGE_`, as systemd's folder of secrets has them, it would be ignored."""
+    folder = credentials(monkeypatch, **{name: SECRET})
+    assert refusal() == f"{folder / name}: must be called bridge_{name.lower()}"
+
+
 def test_secret_files_may_be_links(monkeypatch: pytest.MonkeyPatch) -> None:
     """Container engines mount them as links."""
     folder = credentials(monkeypatch)
@@ -713,7 +720,26 @@ def test_a_file_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(13, "Permission denied", "bridge.toml")
 
     monkeypatch.setattr(Path, "read_text", forbidden)
-    assert refusal() == "bridge.toml: Permission denied"
+    assert refusal() == f"bridge.toml: Permission denied; let user {os.geteuid()} read it"
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quotes_that_nobody_has_removed_are_told(quote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`docker run --env-file` passes them on, and the broker would refuse the password."""
+    environment(monkeypatch, MQTT__USERNAME="bridge", MQTT__PASSWORD=f"{quote}{SECRET}{quote}")
+    assert refusal() == (
+        "BRIDGE_MQTT__PASSWORD: has quotes around its value, which `docker run --env-file` keeps: "
+        "remove them there, or put the value in a secret file"
+    )
+
+
+def test_a_password_may_contain_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one of the same kind at both ends is a slip, and a file may have any."""
+    environment(monkeypatch, MQTT__USERNAME="bridge", MQTT__PASSWORD="'it\"")
+    assert plain(load().mqtt.password) == "'it\""
+    environment(monkeypatch, MQTT__PASSWORD="")
+    Path(".env").write_text("""BRIDGE_MQTT__PASSWORD="'it'"\n""")
+    assert plain(load().mqtt.password) == "'it'"
 
 
 # Secrets are never shown

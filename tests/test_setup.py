@@ -119,7 +119,7 @@ def test_a_pasted_token_and_a_toml_file(
         answers = (token, "", "", "off", *its_broker, port)
         told = answered(shell, *answers, arguments=("--output", "etc/bridge.toml"), listen=3.0)
     assert told.code == 0
-    assert "or its address) [2]: " in told.text
+    assert "a number, or its address) [2]: " in told.text
     assert told.text.endswith("\nNow: BRIDGE_CONFIG=etc/bridge.toml iqgateway2mqtt run\n")
     assert tomllib.loads(Path("etc/bridge.toml").read_text()) == {
         "gateway": {"token": token, "host": address},
@@ -160,7 +160,7 @@ def test_what_the_environment_sets_too_is_told(
     shell.set(mqtt__url="mqtt://elsewhere")
     told = answered(shell, home.token(), address, "", "", *its_broker, "")
     assert told.code == 0
-    assert "But the environment sets BRIDGE_MQTT__URL, too, and goes first: remove that there." in told.text
+    assert "But the environment sets BRIDGE_MQTT__URL, too, which counts more: remove it there." in told.text
 
 
 # What does not work
@@ -194,7 +194,7 @@ def test_wrong_answers_about_all_else(shell: Shell, home: Simulator, address: st
     there, taken = broker.url.removeprefix("mqtt://"), broker.url.rpartition(":")[2]
     told = answered(
         *(shell, home.token(), address, "x" * 65, "Haus", "devices", "OFF"),
-        *(NOWHERE, "", there, BROKER_USER, "wrong", "ftp://somewhere", "-"),
+        *(NOWHERE, "", there, BROKER_USER, "wrong", "ftp://somewhere"),
         *(f"{BROKER_USER}:{quote(BROKER_PASSWORD)}@{there}", taken, "port", ""),
     )
     assert told.code == 0
@@ -212,6 +212,18 @@ def test_wrong_answers_about_all_else(shell: Shell, home: Simulator, address: st
     written = dotenv_values(".env", interpolate=False)
     assert (written["BRIDGE_MQTT__URL"], written["BRIDGE_MQTT__PASSWORD"]) == (broker.url, BROKER_PASSWORD)
     assert written["BRIDGE_HOMEASSISTANT__DISCOVERY"] == "off"
+
+
+def test_an_address_that_can_not_be_one_is_not_offered_again(
+    shell: Shell, home: Simulator, address: str, its_broker: tuple[str, str, str]
+) -> None:
+    """It is often a password that was typed one question too late."""
+    typed = "pass#phrase"
+    shell.secrets.add(typed)
+    told = answered(shell, home.token(), address, "", "", typed, *its_broker, "")
+    assert told.code == 0
+    assert [text.partition(" ")[0] for text in problems(told)] == ["must"]
+    assert told.text.count("Its password") == 1, "the address was refused before the next question"
 
 
 def test_a_token_is_a_token_wherever_it_is_given(
@@ -303,9 +315,14 @@ def test_an_existing_file_is_shown_and_changed(
         "broker": f"{its_broker[0]}, user {BROKER_USER}",
         "page": "no page",
     }
+    assert told.text.endswith("\nNow: iqgateway2mqtt run\n")
     assert Path(".env").read_text() == before
 
-    told = answered(shell, "3, 1", "", USER, PASSWORD, "-")
+    told = answered(shell, "localhost", "7", "")
+    assert problems(told) == ["must be numbers from 1 to 6, such as 1,2"] * 2
+    assert "Nothing was written" in told.text
+
+    told = answered(shell, "name, 1", "", USER, PASSWORD, "-")
     assert told.code == 0
     changed = Path(".env").read_text()
     assert changed.startswith(mine)
@@ -325,6 +342,7 @@ def test_another_gateway_needs_another_token(shell: Shell, home: Simulator, addr
     assert file.read()["gateway"] == {"host": place, "token": token}
     assert problems(told)[0].startswith("the token is for gateway 122301003111, this one is 122302003222: ")
     assert problems(told)[1:5] == [NO_TOKEN] * 4
+    assert told.text.endswith("\n1 problem.\n\nWhen that is solved: iqgateway2mqtt run\n"), "its broker is away"
 
 
 def test_a_token_that_works_is_not_lost_to_one_that_does_not(shell: Shell, home: Simulator, address: str) -> None:

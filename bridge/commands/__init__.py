@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridge import __version__
-from bridge.commands.report import EXIT_CONFIGURATION, OutputLost, give_up_output, guard_output, install_command
+from bridge.commands.report import (
+    EXIT_CONFIGURATION,
+    EXIT_USAGE,
+    OutputLost,
+    give_up_output,
+    guard_output,
+    install_command,
+)
 from bridge.model import DAY_S, HOUR_S, BadSetting
 from bridge.settings import MAX_PORT, load, topic_name
 from bridge.simulator import HOME_NAMES, PERSONALITY_NAMES
@@ -305,10 +312,13 @@ def _completion(shell: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None, timing: "CommandTiming | None" = None) -> int:
-    """Run one command. Returns its exit code; exits with 2 if the command line is wrong.
+    """Run one command, or show the help if none is given. Returns its exit code; exits with 2 if it is wrong.
 
     `timing` replaces the times for which `check`, `capture` and `setup` wait.
     """
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser().print_help(sys.stderr)
+        return EXIT_USAGE
     given = parser().parse_args(arguments)
     match given.command:
         case "demo":

@@ -59,7 +59,7 @@ from bridge.pipeline import repaired
 from bridge.service.identity import UNCONFIRMED
 from bridge.service.poller import periods
 from bridge.service.sources import ALL_MISSING, ALL_REFUSED
-from bridge.settings import ENVIRONMENT, GatewaySettings, LogSettings, Settings, found
+from bridge.settings import ENVIRONMENT, GatewaySettings, LogSettings, Settings, found, nothing_set
 from bridge.site.clamp import doubts
 from bridge.state import IdentityState
 from bridge.store import Store
@@ -319,8 +319,8 @@ def _short(fingerprint: str) -> str:
 def _check_settings(settings: Settings, report: Report) -> None:
     report.section("Settings")
     places = {place: names for place, names in found().items() if names}
-    if not places:
-        report.note("none", f"using the defaults: gateway {settings.gateway.host}, broker {settings.mqtt.url}")
+    if text := nothing_set():
+        report.note("none", text)
     above: set[str] = set()
     for place, names in places.items():
         step, text = ("environment", "") if place == ENVIRONMENT else ("file", f"{place}: ")

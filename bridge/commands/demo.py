@@ -120,7 +120,7 @@ class Screen:
     async def open(self) -> AsyncIterator[None]:
         """Show what is sent during the block."""
         if not self._is_terminal:
-            command = f"Look on from another terminal:  {' '.join(self._look_on)}\n" if self._look_on else ""
+            command = f"Watch from another terminal:  {' '.join(self._look_on)}\n" if self._look_on else ""
             print(f"{self._title}\n{command}Ctrl-C stops it.\n", flush=True)
             yield
             return
@@ -306,7 +306,10 @@ async def _serve_alone(app: Simulator | Replay, name: str, host: str, port: int,
                 account = {"GATEWAY__USERNAME": USER, "GATEWAY__PASSWORD": PASSWORD}
                 urls = {f"CLOUD__{name.upper()}": value for name, value in _cloud_urls(cloud).items()}
                 _print_settings({**common, **account, **urls}, ", with an account in place of the token")
-            print("\n`iqgateway2mqtt once` then prints its values. Ctrl-C stops the simulation.", flush=True)
+            print(
+                "\nPaste one of these. `iqgateway2mqtt once` then prints its values. `iqgateway2mqtt run` needs a"
+            )
+            print("broker, too (BRIDGE_MQTT__URL). Ctrl-C stops the simulation.", flush=True)
             await asyncio.Event().wait()
 
 

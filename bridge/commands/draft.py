@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-from bridge.commands.report import Report
+from bridge.commands.report import EXIT_CONFIGURATION, Report
 from bridge.commands.terminal import ask
 from bridge.commands.token import describe
 from bridge.gateway.token import Token
@@ -136,7 +136,7 @@ def _described(draft: SettingsDraft) -> Mapping[str, str]:
 
 
 def choose(draft: SettingsDraft, place: Path) -> Collection[str]:
-    """Show the settings that the file has, and ask which ones to change.
+    """Show the settings that the file has, and ask which ones to change, by their numbers or names.
 
     Raises:
         InputEnded: the input has ended.
@@ -146,8 +146,13 @@ def choose(draft: SettingsDraft, place: Path) -> Collection[str]:
     for number, (topic, text) in enumerate(known.items(), 1):
         draft.report.fact(str(number), f"{topic:10} {text or 'missing'}")
     missing = " ".join(str(number) for number, text in enumerate(known.values(), 1) if not text)
-    given = ask(f"Numbers of those to change{'' if missing else ' (empty: none)'}", missing)
-    return [topic for number, topic in enumerate(known, 1) if str(number) in re.split(r"[\s,]+", given)]
+    names = {str(number): topic for number, topic in enumerate(known, 1)} | {topic: topic for topic in known}
+    while True:
+        given = ask(f"Numbers of those to change{'' if missing else ' (empty: none)'}", missing).lower()
+        words = {*re.split(r"[\s,]+", given)} - {""}
+        if words <= names.keys():
+            return {names[word] for word in words}
+        draft.report.problem("answer", f"must be numbers from 1 to {len(known)}, such as 1,2", EXIT_CONFIGURATION)
 
 
 # Addresses as people type them

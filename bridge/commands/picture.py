@@ -99,7 +99,7 @@ class Picture:
         ]
         foot = ["", *textwrap.wrap(f"{len(self._topics)} topics, {self._messages} messages", width)]
         if self._look_on and not ended:
-            foot += ["Look on from another terminal:", *_in_lines(self._look_on, width)]
+            foot += ["Watch from another terminal:", *_in_lines(self._look_on, width)]
         if not ended:
             foot += ["Ctrl-C stops it."]
         foot += [line for text in warnings for line in textwrap.wrap(text, width)]

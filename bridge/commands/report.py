@@ -29,6 +29,8 @@ FAILING_ADVICE = "if this lasts, restart the gateway; to report it, see `iqgatew
 # reports a failure as a state.
 EXIT_NOT_IN_FORCE = 1
 """Of `set`: the gateway does not do what was asked, or no longer."""
+EXIT_USAGE = 2
+"""The command line is wrong."""
 EXIT_UNAVAILABLE = 69
 EXIT_REFUSED = 77
 EXIT_CONFIGURATION = 78

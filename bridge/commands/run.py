@@ -34,7 +34,7 @@ from bridge.service.assembly import make_homes, make_poller
 from bridge.service.bridge import Bridge
 from bridge.service.sources import SourceState
 from bridge.service.status import GatewayStatus, Status
-from bridge.settings import GatewaySettings, Settings, homes, load
+from bridge.settings import GatewaySettings, Settings, homes, load, nothing_set
 from bridge.store import Store
 
 LOG = logging.getLogger(__name__)
@@ -247,6 +247,8 @@ def run(settings: Settings) -> int:
     """
     require_listener(settings)
     configure_log(settings.log)
+    if text := nothing_set():
+        LOG.info(text)
     faulthandler.enable(STDERR)  # systemd's watchdog sends SIGABRT: the log then shows where the program hung
     asyncio.run(_run(settings))
     return 0

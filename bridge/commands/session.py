@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from bridge.commands.report import EXIT_UNAVAILABLE, Report, configure_log, plural
 from bridge.endpoints import BY_SOURCE
 from bridge.gateway import open_gateway
-from bridge.gateway.errors import HOST_SETTING, other_scheme
+from bridge.gateway.errors import HOST_SETTING, NO_GATEWAY, other_scheme
 from bridge.gateway.mdns import DiscoveredGateway, discover
 from bridge.model import Answer, BadAnswer, BadSetting, BridgeError, Facts, SourceName, Unavailable, Unsupported
 from bridge.service.identity import Identity
@@ -262,8 +262,8 @@ def _no_gateway() -> Iterator[None]:
     """Turn '/info is missing' into BadAnswer: every gateway answers `/info`, also without a token."""
     try:
         yield
-    except Unsupported as error:
-        raise BadAnswer(f"what answers there is not an IQ Gateway ({error})") from None
+    except Unsupported:
+        raise BadAnswer(NO_GATEWAY) from None
 
 
 def chosen(settings: Settings, name: str | None) -> tuple[GatewaySettings, ...]:

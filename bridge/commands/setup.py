@@ -128,10 +128,10 @@ class GatewayQuestions:
         found = self._found()
         for number, gateway in enumerate(found, 1):
             self._report.fact(str(number), f"gateway {gateway.serial} at {gateway.host}")
-        hint = "a number from this list, or its address" if found else "its address, as your router shows it"
+        how = "a number, or its address" if found else "none was found: its address, as your router shows it"
         likely = next((str(number) for number, one in enumerate(found, 1) if one.serial in self._expected), "1")
         known = self._draft.of("gateway", "host") or "envoy.local"
-        given = ask(f"Which gateway ({hint})", likely if found else known)
+        given = ask(f"Which gateway ({how})", likely if found else known)
         if looks_like_token(given):
             return self._take_token(given)
         listed = given.isdecimal() and 0 < int(given) <= len(found)
@@ -212,7 +212,7 @@ class OtherQuestions:
             print(
                 "They find the devices by themselves. Before Home Assistant 2024.11 and openHAB 5.2, they need the"
             )
-            print("form `component`; who uses neither chooses `off`.")
+            print("form `component`. If you use neither, choose `off`.")
             self._draft.ask_until_accepted("discovery", self._ask_discovery)
         if "broker" in wanted:
             self._report.section("Broker")
@@ -232,6 +232,7 @@ class OtherQuestions:
 
     def _ask_broker(self) -> Check:
         given = broker_of(_plain("Address of the MQTT broker", self._tried["url"]))
+        self._draft.settings(mqtt=given)
         user = given["username"] or _optional("User name at the broker", "none", self._tried["username"])
         if user and not given["username"]:
             given |= {"username": user, "password": ask(ITS_PASSWORD, secret=True)}
@@ -353,16 +354,14 @@ def run(
         with unseen():
             _ask_all(draft, file, interfaces, timing, show=show)
     except SetupAborted as end:
-        problem = f"{end}: start `{PROGRAM} setup` again when you know one; what works has not to be entered again"
+        problem = f"{end}: start `{PROGRAM} setup` again when you know one; you need not enter again what works"
     except InputEnded:
         return _stopped("no more answers: nothing was written", EXIT_CONFIGURATION)
     except KeyboardInterrupt:
         return _stopped("nothing was written", EXIT_STOPPED)
     if show:
-        print(
-            f"\nThe environment for a container; it holds secrets:\n\n{changed_environment('', draft.sections)}",
-            end="",
-        )
+        print("\nThe environment for a container; it holds secrets:\n")
+        print(changed_environment("", draft.sections), end="")
     else:
         file = _write(draft, known, file)
     if problem:
@@ -380,17 +379,17 @@ def _write(draft: SettingsDraft, known: Sections, file: SettingsFile) -> Setting
     report.section(f"Written to {file.path}, readable only by its owner")
     twice = sorted({*filled(draft.sections)} & {name.upper() for name in os.environ})
     if twice and not in_container():  # there, the environment comes from this file
-        print(f"But the environment sets {', '.join(twice)}, too, and goes first: remove that there.")
+        print(f"But the environment sets {', '.join(twice)}, too, which counts more: remove it there.")
     return file
 
 
 def _check(settings: Settings, file: SettingsFile, timing: CommandTiming, *, existed: bool) -> int:
     print("\nA first check, as by `iqgateway2mqtt check`:", flush=True)
     try:
-        check.run(settings, None, accept_key=False, timing=timing, places=False)
+        code = check.run(settings, None, accept_key=False, timing=timing, places=False)
     except KeyboardInterrupt:
         return _stopped(f"the settings are in {file.path}", EXIT_STOPPED)
-    print(f"\nNow: {next_command(file.path, existed=existed)}")
+    print(f"\n{'When that is solved' if code else 'Now'}: {next_command(file.path, existed=existed)}")
     return 0
 
 

@@ -186,9 +186,9 @@ class Commands:
         if now < self._written_at + WRITE_PAUSE_S:
             return None
         for command in tuple(self._waiting):
+            if self._must_wait(command, now):
+                continue
             if command.target in self.values:
-                if self._must_wait(command, now):
-                    continue
                 self._waiting.remove(command)
                 return command
             if all_known:

@@ -102,14 +102,17 @@ class ControlValues:
         self.contacts_until = now + CONTACTS_STAND_S
 
     def steady(self, source: SourceName, readings: Sequence[Reading], now: float) -> Sequence[Reading]:
-        """The readings, with the states of contacts as they were while the gateway tells them falsely."""
+        """The readings, with the states of contacts as they were while the gateway tells them falsely.
+
+        Those of which nothing was read before have no value.
+        """
         if source is not SourceName.DRY_CONTACTS or not self.contacts_stand(now):
             return readings
         return [self._held(reading) for reading in readings]
 
     def _held(self, reading: Reading) -> Reading:
-        known = self.get(f"{reading.device}/{reading.name}")
-        return replace(reading, value=known.value) if known and isinstance(known.value, str) else reading
+        known = self.observed(f"{reading.device}/{reading.name}")
+        return replace(reading, value=known if isinstance(known, str) else None)
 
     # What they mean for a command
 

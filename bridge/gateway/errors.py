@@ -132,6 +132,9 @@ def other_scheme(url: str) -> str:
     return f"firmware from 7 on speaks TLS: set {HOST_SETTING}={host}"
 
 
+NO_GATEWAY = "what answers there is not an IQ Gateway (it has no page /info)"
+
+
 def at_first_contact(error: BridgeError, url: str) -> str:
     """What the owner can do about an error of `/info` at a gateway that has never answered at this URL.
 

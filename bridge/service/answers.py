@@ -43,9 +43,11 @@ class CommandsState(FileState):
     suffix: ClassVar[str] = "_commands"
 
     answers: tuple[SavedAnswer, ...] = ()
+    contacts_until: float | None = None
+    """until when (unix time) the states of contacts can't be believed"""
 
     @classmethod
-    def of(cls, answers: Iterable[CommandAnswer]) -> "CommandsState":
+    def of(cls, answers: Iterable[CommandAnswer], contacts_until: float | None) -> "CommandsState":
         """The state with these answers."""
         saved = (
             SavedAnswer(
@@ -60,7 +62,7 @@ class CommandsState(FileState):
             for one in answers
             if one.state is not CommandState.REFUSED
         )
-        return cls(answers=tuple(saved))
+        return cls(answers=tuple(saved), contacts_until=contacts_until)
 
     @property
     def outcomes(self) -> Iterator[CommandAnswer]:

@@ -122,6 +122,7 @@ def make_poller(
         store,
         publisher=AnswerPublisher(publish, names_of(settings, gateway), settings.mqtt.payload, now=now, log=log),
         allowed=settings.control.allowed(gateway),
+        now=now,
         log=log,
     )
     has_own_period = any(poll.period(endpoint.source) is not None for endpoint in ENDPOINTS if endpoint.site_powers)

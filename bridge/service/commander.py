@@ -17,6 +17,7 @@ from bridge.control import (
 )
 from bridge.control.changes import SettingChange
 from bridge.control.progress import LOOK_PAUSE_S, Command, Commands
+from bridge.control.values import CONTACTS_STAND_S
 from bridge.endpoints import CONTROLS, Parsed
 from bridge.gateway.client import Gateway
 from bridge.gateway.errors import EndpointRefused, GatewayFault, KeyChanged, TokenRejected
@@ -43,7 +44,10 @@ Poll = Callable[[Source], Awaitable[BridgeError | None]]
 
 
 class Commander:
-    """The commands to one gateway. `allowed` are the groups of values that they may set. Times are the loop's."""
+    """The commands to one gateway. `allowed` are the groups of values that they may set.
+
+    Times are the loop's, except those of `now`, which is the wall clock.
+    """
 
     def __init__(
         self,
@@ -54,11 +58,12 @@ class Commander:
         *,
         publisher: AnswerPublisher,
         allowed: frozenset[str],
+        now: Callable[[], float],
         log: GatewayLog,
     ) -> None:
         self._gateway, self._identity, self._sources, self._store = gateway, identity, sources, store
         self._publisher, self._log, self._is_on = publisher, log, bool(allowed)
-        self._time = asyncio.get_running_loop().time
+        self._time, self._now = asyncio.get_running_loop().time, now
         self._commands = Commands(CONTROLS, allowed)
         self._news = asyncio.Event()
         self._unchecked: dict[Command, tuple[SettingChange, float]] = {}
@@ -111,7 +116,10 @@ class Commander:
 
     def open(self, serial: str) -> None:
         """Close the commands that were open when the bridge ended last."""
-        self._commands.answers.restore(self._store.load(serial, CommandsState).outcomes, "the bridge was stopped")
+        state = self._store.load(serial, CommandsState)
+        self._commands.answers.restore(state.outcomes, "the bridge was stopped")
+        left = min(CONTACTS_STAND_S, (state.contacts_until or 0.0) - self._now())
+        self._commands.values.contacts_until = self._time() + left
         self._tell()
 
     async def step(self, poll: Poll, *, is_away: bool) -> bool:
@@ -193,6 +201,9 @@ class Commander:
         if command.asked.dry_run:
             self._commands.end(command, CommandState.ACCEPTED, change.told)
             return
+        if change.source is SourceName.DRY_CONTACT_SETTINGS:  # kept before the write: a restart may follow it
+            self._commands.values.contacts_written(self._time())
+            self._is_saved = False
         self._save()
         await self._write(command, change)
 
@@ -231,7 +242,10 @@ class Commander:
             if change.source is source.name:
                 self._check(command, change, body)
         self._tell()
-        return parsed if steady is parsed.readings else replace(parsed, readings=steady)
+        if steady is parsed.readings:
+            return parsed
+        known = [reading for reading in steady if reading.value is not None]
+        return replace(parsed, readings=known)  # what an earlier run has published stands
 
     def _check(self, command: Command, change: SettingChange, body: bytes) -> None:
         """Compare what is stored now with what was written."""
@@ -268,7 +282,9 @@ class Commander:
         if serial is None or self._is_saved:
             return
         self._is_saved, self._saved_at = True, self._time()
-        self._store.save(serial, CommandsState.of(self._commands.answers))
+        left = self._commands.values.contacts_until - self._time()
+        until = self._now() + left if left > 0 else None
+        self._store.save(serial, CommandsState.of(self._commands.answers, until))
 
     def _tell(self) -> None:
         for outcome in self._commands.answers.take():

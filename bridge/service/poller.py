@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 
 from bridge.endpoints import ENDPOINTS, Endpoint, Parsed
 from bridge.gateway.client import Gateway
-from bridge.gateway.errors import CloudRejected, CloudUnavailable, KeyChanged, TokenRejected, at_first_contact
+from bridge.gateway.errors import (
+    NO_GATEWAY,
+    CloudRejected,
+    CloudUnavailable,
+    KeyChanged,
+    TokenRejected,
+    at_first_contact,
+)
 from bridge.model import (
     NEVER,
     Answer,
@@ -312,7 +319,8 @@ class Poller:
             return
         another_gateway = source is self._info and isinstance(error, Rejected)
         if isinstance(error, Unsupported):
-            self.sources.record_missing(source, error)
+            if self.sources.record_missing(source, error):
+                self.output.lose(source)
             if source.name is SourceName.METERS and self.identity.facts.meters is None:
                 self.identity.facts = replace(self.identity.facts, meters=())
             self._succeed(source)
@@ -333,7 +341,7 @@ class Poller:
 def _of_info(failure: BridgeError, identity: Identity, url: str) -> BridgeError:
     """A failure of `/info`, which every gateway has; at the first contact with advice about the settings."""
     advice = at_first_contact(failure, url) if identity.is_stranger else ""
-    error = Unavailable(f"{failure}: this is no IQ Gateway") if isinstance(failure, Unsupported) else failure
+    error = Unavailable(NO_GATEWAY) if isinstance(failure, Unsupported) else failure
     if advice:
         error.args = (f"{error}; {advice}",)  # the class stays, which callers act on
     return error

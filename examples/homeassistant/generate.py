@@ -55,6 +55,11 @@ LIMIT_TEXT = """\
 <ha-icon icon="mdi:transmission-tower-off"></ha-icon> **Solar power is limited:** \
 {{ states('sensor.limits_production_limit_cause') }}"""
 """A card says why solar power is limited, while it is. A tile would cut the text."""
+LAST_COMMAND, GRID_RELAY = "sensor.iq_gateway_last_command", "switch.grid_relay_connection"
+GRID_WARNING = (
+    "Shall the connection to the grid be switched? Off the grid, only batteries, panels and generator supply the "
+    "home. When they are empty, it is dark."
+)
 METERS = {
     "Grid meter": ("net_consumption_meter", "mdi:transmission-tower", "blue"),
     "Solar meter": ("production_meter", "mdi:solar-power-variant", "amber"),
@@ -162,7 +167,42 @@ def now() -> Card:
             everywhere=True,
         ),
     ]
-    return view("Now", "now", "mdi:solar-power-variant", 3, [section(flow), section(today), section(gateway)])
+    sections = [section(flow), section(today), section(gateway), control()]
+    return view("Now", "now", "mdi:solar-power-variant", 3, sections)
+
+
+def control() -> Card:
+    """Return what may be set. It is hidden where commands are not allowed: there are no such entities then."""
+    cards = [
+        heading("Control", "mdi:tune"),
+        setting("select.storage_control_mode", "Mode", "mdi:home-battery", "select-options"),
+        setting("number.storage_control_reserve", "Reserve", "mdi:battery-lock", "numeric-input"),
+        asked(
+            "switch.storage_control_charge_from_grid",
+            "Charge from grid",
+            "mdi:battery-charging",
+            "Shall this be changed? The battery may buy energy from the grid.",
+        ),
+        setting("select.generator_command", "Generator", "mdi:engine", "select-options"),
+        asked(GRID_RELAY, "Connection to the grid", "mdi:transmission-tower", GRID_WARNING),
+        tile(LAST_COMMAND, "Last command", "grey", icon="mdi:message-check-outline", columns="full"),
+    ]
+    known = [condition for card in cards if "entity" in card for condition in there(card["entity"])]
+    return {**section(cards), "visibility": [{"condition": "or", "conditions": known}]}
+
+
+def setting(entity: str, name: str, icon: str, feature: str) -> Card:
+    """Return a tile with a selection, or with a field for a number."""
+    card = tile(entity, name, "teal", icon=icon, columns="full")
+    style = {"style": "buttons"} if feature == "numeric-input" else {}
+    return {**card, "features": [{"type": feature, **style}]}
+
+
+def asked(entity: str, name: str, icon: str, question: str) -> Card:
+    """Return a tile that switches only after a confirmation, wherever it is tapped."""
+    toggle = {"action": "toggle", "confirmation": {"text": question}}
+    card = tile(entity, name, "red", icon=icon, columns="full")
+    return {**card, "tap_action": toggle, "icon_tap_action": toggle}
 
 
 def power_flow(height: int, shown: Iterable[str]) -> Card:

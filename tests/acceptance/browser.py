@@ -54,6 +54,21 @@ TAGS = """
   return tags;
 })()
 """
+PLACE = """
+((tag, text) => {
+  let place = null;
+  const walk = (node) => {
+    if (node.tagName && node.tagName.toLowerCase() === tag && node.textContent.includes(text)) {
+      const box = node.getBoundingClientRect();
+      if (box.width && box.height) place = place || [box.x, box.y, box.width, box.height];
+    }
+    if (node.shadowRoot) walk(node.shadowRoot);
+    node.childNodes.forEach(walk);
+  };
+  walk(document.body);
+  return place;
+})
+"""
 
 
 class Page:
@@ -62,6 +77,7 @@ class Page:
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._ids = socket, itertools.count(1)
         self._session: Mapping[str, str] = {}
+        self._seen: tuple[str, str, Any] | None = None
 
     async def open(self, width: int, height: int, scale: float, script: str) -> None:
         """An empty page of this size; `script` runs before those of each document."""
@@ -85,6 +101,27 @@ class Page:
 
     async def tags(self) -> list[str]:
         return list(await self._evaluate(TAGS))
+
+    async def click(self, tag: str, text: str = "", *, times: int = 1) -> bool:
+        """Press the left button on the first visible element with this tag and text, if it rests where it was seen
+        at the last call. Returns whether it did.
+        """
+        place = await self._evaluate(f"({PLACE})({json.dumps(tag)}, {json.dumps(text)})")
+        before, self._seen = self._seen, (tag, text, place)
+        if not place or before != self._seen:
+            return False
+        x, y, width, height = place
+        where = {"x": x + width / 2, "y": y + height / 2, "button": "left", "clickCount": times}
+        for what in ("mousePressed", "mouseReleased"):
+            await self._do("Input.dispatchMouseEvent", type=what, **where)
+        return True
+
+    async def write(self, text: str) -> None:
+        """Type a text in place of what is selected, and press Enter."""
+        await self._do("Input.insertText", text=text)
+        enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+        for what in ("keyDown", "keyUp"):
+            await self._do("Input.dispatchKeyEvent", type=what, **enter)
 
     async def picture(self) -> bytes:
         """As PNG."""

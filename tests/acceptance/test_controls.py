@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from assistant import HomeAssistant, Owned
 from brokers import Mosquitto
+from browser import browsing
 from houses import House, housed
 from install import NEWEST, Release
 from running import running, settings, ticking
+from test_dashboard import need_browser, signed_in
 
 from bridge.settings import Settings
 from bridge.simulator import HOMES
@@ -147,6 +149,49 @@ async def test_each_platform_shows_what_the_gateway_does(owned: Callable[[Releas
             }
         writes = {name: len(one.simulator.writes()) for name, one in at.houses.items()}
         assert writes == {"obeys": 5, "ignores": 1, "stale-file": 0}
+        assert troubles(ha) == []
+
+
+CARD: Mapping[str, Any] = {
+    "type": "entities",
+    "show_header_toggle": False,
+    "entities": [entity.format("obeys") for entity in (RESERVE, MODE, PUMP, PUMP_STARTS)],
+}
+
+
+@pytest.mark.may_log("values wait for more than 30 s")
+async def test_a_person_can_operate_each_platform(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
+    """The slider's middle is 50 %."""
+    need_browser()
+    async with (
+        street(owned(NEWEST), tmp_path, "obeys") as at,
+        running(at.settings("all,grid")),
+        browsing(tmp_path) as page,
+    ):
+        ha = at.ha
+        await ha.until(at.shows(PUMP, "obeys", "on"))
+        about = {"url_path": "set-it", "title": "Set it", "mode": "storage"}
+        await ha.ask("lovelace/dashboards/create", show_in_sidebar=True, require_admin=False, **about)
+        await ha.ask("lovelace/config/save", url_path="set-it", config={"views": [{"cards": [CARD]}]})
+        await page.open(600, 900, 1, signed_in(ha))
+        await page.go(f"{ha.url}/set-it/0")
+
+        async def press(tag: str, text: str = "", times: int = 1) -> None:
+            await ha.until(lambda: page.click(tag, text, times=times))
+
+        await press("ha-slider")
+        await ha.until(at.tells("obeys", "reserve 50: confirmed"))
+        await press("ha-select")
+        await press("ha-list-item", "Economy")
+        await ha.until(at.tells("obeys", "mode economy: confirmed"))
+        await press("ha-switch")
+        await ha.until(at.tells("obeys", "nc1 state open: confirmed"))
+        await press("ha-textfield", times=3)
+        await page.write("07:45")
+        await ha.until(at.tells("obeys", "nc1 essential_start 07:45: confirmed"))
+        for entity, state in (RESERVE, "50"), (MODE, "Economy"), (PUMP, "off"), (PUMP_STARTS, "07:45"):
+            await ha.until(at.shows(entity, "obeys", state))
+        assert len(at.houses["obeys"].simulator.writes()) == len(CARD["entities"])
         assert troubles(ha) == []
 
 

@@ -110,6 +110,12 @@ def _others(selected: SourceSelection, latest: Values) -> float | None:
     return None if known is None else sum(value if key[0] == "+" else -value for key, value in known.items())
 
 
+def _with_given(values: Values, energies: Energies, now: float, period: float) -> Values:
+    """The values, with what a battery that no meter counts has given until now, where that is known."""
+    given = energies.given(now, max(LONGEST_STEP_S, LONGEST_STEP_PERIODS * period))
+    return values if given is None else {**values, GIVEN_PAIR: given}
+
+
 class SiteEnergies:
     """Counts the energies of one site. `netted` nets the phases of the grid's meter; `zone` is where days begin."""
 
@@ -216,10 +222,10 @@ class SiteEnergies:
         by_sum = selected.counts_with_sums
         if by_sum and not self._sum.is_moment(answer.now):
             return
-        values = dict(moment.lately if by_sum else moment.values)
+        values = moment.lately if by_sum else moment.values
         period = max(answer.period, self._battery_period) if selected.integrates else answer.period
         if selected.integrates:
-            values |= self._given(answer.now, period)
+            values = _with_given(values, own, answer.now, period)
         if selected.grid_parts:
             parts = complete(selected.grid_parts, values, answer.held)
             one, generator = not (selected.integrates or by_sum), moment.on_generator
@@ -233,11 +239,6 @@ class SiteEnergies:
                 self.events.append(Event(HOME_NEGATIVE, text, warning=True))
         self._battery_read = False
 
-    def _given(self, now: float, period: float) -> Values:
-        """What a battery that no meter counts has given until now; nothing where that is unknown."""
-        given = self._energies.given(now, max(LONGEST_STEP_S, LONGEST_STEP_PERIODS * period))
-        return {} if given is None else {GIVEN_PAIR: given}
-
     def totals(self, moment: Moment) -> Totals | None:
         """The microinverters' sum, and the site's counters when it changed; `None` while it is unknown."""
         pcu = moment.latest.get(PCU_PAIR)
@@ -248,7 +249,7 @@ class SiteEnergies:
 
     def _totals(self, moment: Moment, pcu: float) -> Totals:
         home, solar = self._energies.counters.tallies.get("home"), self._energies.counters.published.get(SOLAR)
-        latest = {**moment.latest, **self._given(moment.now, self._battery_period)}
+        latest = _with_given(moment.latest, self._energies, moment.now, self._battery_period)
         others = _others(moment.selected, latest), moment.third_party
         return Totals(moment.now, pcu, solar, home.total if home else None, *others)
 
@@ -263,13 +264,12 @@ class SiteEnergies:
     def take_over(self, began: Totals, moment: Moment) -> None:
         """Count what the production meter has missed since `began`, by the microinverters' sum."""
         own, pcu = self._energies.counters, moment.latest[PCU_PAIR]
-        latest = {**moment.latest, **self._given(moment.now, self._battery_period)}
-        others = _others(moment.selected, latest)
+        latest = _with_given(moment.latest, self._energies, moment.now, self._battery_period)
+        others, home = _others(moment.selected, latest), own.tallies.get("home")
         offset = began.offset(moment.third_party)
         if offset is not None:
             own.take_over(SOLAR, _owner(moment.selected), pcu + (moment.third_party or 0.0), offset)
             own.left.pop(SOLAR, None)  # what the meter counts meanwhile is not believed
-        home = own.tallies.get("home")
         is_of_solar = any(key.startswith(SOLAR_PARTS) for key in moment.selected.home_parts)
         if not is_of_solar or home is None or began.home is None or began.others is None or others is None:
             return

@@ -179,6 +179,8 @@ class Judge:
         net = change.imported - change.exported
         imported = change.phases_imported if is_gap else change.imported
         exported = change.phases_exported if is_gap else change.exported
+        if is_gap and self.world.house.kind.total_ct:  # only the net is known: both are what is usual then
+            imported, exported = imported * (1 + SHARED_BY_HOURS), exported * (1 + SHARED_BY_HOURS)
         self._add("imported", max(0.0, net), imported)
         self._add("exported", max(0.0, -net), exported)
 

@@ -6,14 +6,22 @@ simulated days in two processes. Each complaint is a sentence; a combination wit
     python benchmarks/true_numbers.py                 plays all, and writes the table of docs/numbers.md
     python benchmarks/true_numbers.py DAYS [KIND]    plays so many days without a fault, to be right within 0.5 %
     python benchmarks/true_numbers.py KIND [FAULT]   plays those whose names begin so, or all faults of `KIND`
+
+With `--results FILE` each result is a line of that file, and what the file has already is not played again. So an
+interrupted matrix goes on where it stopped; the file must be of one state of the program. `--table` plays nothing
+and writes the table of what the file has.
 """
 
+import argparse
+import json
 import multiprocessing
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,17 +88,39 @@ def _pairs(first: str, second: str) -> list[tuple[str, str]]:
     ]
 
 
-def main(first: str = "", second: str = "") -> int:
-    pairs = _pairs(first, second)
-    started, found = time.monotonic(), list[Verdict]()
-    for verdict in verdicts(pairs):
+def _known(file: Path) -> list[Verdict]:
+    """Return the results in a file."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [Verdict(**json.loads(line)) for line in lines]
+
+
+def _sentence(found: Sequence[Verdict]) -> str:
+    """Say how much of the matrix was played, and when."""
+    possible, wrong = len(_pairs("", "")), sum(bool(verdict.complaints) for verdict in found)
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    return f"{len(found)} of {possible} combinations were played on {today}; {wrong} of them were wrong."
+
+
+def main(first: str, second: str, results: Path | None, *, table_only: bool) -> int:
+    pairs = [] if table_only else _pairs(first, second)
+    started, found = time.monotonic(), _known(results) if results else []
+    played = {(verdict.kind, verdict.fault) for verdict in found}
+    for verdict in verdicts([pair for pair in pairs if pair not in played]):
         found.append(verdict)
+        if results:
+            with results.open("a") as file:
+                print(json.dumps(asdict(verdict)), file=file)
         print(f"{len(found)}/{len(pairs)} {verdict} ({verdict.seconds:.0f} s)", flush=True)
     print(f"\n{table(found)}\n\n{(time.monotonic() - started) / 60:.0f} minutes")
     if not first:
-        write(table(found))
+        write(f"{_sentence(found)}\n\n{table(found)}")
     return int(any(verdict.complaints for verdict in found))
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", metavar="DAYS|KIND", nargs="?", default="")
+    parser.add_argument("second", metavar="KIND|FAULT", nargs="?", default="")
+    parser.add_argument("--results", metavar="FILE", type=Path)
+    parser.add_argument("--table", dest="table_only", action="store_true")
+    sys.exit(main(**vars(parser.parse_args())))

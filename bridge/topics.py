@@ -132,6 +132,11 @@ class Row:
     def key(self) -> "Key":
         return self.device, self.phase, self.measurement.name
 
+    @property
+    def unknown(self) -> Reading:
+        """Its reading where its source has no value for it."""
+        return Reading(self.device, self.phase, self.measurement, None)
+
     def is_gone(self, now: float) -> bool:
         return self.absent_since is not None and now - self.absent_since >= VALUE_GONE_AFTER_S
 
@@ -237,6 +242,10 @@ class RowTable:
         due = (keys for keys in missing.values() if all(self._rows[key].is_gone(now) for key in keys))
         return fresh, [key for keys in due for key in keys]
 
+    def given_by(self, source: str) -> list[Row]:
+        """The rows that a source gives."""
+        return [row for row in self._rows.values() if row.source == source and row.absent_since is None]
+
     def remove(self, key: Key) -> bool:
         """Remove a row that is gone. Returns whether it was the last one of its device."""
         row = self.gone[key] = self._rows.pop(key)
@@ -278,7 +287,7 @@ class Tree:
         self._readings[source] = newest
         absent, gone = self.rows.note_absent(source, mine, when.timestamp()) if mine else ((), ())
         for row in absent:  # its last value would stay, and nothing would say that it is old
-            mine[row.key] = Reading(row.device, row.phase, row.measurement, None)
+            mine[row.key] = row.unknown
         if self._values:
             yield from (self._value(key, r) for key, r in mine.items() if not r.measurement.document_only)
         for key in gone:

@@ -447,6 +447,17 @@ def test_a_retained_value_of_unknown_age_may_have_risen_by_1_kwh(when: float, ri
     assert gateway.values(delivered(PRODUCTION + rise)) == [PRODUCTION + (rise if good else 0)]
 
 
+def test_a_retained_sum_may_have_stood_still_for_a_quarter_of_an_hour() -> None:
+    """The sum of 8 kW changes every 15 minutes, and the topic is a minute old: it has risen by 2 kWh at once."""
+    gateway = Gateway()
+    gateway.cap = 8_000.0
+    pcu = "energy/production-pcu"
+    gateway.ledger.seed(f"{pcu}/energy_delivered", 1e6, START - 60)
+
+    assert gateway.values(delivered(1e6 + 2_000, device=pcu), source="energy") == [1e6 + 2_000]
+    assert gateway.wait(900).values(delivered(1e6 + 9_000, device=pcu), source="energy") == [1e6 + 2_000]
+
+
 @pytest.mark.parametrize(("age", "published"), [(60, 1e6), (30 * 86_400, 6e6)])
 def test_a_retained_value_of_known_age_protects_against_spikes(age: float, published: float) -> None:
     gateway = Gateway()

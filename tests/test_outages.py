@@ -265,7 +265,7 @@ async def test_a_gateway_that_lets_us_read_nothing_is_a_problem(
             home.simulator.faults.add(place, fault)
         async with running(home.settings()):
             await until(lambda: words in (home.topic("gateway/problem") or ""))
-            await until(lambda: set(home.availability) == {"info"})
+            await until(lambda: home.availability == {"info": "online", "wifi": "online", "site": "offline"})
             home.simulator.faults.clear("/api/*")
             await until(lambda: home.topic("gateway/problem") == "none")
             await until(lambda: home.availability.get("production") == "online")

@@ -117,6 +117,17 @@ async def test_a_hundred_thousand_retained_topics_cost_little(tmp_path: Path) ->
         assert peak < 20_000_000
 
 
+async def test_the_log_says_why_it_connects_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The bridge's own connection is logged at the same moment."""
+    caplog.set_level("INFO")
+    with Mosquitto(tmp_path) as broker:
+        await seeds(broker)
+    assert caplog.messages == [
+        f"Connected to {broker.url} with MQTT 5",
+        "That connection only reads the earlier values from the broker",
+    ]
+
+
 async def test_a_broker_that_is_down_tells_nothing(tmp_path: Path) -> None:
     assert await seeds(Mosquitto(tmp_path)) == {}
 

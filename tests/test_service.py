@@ -11,6 +11,7 @@ from houses import House, house, housed, publish
 from running import running, settings, tree, until
 
 from bridge.endpoints import BY_SOURCE
+from bridge.model import SourceName
 from bridge.simulator.gateway import DEVICE_DATA_PATH, INVERTERS_PATH, LIVEDATA_PATH, METERS_PATH
 from bridge.simulator.meters import STREAM_DURATION_S as QUARTER
 from bridge.simulator.meters import STREAM_PATH
@@ -334,6 +335,29 @@ async def test_an_endpoint_that_is_not_there_has_no_availability(tmp_path: Path)
         there = {source: "online" for source in SOURCES if source not in gear}
         await until(lambda: home.availability == there)
         assert not any(home.simulator.count(BY_SOURCE[source].path) for source in gear - {"device_list"})
+
+
+@pytest.mark.hasty
+async def test_values_of_an_endpoint_that_goes_are_unknown(tmp_path: Path) -> None:
+    """A firmware update may take it away, while the gateway runs or while the bridge does not. It may come back."""
+    relay = BY_SOURCE[SourceName.RELAY].path
+    async with house(tmp_path, "split-phase") as home:
+
+        async def becomes(state: str) -> None:
+            await until(lambda: home.topic("relay/mains/state") == state)
+            document = json.loads(home.seen[f"enphase/{home.serial}/relay/mains"])
+            assert (document["state"] or "None") == state
+
+        async with running(home.settings()):
+            await becomes("closed")
+            home.simulator.faults.add(relay, "404")
+            await becomes("None")
+            await until(lambda: "relay" not in home.availability)
+            home.simulator.faults.clear()
+            await becomes("closed")
+        home.simulator.faults.add(relay, "404")
+        async with running(home.settings()):
+            await becomes("None")
 
 
 async def test_two_gateways_have_trees_of_their_own(tmp_path: Path) -> None:

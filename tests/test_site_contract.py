@@ -370,15 +370,24 @@ NOISE_W = 1.6
 class Roof:
     """Twenty microinverters that make `made` W together, and a home that uses 700 W, in rounds of 15 minutes.
 
-    The production meter shows `share` of what is made.
+    The production meter shows `share` of what is made. No meter counts the battery, which gives `battery` W.
     """
 
-    def __init__(self, house: Answering, *, made: float = 3600, share: float = 1.0, relay: str = "closed") -> None:
+    def __init__(
+        self,
+        house: Answering,
+        *,
+        made: float = 3600,
+        share: float = 1.0,
+        relay: str = "closed",
+        battery: float = 0.0,
+    ) -> None:
         self.house, self.made, self.share, self.relay, self.t = house, made, share, relay, 0.0
+        self.battery = battery
         self.pcu, self.delivered, self.received = 4.9e6, 5e6, 0.0
         self.imported, self.exported = 1e6, 2e6
         self.reports = True
-        house.inventory(0, soc=None)
+        house.inventory(0, soc=50 if battery else None)
         house.meters(0)
         self.read()
         self.read()
@@ -387,7 +396,10 @@ class Roof:
 
     def read(self) -> None:
         meter = self.made * self.share - NOISE_W, self.delivered, self.received
-        self.house.readings(self.t, production=meter, net=(700 - self.made, self.imported, self.exported))
+        if self.battery:
+            self.house.batteries(self.t, self.battery)
+        net = 700 - self.made - self.battery
+        self.house.readings(self.t, production=meter, net=(net, self.imported, self.exported))
 
     def round(self, count: int = 1, *, share: float | None = None, made: float | None = None) -> None:
         self.share = self.share if share is None else share
@@ -401,7 +413,7 @@ class Roof:
 
     def _minute(self, t: float) -> None:
         self.t = t
-        counted, net = self.made * self.share / 60, (700 - self.made) / 60
+        counted, net = self.made * self.share / 60, (700 - self.made - self.battery) / 60
         self.delivered += max(0, counted)
         self.received += NOISE_W / 60 - min(0, counted)
         self.imported, self.exported = self.imported + max(0, net), self.exported - min(0, net)
@@ -446,6 +458,16 @@ def test_a_clamp_that_falls_off_is_found_in_three_rounds(share: float) -> None:
     assert house["solar/energy_lifetime"] == pytest.approx(5e6 + 21 * 900, abs=965)
     assert house["solar/energy_lifetime"] <= 5e6 + 21 * 900 + 5
     assert house["home/energy_lifetime"] == pytest.approx(21 * 175, abs=205)
+
+
+@pytest.mark.parametrize("battery", [500.0, -1500.0])
+def test_the_home_loses_nothing_beside_a_battery_without_a_meter(battery: float) -> None:
+    """What the battery gives or takes belongs to what is made up for when the clamp is found to be reversed."""
+    roof = Roof(house := Answering("production", "net", periods={"readings": MINUTE}), battery=battery)
+    roof.round(4)
+    roof.round(8, share=-1.0)
+    assert house["solar/source"] == "energy/production-pcu"
+    assert house["home/energy_lifetime"] == pytest.approx(12 * 175, abs=40)
 
 
 def test_a_suspicion_outlives_a_restart() -> None:

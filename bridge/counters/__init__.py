@@ -227,7 +227,7 @@ class Ledger:
         key, now = _key(reading), self._clock.time
         before = state = self._counters.get(key) or CounterState()
         if seed := self._seeds.pop(key, None):
-            state = state.at_least(*seed, now)
+            state = state.at_least(*seed, now, UPDATES_EVERY_S.get(source, 0.0))
         if state.signed or (reading.quantity.unit == "varh" and raw < 0):
             self._counters[key] = replace(state, signed=True, held=None)
             return Outcome(Kind.PUBLISHED, raw)

@@ -233,16 +233,22 @@ class CounterState:
             self, raw=raw, offset=offset, changed_at=now, seen_at=now, held=None, counted=0.0, unread=0.0
         )
 
-    def at_least(self, published: float, when: float, now: float) -> "CounterState":
-        """A copy that publishes no less than the Wh that were published at the time `when`; 0 if unknown."""
+    def at_least(self, published: float, when: float, now: float, stall: float = 0.0) -> "CounterState":
+        """A copy that publishes no less than the Wh that were published at the time `when`; 0 if unknown.
+
+        The counter may have stood still for `stall` seconds before that time.
+        """
         when = when if when <= now else 0.0
         if self.raw is None:
             when = when or now
-            return replace(self, raw=published, changed_at=when, seen_at=when, held=None)
+            return replace(self, raw=published, changed_at=when - stall, seen_at=when, held=None)
         if published > (self.published or 0.0):
             when = max(when, self.changed_at)
             raw, seen_at = published - self.offset, max(when, self.seen_at)
-            return replace(self, raw=raw, changed_at=when, seen_at=seen_at, held=None)  # it has counted on since
+            changed_at = max(when - stall, self.changed_at)
+            return replace(
+                self, raw=raw, changed_at=changed_at, seen_at=seen_at, held=None
+            )  # it has counted on since
         return self
 
     def after_clock_change(self, now: float) -> "CounterState":

@@ -247,6 +247,11 @@ class GatewayOutput:
         )
         self._identified.save_if_due()
 
+    def lose(self, source: Source) -> None:
+        """Publish that the gateway no longer has a source."""
+        if self._identified:
+            self._identified.publisher.lose(source.name, self._now())
+
     def _flows(self, pipeline: Pipeline, processed: Processed) -> Sequence[Reading]:
         try:
             return pipeline.flows(processed.answer)

@@ -319,7 +319,8 @@ class Poller:
             return
         another_gateway = source is self._info and isinstance(error, Rejected)
         if isinstance(error, Unsupported):
-            self.sources.record_missing(source, error)
+            if self.sources.record_missing(source, error):
+                self.output.lose(source)
             if source.name is SourceName.METERS and self.identity.facts.meters is None:
                 self.identity.facts = replace(self.identity.facts, meters=())
             self._succeed(source)

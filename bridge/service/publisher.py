@@ -188,12 +188,14 @@ class GatewayPublisher:
         self._diagnosed: tuple[tuple[object, ...], float] | None = None
 
     def publish_values(self, source: str, readings: Sequence[Reading], when: float) -> bool:
-        """Publish the values of a good answer that came at `when` (unix time). Returns whether they may be sent at
-        once: new values have to wait until discovery has announced them.
-        """
+        """Publish values of `when` (unix time). Returns whether they may be sent before discovery announces any."""
         self._observed.take(readings)
         self._send(source, self._tree.values(source, readings, datetime.fromtimestamp(when, UTC)))
         return self._announced is not None and self._announced[0] == self._version
+
+    def lose(self, source: str, when: float) -> None:
+        """Publish `None` for the values of a source that the gateway no longer has: old ones would look new."""
+        self._update(source, [row.unknown for row in self._tree.rows.given_by(source)], when)
 
     def publish_documents(self, source: str, flows: Readings, when: float, in_force: Readings = ()) -> list[Event]:
         """Publish an answer's documents, the site's `flows`, and what is `in_force`. Returns events."""
@@ -228,10 +230,7 @@ class GatewayPublisher:
                 self._publish(Message(topic, "", qos=1, priority=Priority.AVAILABILITY))
 
     def publish_diagnostics(self, diagnostics: Diagnostics, now: float, when: float) -> None:
-        """Publish the diagnostics: when an urgent one has changed, and otherwise once a minute.
-
-        `now` is a monotonic time, `when` the unix time of the messages.
-        """
+        """Publish diagnostics (`now`: monotonic, `when`: unix) each minute, or when an urgent one has changed."""
         urgent = diagnostics.urgent
         if self._diagnosed and self._diagnosed[0] == urgent and now - self._diagnosed[1] < DIAGNOSTICS_INTERVAL_S:
             return

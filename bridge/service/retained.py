@@ -334,6 +334,7 @@ async def _read(
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
             await broker.connect()
+            LOG.info("That connection only reads the earlier values from the broker")
             await _wait_until_quiet(broker, marker, news)
     except (BridgeError, TimeoutError) as error:
         LOG.info("can't read the earlier values from the broker: %s", str(error) or "too many")

@@ -279,8 +279,8 @@ class Sources:
 
     @property
     def access_problem(self) -> str | None:
-        """Why the gateway gives nothing but `/info`; `None` if it gives more."""
-        others = [source for source in self if source.name is not SourceName.INFO]
+        """Why the gateway gives nothing of the system, but only facts of its own; `None` if it gives more."""
+        others = [source for source in self if source.name not in {SourceName.INFO, SourceName.WIFI}]
         if not others or any(source.state is not SourceState.ABSENT for source in others):
             return None
         return ALL_REFUSED if any(source.refused for source in others) else ALL_MISSING
@@ -340,12 +340,13 @@ class Sources:
             self._logged.add(source.name)
             self._log.warning("%s: %s", source.name, error, extra=_extra(source, "source_failed"))
 
-    def record_missing(self, source: Source, error: BridgeError) -> None:
-        """Note that the gateway answers, and does not have this source or refuses it to everybody."""
+    def record_missing(self, source: Source, error: BridgeError) -> bool:
+        """Note that the gateway has no such source, or refuses it to everybody. Returns whether that is new."""
         self._failures_in_a_row = 0
         source.refused = isinstance(error, EndpointRefused)
-        if source.record_missing():
+        if has_changed := source.record_missing():
             self._log.info("%s: %s", source.name, error, extra=_extra(source, "source_absent"))
+        return has_changed
 
     def record_success(self, now: float) -> bool:
         """Note that the gateway can be used. Returns whether it was offline before."""

@@ -103,11 +103,17 @@ def _owner(selected: SourceSelection) -> str:
     return owner_of(device for device, _ in selected.solar_counters)
 
 
-def _others(moment: Moment) -> float | None:
+def _others(selected: SourceSelection, latest: Values) -> float | None:
     """What the home's energy is made of beside solar, in Wh; `None` where it is unknown."""
-    keys = [key for key in moment.selected.home_parts if not key.startswith(SOLAR_PARTS)]
-    known = complete(keys, moment.latest, ())
+    keys = [key for key in selected.home_parts if not key.startswith(SOLAR_PARTS)]
+    known = complete(keys, latest, ())
     return None if known is None else sum(value if key[0] == "+" else -value for key, value in known.items())
+
+
+def _with_given(values: Values, energies: Energies, now: float, period: float) -> Values:
+    """The values, with what a battery that no meter counts has given until now, where that is known."""
+    given = energies.given(now, max(LONGEST_STEP_S, LONGEST_STEP_PERIODS * period))
+    return values if given is None else {**values, GIVEN_PAIR: given}
 
 
 class SiteEnergies:
@@ -216,11 +222,10 @@ class SiteEnergies:
         by_sum = selected.counts_with_sums
         if by_sum and not self._sum.is_moment(answer.now):
             return
-        values = dict(moment.lately if by_sum else moment.values)
+        values = moment.lately if by_sum else moment.values
         period = max(answer.period, self._battery_period) if selected.integrates else answer.period
         if selected.integrates:
-            given = own.given(answer.now, max(LONGEST_STEP_S, LONGEST_STEP_PERIODS * period))
-            values |= {} if given is None else {GIVEN_PAIR: given}
+            values = _with_given(values, own, answer.now, period)
         if selected.grid_parts:
             parts = complete(selected.grid_parts, values, answer.held)
             one, generator = not (selected.integrates or by_sum), moment.on_generator
@@ -244,7 +249,8 @@ class SiteEnergies:
 
     def _totals(self, moment: Moment, pcu: float) -> Totals:
         home, solar = self._energies.counters.tallies.get("home"), self._energies.counters.published.get(SOLAR)
-        others = _others(moment), moment.third_party
+        latest = _with_given(moment.latest, self._energies, moment.now, self._battery_period)
+        others = _others(moment.selected, latest), moment.third_party
         return Totals(moment.now, pcu, solar, home.total if home else None, *others)
 
     def charged(self, moment: Moment) -> float | None:
@@ -257,18 +263,19 @@ class SiteEnergies:
 
     def take_over(self, began: Totals, moment: Moment) -> None:
         """Count what the production meter has missed since `began`, by the microinverters' sum."""
-        own, pcu, others = self._energies.counters, moment.latest[PCU_PAIR], _others(moment)
+        own, pcu = self._energies.counters, moment.latest[PCU_PAIR]
+        latest = _with_given(moment.latest, self._energies, moment.now, self._battery_period)
+        others, home = _others(moment.selected, latest), own.tallies.get("home")
         offset = began.offset(moment.third_party)
         if offset is not None:
             own.take_over(SOLAR, _owner(moment.selected), pcu + (moment.third_party or 0.0), offset)
             own.left.pop(SOLAR, None)  # what the meter counts meanwhile is not believed
-        home = own.tallies.get("home")
         is_of_solar = any(key.startswith(SOLAR_PARTS) for key in moment.selected.home_parts)
         if not is_of_solar or home is None or began.home is None or began.others is None or others is None:
             return
         own.tallies["home"] = replace(home, carry=0.0, carry_at=None)
         own.count("home", pcu - began.pcu + others - began.others - (home.total - began.home), moment.now)
-        self._energies.begin(HOME_MARK, complete(moment.selected.home_parts, moment.latest, ()), moment.now)
+        self._energies.begin(HOME_MARK, complete(moment.selected.home_parts, latest, ()), moment.now)
 
     def _report_estimate(self, energy: float) -> None:
         if energy > 0:

@@ -118,7 +118,7 @@ async def _killed_twice(world: World, _judge: Judge) -> None:
 
 
 def lost_state(*, with_topics: bool) -> Part:
-    async def part(world: World, _judge: Judge) -> None:
+    async def part(world: World, judge: Judge) -> None:
         await world.until(12.0)
         with world.trouble():
             await world.stop_bridge()
@@ -126,6 +126,11 @@ def lost_state(*, with_topics: bool) -> Part:
             if not with_topics:
                 world.broker.retained.clear()
             await world.start_bridge()
+            if not with_topics and world.house.kind.total_ct:
+                # what the meter of all consumption has received is 0, which is believed after a quarter of an hour
+                judge.excuse("grid")
+                await world.sleep(1_200)
+                judge.resume()
 
     return part
 

@@ -143,8 +143,8 @@ class Judge:
     def _answered(self, path: str) -> None:
         now, gateway = self.world.now(), self.world.gateway
         self._advance()
-        meter = "total-consumption" if self.world.house.kind.total_ct else "net-consumption"
-        if path == READINGS and gateway.reads_well(meter) and not self.is_misled:
+        of_grid = ("total-consumption", "production") if self.world.house.kind.total_ct else ("net-consumption",)
+        if path == READINGS and all(map(gateway.reads_well, of_grid)) and not self.is_misled:
             self._look_at_grid(now)
         if (path == LIVE and gateway.live_is_fresh) or path == POWER:
             self._look_at_battery(now)
@@ -179,6 +179,8 @@ class Judge:
         net = change.imported - change.exported
         imported = change.phases_imported if is_gap else change.imported
         exported = change.phases_exported if is_gap else change.exported
+        if is_gap and self.world.house.kind.total_ct:  # only the net is known: both are what is usual then
+            imported, exported = imported * (1 + SHARED_BY_HOURS), exported * (1 + SHARED_BY_HOURS)
         self._add("imported", max(0.0, net), imported)
         self._add("exported", max(0.0, -net), exported)
 

@@ -122,10 +122,9 @@ class Measurement:
     `enabled` is set if Home Assistant enables the entity at first; `enabled_phases` is the same for single phases.
     `entity` is False if there is no entity for it. `document_only` values have neither an entity nor a topic.
     `interval` is the least number of seconds between two publications; `None` stands for the pace of its quantity,
-    which does not apply in profile `live`.
-    `fallback` values are used only while no other source has the same value without `fallback`.
-    `unused` is set for units that never worked here: their entities are disabled, and the gateway's serial number
-    in their names leaves the usual ids to the gateway that does use the unit.
+    which does not apply in profile `live`. `fallback` values are used only while no other source has the same value
+    without `fallback`. `unused` is set for units that never worked here: their entities are disabled, and the
+    gateway's serial number in their names leaves the usual ids to the gateway that does use the unit.
     """
 
     name: str
@@ -370,6 +369,7 @@ class BridgeError(Exception):
     │       ├── Blocked
     │       └── NotOnAccount
     ├── BadAnswer                 the answer is unusable
+    │   └── RequestRefused        400, and others that have no class
     ├── BadSetting                a setting is unusable
     └── MessageRefused            the broker refuses this message
     """

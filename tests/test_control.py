@@ -45,6 +45,9 @@ def reading(topic: str, value: Any) -> Reading:
     return Reading(device, None, Measurement(name, Quantity(), name), value)
 
 
+LOST = "the connection broke off"
+
+
 class Gateway:
     """The commands to a gateway that a test plays, second by second. `said` are the answers."""
 
@@ -62,8 +65,19 @@ class Gateway:
         self.commands.observe(source, [reading(topic, value) for topic, value in values.items()])
         self._listen()
 
-    def asks(self, target: str, value: Any, *, is_away: bool = False, **more: Any) -> None:
-        self.commands.ask(Asked(target, value, **more), next(self._ids), self.now, is_away=is_away)
+    def asks(
+        self,
+        target: str,
+        value: Any,
+        *,
+        is_away: bool = False,
+        all_known: bool = True,
+        refusal: CommandRefused | None = None,
+        **more: Any,
+    ) -> None:
+        self.commands.all_known = all_known
+        asked = Asked(target, value, **more)
+        self.commands.ask(asked, next(self._ids), self.now, is_away=is_away, refusal=refusal)
         self._listen()
 
     def waits(self, seconds: float) -> None:
@@ -73,7 +87,8 @@ class Gateway:
 
     def takes(self) -> Command | None:
         """The command to carry out now."""
-        command = self.commands.next(self.now, all_known=True)
+        self.commands.all_known = True
+        command = self.commands.next(self.now)
         self._listen()
         return command
 
@@ -562,6 +577,16 @@ def test_the_setting_that_stands_in_the_way_is_named() -> None:
     assert "storage/settings/optimized is ON" in str(gateway.last.reason)
 
 
+def test_what_is_not_stored_is_not_said_to_be() -> None:
+    gateway = Gateway()
+    gateway.asks(RESERVE, "30")
+    command = gateway.does()
+    gateway.commands.checked(command, is_stored=False, differences=())
+    gateway.tells(SourceName.SECCTRL, {PROOF: 20.0})
+    gateway.waits(90)
+    assert (gateway.last.state, gateway.last.reason) == ("ignored", "the gateway has not stored it")
+
+
 def test_a_gateway_that_tells_nothing_any_more_is_not_said_to_ignore() -> None:
     gateway = Gateway()
     gateway.asks(RESERVE, "30")
@@ -629,7 +654,7 @@ def test_a_write_whose_answer_is_lost_is_decided_within_a_minute_and_never_repea
     gateway.asks(RESERVE, "30")
     command = gateway.takes()
     assert command is not None
-    gateway.commands.lost(command, gateway.now)
+    gateway.commands.lost(command, gateway.now, LOST)
     gateway.commands.wrote(command, gateway.now)
     assert gateway.commands.look(gateway.now) is SourceName.SECCTRL
     for _ in range(60):
@@ -637,7 +662,18 @@ def test_a_write_whose_answer_is_lost_is_decided_within_a_minute_and_never_repea
         gateway.tells(SourceName.SECCTRL, {PROOF: in_force})
         gateway.waits(1)
     assert (gateway.states, gateway.last.final) == (["accepted", state], True)
-    assert ("the answer was lost" in str(gateway.last.reason)) is (state == "confirmed")
+    reasons = {"confirmed": "the answer was lost", "failed": f"{LOST}; it is not in force"}
+    assert gateway.last.reason == reasons[state]
+
+
+def test_after_a_lost_answer_nothing_is_said_of_what_could_not_be_read() -> None:
+    gateway = Gateway()
+    gateway.asks(RESERVE, "30")
+    command = gateway.takes()
+    assert command is not None
+    gateway.commands.lost(command, gateway.now, LOST)
+    gateway.waits(60)
+    assert gateway.last.reason == f"{LOST}; the gateway has not told since what is in force"
 
 
 @pytest.mark.parametrize(("is_stored", "state"), [(True, "unconfirmed"), (False, "failed")])
@@ -646,7 +682,7 @@ def test_a_lost_answer_where_nothing_tells_what_is_in_force(is_stored: bool, sta
     gateway.asks("storage/settings/optimized", "OFF")
     command = gateway.takes()
     assert command is not None
-    gateway.commands.lost(command, gateway.now)
+    gateway.commands.lost(command, gateway.now, LOST)
     gateway.commands.checked(command, is_stored=is_stored, differences=())
     gateway.waits(0)
     assert gateway.last.state == state
@@ -708,13 +744,41 @@ def test_a_spelling_that_the_gateway_has_told_is_used() -> None:
 
 
 def test_what_the_gateway_lacks_is_refused_once_everything_was_asked() -> None:
+    """What was accepted for all to see is refused for all to see."""
     gateway = Gateway(EVERYTHING)
-    gateway.commands = Commands(CONTROLS, EVERYTHING)
-    gateway.asks(RESERVE, "30")
-    assert gateway.commands.next(gateway.now, all_known=False) is None
+    gateway.asks("relay/nc9/state", "open", all_known=False)
+    assert gateway.commands.next(gateway.now) is None
     assert gateway.states == ["accepted"]
     assert gateway.takes() is None
-    assert gateway.states == ["accepted", "refused"]
+    assert (gateway.states, gateway.last.quiet) == (["accepted", "refused"], False)
+
+
+def test_what_the_gateway_is_known_to_lack_is_refused_at_once_and_only_its_sender_hears_of_it() -> None:
+    gateway = Gateway(EVERYTHING)
+    for number in range(15):
+        gateway.asks(f"relay/nc{number}/state", "open")
+    assert gateway.states == ["refused"] * 10
+    assert gateway.last.quiet
+    assert gateway.takes() is None
+
+
+@pytest.mark.parametrize(("target", "observed"), [(RESERVE, 20.0), ("limit/export/power", None), ("x/y/z", None)])
+def test_a_refusal_tells_what_is_in_force(target: str, observed: object) -> None:
+    gateway = Gateway(EVERYTHING)
+    gateway.asks(target, "130")
+    assert (gateway.states, gateway.last.observed) == (["refused"], observed)
+
+
+def test_a_message_that_can_not_be_read_does_not_end_the_command_whose_id_it_has() -> None:
+    gateway = Gateway()
+    gateway.asks(RESERVE, "30", id="a")
+    gateway.does()
+    gateway.asks(RESERVE, "31", id="a", refusal=CommandRefused("the request has an unknown field"))
+    gateway.asks(RESERVE, "31", id="b", refusal=CommandRefused("the request has an unknown field"))
+    assert [(answer.id, answer.state.value, answer.final) for answer in gateway.said[2:]] == [
+        ("a", "sent", False),
+        ("b", "refused", True),
+    ]
 
 
 # Order and bounds

@@ -15,8 +15,10 @@ from houses import House, house, publish
 from running import running, settled, ticking, until
 
 from bridge.control.values import CONTACTS_STAND_S
+from bridge.gateway.client import HttpLimits
 from bridge.service.answers import CommandsState
 from bridge.service.bridge import Bridge
+from bridge.simulator.faults import with_body
 from bridge.store import Store
 
 REQUEST_KEYS = {
@@ -213,6 +215,32 @@ async def test_the_outcome_is_the_true_one(tmp_path: Path, case: Case) -> None:
 
 
 @pytest.mark.hasty
+async def test_a_value_that_another_answer_tells_is_not_written_where_its_own_is_missing(tmp_path: Path) -> None:
+    """Without a controller there is no relay to command, although a sum of everything tells its state."""
+    async with commanded(tmp_path, "ac-batteries", "grid", "obeys") as home:
+        await until(lambda: home.house.topic("relay/mains/grid_connected") == "ON")
+        await home.request(set="relay/mains/grid_connected", value="OFF", force=True)
+        await home.until("accepted", "refused")
+        assert home.answers[-1]["reason"] == "this gateway does not have it now"
+        assert home.house.topic("command/state") == "refused"
+        assert not home.house.simulator.writes()
+
+
+@pytest.mark.hasty
+async def test_the_last_answer_of_all_is_kept_for_a_restart(tmp_path: Path) -> None:
+    async with house(tmp_path, STORAGE_HOME, "obeys") as built:
+        home = Commanded(built)
+        at = built.settings(control={"allow": "storage"})
+        store = Store(at.state_dir)
+        async with running(at):
+            await built.settled()
+            for name in ("first", "second", "third"):
+                await home.request(set=RESERVE, value=35, id=name, dry_run=True)
+            await home.until("accepted", "accepted", "accepted")
+            await until(lambda: len(store.reload(built.serial, CommandsState).answers) == 3)
+
+
+@pytest.mark.hasty
 async def test_the_newest_answer_is_retained_as_the_documents_say_and_announced(tmp_path: Path) -> None:
     async with commanded(tmp_path, STORAGE_HOME, "contacts", "obeys") as home:
         await home.set("relay/nc1/state", "open")
@@ -230,7 +258,18 @@ async def test_a_write_that_hangs_is_not_repeated(tmp_path: Path) -> None:
     async with commanded(tmp_path, STORAGE_HOME, "storage", "hangs") as home:
         await home.set(RESERVE, "35")
         await home.until("accepted", "failed")
-        assert "no answer" in home.answers[-1]["reason"]
+        assert "no whole answer in time" in home.answers[-1]["reason"]
+        assert len(home.house.simulator.writes()) == 1
+
+
+@pytest.mark.hasty
+async def test_an_answer_that_is_too_long_does_not_hide_that_it_was_written(tmp_path: Path) -> None:
+    async with commanded(tmp_path, STORAGE_HOME, "storage", "obeys") as home:
+        too_long = with_body("too long", lambda body: body + b" " * HttpLimits().body)
+        home.house.simulator.faults.add("writes", too_long, 1)
+        await home.set(RESERVE, "35")
+        await home.until("accepted", "confirmed")
+        assert home.answers[-1]["reason"] == "the answer was lost"
         assert len(home.house.simulator.writes()) == 1
 
 

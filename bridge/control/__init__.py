@@ -73,6 +73,10 @@ class Control:
         """The words that may be asked for."""
         return tuple(word for word, _ in self.words) if self.takes == "word" else ()
 
+    def proof_of(self, target: str) -> str | None:
+        """The topic that tells what is in force at a target; `None` where nothing tells it."""
+        return target if self.proof == "" else self.proof
+
     def read(self, value: object) -> WantedValue:
         """The wanted value, from a text or from the JSON value that means the same.
 

@@ -25,7 +25,7 @@ from bridge.control import (
     is_same,
 )
 from bridge.control.changes import SettingChange, make_change, make_sleep
-from bridge.control.values import OBEYED_ELSEWHERE, ControlValues, is_ignored, why_ignored
+from bridge.control.values import NOT_STORED, OBEYED_ELSEWHERE, ControlValues, is_ignored, why_ignored
 from bridge.model import NEVER, Facts, Reading, SourceName, printable
 
 MAX_WAITING = 8
@@ -43,15 +43,17 @@ WATCH_S = 300.0
 REPEATED_S, MAX_RECENT = 10.0, 100
 """Time in which a message that may have been delivered before counts as the one before, and how many are known."""
 NEWER = "a newer command asks for another value"
+LACKING = "this gateway does not have it now"
 NOT_TOLD = "it is stored, and this firmware does not tell whether it is in force"
-NOT_STORED = "the gateway has not stored it"
 
 
 @dataclass(slots=True, eq=False)
 class Command:
-    """A command that was accepted. `sent_at` is when the gateway took it, `lost_at` when its answer was lost.
+    """A command that was accepted. `sent_at` is when the gateway took it, `lost_at` when its answer was lost, and
+    `why_lost` tells why.
 
-    `is_over` is set once its outcome is known. `was_seen` is whether its proof was read since the write.
+    `is_over` is set once its outcome is known. `is_stored` is whether the settings had it after the write, as far
+    as is known, and `was_seen` whether its proof was read since.
     """
 
     asked: Asked
@@ -62,6 +64,8 @@ class Command:
     received_at: float
     sent_at: float | None = None
     lost_at: float | None = None
+    why_lost: str = ""
+    is_stored: bool = True
     was_seen: bool = False
     is_over: bool = False
     looked_at: float = NEVER
@@ -69,7 +73,7 @@ class Command:
     @property
     def proof(self) -> str | None:
         """The topic that tells what is in force."""
-        return self.target if self.control.proof == "" else self.control.proof
+        return self.control.proof_of(self.target)
 
     @property
     def ends_at(self) -> float:
@@ -77,6 +81,21 @@ class Command:
         if self.sent_at is None:
             return (self.lost_at or 0.0) + (WATCH_S if self.is_over else LOST_S)
         return self.sent_at + (WATCH_S if self.is_over else self.control.within)
+
+    def expires_at(self, contacts_until: float) -> float:
+        """When it has waited for too long. The time in which contacts stand does not count."""
+        expires = self.asked.expires
+        if expires is not None and expires < WAIT_MAX_S:
+            return self.received_at + expires
+        stands = self.control.source is SourceName.DRY_CONTACTS
+        return max(self.received_at, contacts_until if stands else NEVER) + WAIT_MAX_S
+
+    def unfulfilled(self, why_ignored: str) -> tuple[CommandState, str]:
+        """What has become of it where its time is over and the value was not seen in force, and why."""
+        lost = f"{self.why_lost}; " if self.sent_at is None else ""
+        if not self.was_seen:
+            return CommandState.FAILED, f"{lost}the gateway has not told since what is in force"
+        return (CommandState.FAILED, f"{lost}it is not in force") if lost else (CommandState.IGNORED, why_ignored)
 
 
 class Commands:
@@ -86,6 +105,8 @@ class Commands:
         self._table, self._allowed = table, allowed
         self.values = ControlValues(table)
         self.facts: Facts | None = None
+        self.all_known = False
+        """Whether every source was asked since the start."""
         self._waiting: list[Command] = []
         self._watched: list[Command] = []
         self.answers = Answers()
@@ -102,18 +123,24 @@ class Commands:
 
     # What is asked
 
-    def ask(self, asked: Asked, own_id: str, now: float, *, is_away: bool) -> None:
+    def ask(
+        self, asked: Asked, own_id: str, now: float, *, is_away: bool, refusal: CommandRefused | None = None
+    ) -> None:
         """Take a command, or refuse it. `own_id` is its id where the message has none.
 
-        `is_away` is whether the gateway is known to be offline.
+        `is_away` is whether the gateway is known to be offline, and `refusal` why the message can't be read. Such a
+        message does not end another command with its id.
         """
         if known := self._known(asked, now):
             self.answers.repeat(known, asked)
             return
+        if refusal is not None:
+            self.refuse(asked, refusal, "", now)
+            return
         try:
             command = self._command(asked, asked.id or own_id, now)
-        except CommandRefused as refusal:
-            self.refuse(asked, refusal, own_id, now)
+        except CommandRefused as why:
+            self.refuse(asked, why, own_id, now)
             return
         self._recent.append((now, command.target, asked.value, command.id))
         if is_away:
@@ -132,8 +159,11 @@ class Commands:
         if group and group not in self._warned:
             self._warned.add(group)
             note = f"a command for {printable(asked.target or '', MAX_SHOWN_LETTERS)} is {reason}"
-        name, state = asked.id or own_id, CommandState.REFUSED
-        self.answers.tell(CommandAnswer(asked, name, state, reason, quiet=refusal.quiet, note=note))
+        target, state = asked.target or "", CommandState.REFUSED
+        control = control_of(self._table, target)
+        value = self.values.observed(control.proof_of(target), target) if control else None
+        answer = CommandAnswer(asked, asked.id or own_id, state, reason, value, quiet=refusal.quiet, note=note)
+        self.answers.tell(answer)
 
     def _known(self, asked: Asked, now: float) -> CommandAnswer | None:
         """The newest answer to the same command, if it was asked for before."""
@@ -160,6 +190,8 @@ class Commands:
             raise CommandRefused(f"not allowed: add {group} to BRIDGE_CONTROL__ALLOW", quiet=True, needs=group)
         if control is None:
             raise CommandRefused("not built yet")
+        if self.all_known and target not in self.values:
+            raise CommandRefused(LACKING, quiet=True)
         if asked.hold:
             raise CommandRefused("hold is for limits only")
         wanted = self.values.spelt(control.read(asked.value))
@@ -178,11 +210,8 @@ class Commands:
 
     # What to do
 
-    def next(self, now: float, *, all_known: bool) -> Command | None:
-        """The command to carry out now. `all_known` is whether every source was asked since the start.
-
-        A command for a value that was never read waits until then.
-        """
+    def next(self, now: float) -> Command | None:
+        """The command to carry out now. One for a value that was never read waits until all sources were asked."""
         if now < self._written_at + WRITE_PAUSE_S:
             return None
         for command in tuple(self._waiting):
@@ -191,9 +220,9 @@ class Commands:
             if command.target in self.values:
                 self._waiting.remove(command)
                 return command
-            if all_known:
+            if self.all_known:
                 self._waiting.remove(command)
-                self.end(command, CommandState.REFUSED, "this gateway does not have it now", quiet=True)
+                self.end(command, CommandState.REFUSED, LACKING)
         return None
 
     def _must_wait(self, command: Command, now: float) -> bool:
@@ -217,7 +246,7 @@ class Commands:
         """Seconds until `next`, `look` or `tick` may have something to do."""
         times = [command.ends_at for command in self._watched]
         times += [one.looked_at + LOOK_PAUSE_S for one in self._watched if one.proof in self.values]
-        times += [self._expiry(command) for command in self._waiting]
+        times += [command.expires_at(self.values.contacts_until) for command in self._waiting]
         if self.refusals:
             times.append(self.refusals.ends_at)
         if self._waiting:
@@ -250,13 +279,14 @@ class Commands:
         self._tell(command, CommandState.SENT, final=False)
         self._watched.append(command)
 
-    def lost(self, command: Command, now: float) -> None:
+    def lost(self, command: Command, now: float, why: str) -> None:
         """The answer to the write was lost: it may have taken effect."""
-        command.lost_at = now
+        command.lost_at, command.why_lost = now, why
         self._watched.append(command)
 
     def checked(self, command: Command, *, is_stored: bool, differences: Sequence[str]) -> None:
         """The settings were read again after the write. Of those that were not asked for, some may differ."""
+        command.is_stored = is_stored
         if differences:
             note = f"{command.target}: more than this has changed: {'; '.join(differences)}"
             state = CommandState.ACCEPTED if command.sent_at is None else CommandState.SENT
@@ -292,28 +322,15 @@ class Commands:
 
     def tick(self, now: float) -> None:
         """End what has waited for too long, and what was watched for long enough."""
-        for command in [one for one in self._waiting if now >= self._expiry(one)]:
+        until = self.values.contacts_until
+        for command in [one for one in self._waiting if now >= one.expires_at(until)]:
             self._waiting.remove(command)
             self.end(command, CommandState.EXPIRED, "it has waited for too long")
         for command in [one for one in self._watched if now >= one.ends_at]:
             self._watched.remove(command)
-            if command.is_over:
-                continue
-            if command.sent_at is None:
-                self.end(command, CommandState.FAILED, "no answer, and it is not in force")
-            elif not command.was_seen:
-                self.end(command, CommandState.FAILED, "the gateway has not told since what is in force")
-            else:
-                why = why_ignored(self.values, command.control, self.facts)
-                self.end(command, CommandState.IGNORED, why)
-
-    def _expiry(self, command: Command) -> float:
-        """When a command has waited for too long. The time in which contacts stand does not count."""
-        expires = command.asked.expires
-        if expires is not None and expires < WAIT_MAX_S:
-            return command.received_at + expires
-        stands = command.control.source is SourceName.DRY_CONTACTS
-        return max(command.received_at, self.values.contacts_until if stands else NEVER) + WAIT_MAX_S
+            if not command.is_over:
+                why = why_ignored(self.values, command.control, self.facts, is_stored=command.is_stored)
+                self.end(command, *command.unfulfilled(why))
 
     def fail_waiting(self, reason: str) -> None:
         """End the commands that wait, since they can't be carried out."""
@@ -331,10 +348,10 @@ class Commands:
 
     # Answers
 
-    def end(self, command: Command, state: CommandState, reason: str, *, quiet: bool = False) -> None:
+    def end(self, command: Command, state: CommandState, reason: str) -> None:
         """Tell the last answer to a command, unless it is overridden later."""
         command.is_over = True
-        self._tell(command, state, reason, quiet=quiet)
+        self._tell(command, state, reason)
 
     def _tell(self, command: Command, state: CommandState, reason: str | None = None, **more: Any) -> None:
         value = self.values.observed(command.proof, command.target)

@@ -25,6 +25,7 @@ OPTIMIZED, BATTERY_CHARGE = "storage/settings/optimized", "storage/totals/soc"
 RESERVE_IN_FORCE = "storage/control/reserve"
 SLEEP_LEVELS, USUAL_SLEEP_LEVELS = ("sleep_soc_min", "sleep_soc_max"), (25.0, 30.0)
 """The levels for the sleep of an AC Battery, and the usual ones: only one that sleeps tells its own."""
+NOT_STORED = "the gateway has not stored it"
 OBEYED_ELSEWHERE = "this firmware stores it and obeys Enphase's app instead"
 
 
@@ -158,11 +159,13 @@ def is_ignored(control: Control, facts: Facts | None) -> bool:
     return control.ignored_from is not None and facts is not None and facts.is_from(control.ignored_from)
 
 
-def why_ignored(values: ControlValues, control: Control, facts: Facts | None) -> str:
-    """Why the value in force does not follow the one that is stored, as far as it is known."""
+def why_ignored(values: ControlValues, control: Control, facts: Facts | None, *, is_stored: bool) -> str:
+    """Why the value in force does not follow the one that was written, as far as it is known."""
     optimized = values.get(OPTIMIZED)
     if control.source is not SourceName.TARIFF:
         return "the gateway has taken it, and has not followed in time"
+    if not is_stored:
+        return NOT_STORED
     if is_ignored(control, facts):
         return OBEYED_ELSEWHERE
     if optimized is not None and optimized.value is True:

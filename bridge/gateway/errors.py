@@ -56,6 +56,10 @@ class EndpointRefused(Unsupported):
     """401 for one endpoint while the gateway calls the token valid, as 7.3.130 does on /ivp/ensemble/*."""
 
 
+class RequestRefused(BadAnswer):
+    """A status that tells that a request was not carried out, such as 400."""
+
+
 class TokenRejected(Rejected):
     """This token can't serve: another one is needed."""
 
@@ -177,6 +181,6 @@ def raise_for_status(status: int, path: str) -> None:
         case 429 | 500:
             raise GatewayFault(f"{path}: the gateway fails ({status})")
         case _ if not 200 <= status < 300:  # noqa: PLR2004 - success
-            raise BadAnswer(f"{path}: the gateway answers with status {status}")
+            raise RequestRefused(f"{path}: the gateway answers with status {status}")
         case _:
             return

@@ -16,16 +16,17 @@ from bridge.control import (
     read_value,
 )
 from bridge.control.changes import SettingChange
-from bridge.control.progress import LOOK_PAUSE_S, Command, Commands
+from bridge.control.progress import LACKING, LOOK_PAUSE_S, Command, Commands
 from bridge.control.values import CONTACTS_STAND_S
 from bridge.endpoints import CONTROLS, Parsed
 from bridge.gateway.client import Gateway
-from bridge.gateway.errors import EndpointRefused, GatewayFault, KeyChanged, TokenRejected
+from bridge.gateway.errors import EndpointRefused, GatewayFault, KeyChanged, RequestRefused, TokenRejected
 from bridge.model import (
     NEVER,
     BridgeError,
+    Rejected,
     SourceName,
-    Unavailable,
+    Unsupported,
     printable,
 )
 from bridge.mqtt import Received
@@ -84,13 +85,10 @@ class Commander:
             return
         asked, refusal = self._read(received, place)
         own_id, now = uuid4().hex[:12], self._time()
-        if refusal is not None:
-            self._commands.refuse(asked, refusal, "", now)
-        else:
-            self._commands.facts = self._identity.facts
-            is_away = self._sources.away(now) or self._sources.held(now)
-            self._commands.ask(asked, own_id, now, is_away=is_away)
-            self._news.set()
+        self._commands.facts, self._commands.all_known = self._identity.facts, self._sources.tried
+        is_away = self._sources.away(now) or self._sources.held(now)
+        self._commands.ask(asked, own_id, now, is_away=is_away, refusal=refusal)
+        self._news.set()
         self._tell()
 
     def _read(self, received: Received, place: str) -> tuple[Asked, CommandRefused | None]:
@@ -129,7 +127,7 @@ class Commander:
         asked for something.
         """
         self._news.clear()
-        if not self._commands:
+        if not self._commands and self._is_saved:
             return False
         now = self._time()
         self._commands.tick(now)
@@ -145,7 +143,8 @@ class Commander:
 
     async def _work(self, poll: Poll, now: float) -> bool:
         self._unchecked = {one: due for one, due in self._unchecked.items() if self._commands.is_watched(one)}
-        if command := self._commands.next(now, all_known=self._sources.tried):
+        self._commands.all_known = self._sources.tried
+        if command := self._commands.next(now):
             await self._carry_out(command, poll)
             return True
         unchecked = next((change.source for change, due in self._unchecked.values() if now >= due), None)
@@ -189,9 +188,12 @@ class Commander:
         self._bodies[source.name] = b""
         error = await self._ask(poll, source)
         body = self._bodies.pop(source.name)
-        if error is not None or not body:
-            why = f"what is stored can't be read: {error or 'no answer'}"
-            self._commands.end(command, CommandState.FAILED, why)
+        is_lacking = error is None and not body  # it is not asked for devices that it does not have
+        if is_lacking or isinstance(error, Unsupported):
+            self._commands.end(command, CommandState.REFUSED, str(error or LACKING))
+            return
+        if error is not None:
+            self._commands.end(command, CommandState.FAILED, f"what is stored can't be read: {error}")
             return
         try:
             change = self._commands.change(command, body)
@@ -213,14 +215,14 @@ class Commander:
             await self._gateway.fetch(change.request, deadline=WRITE_TIMEOUT_S)
         except (GatewayFault, KeyChanged, TokenRejected) as error:
             commands.end(command, CommandState.FAILED, str(error))
-        except Unavailable as error:
-            self._log.info("command %s: the answer was lost: %s", command.id, error, extra={"event": "command"})
-            commands.lost(command, self._time())
         except EndpointRefused as error:
             why = f"{error}: a token of the installer's role may be needed"
             commands.end(command, CommandState.REFUSED, why)
-        except BridgeError as error:
+        except (Unsupported, Rejected, RequestRefused) as error:
             commands.end(command, CommandState.REFUSED, str(error))
+        except BridgeError as error:  # also an answer that can't be used: it may come after the effect
+            self._log.info("command %s: the answer was lost: %s", command.id, error, extra={"event": "command"})
+            commands.lost(command, self._time(), str(error))
         else:
             commands.sent(command, self._time())
         commands.wrote(command, self._time())
@@ -260,9 +262,12 @@ class Commander:
 
     def delay(self, now: float) -> float:
         """Seconds until `step` may have something to do."""
-        if not self._commands:
-            return float("inf")
-        return min([self._commands.delay(now), *(max(0.0, due - now) for _, due in self._unchecked.values())])
+        times = [due for _, due in self._unchecked.values()]
+        if not self._is_saved:
+            times.append(self._saved_at + SAVE_PAUSE_S)
+        if self._commands:
+            times.append(now + self._commands.delay(now))
+        return max(0.0, min(times, default=float("inf")) - now)
 
     async def rest(self, seconds: float) -> None:
         """Wait so many seconds, or until a command comes."""

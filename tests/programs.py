@@ -12,6 +12,8 @@ from brokers import send
 from running import until
 
 BRIDGE_COMMAND = (sys.executable, "-m", "bridge")
+HEEDING = ("env", "--default-signal=INT,TERM")
+"""Runs a program that heeds Ctrl-C: those that a shell starts in the background ignore it."""
 
 
 @dataclass

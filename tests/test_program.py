@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 from brokers import free_port, needed
 from houses import house
-from programs import BRIDGE_COMMAND, started
+from programs import BRIDGE_COMMAND, HEEDING, started
 from running import until
 
-HEEDING = ("env", "--default-signal=INT,TERM")
-"""Runs a program that heeds Ctrl-C: those that a shell starts in the background ignore it."""
 COMMANDS = (
     "run",
     "demo",

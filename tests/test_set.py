@@ -14,7 +14,7 @@ import pytest
 from brokers import Mosquitto, Served, program
 from cli import EXIT_CONFIGURATION, EXIT_REFUSED, EXIT_UNAVAILABLE, Shell, shell
 from houses import House, house
-from programs import BRIDGE_COMMAND, started
+from programs import BRIDGE_COMMAND, HEEDING, started
 from running import running, ticking, until
 
 from bridge.commands.report import EXIT_STOPPED, Report
@@ -125,7 +125,7 @@ async def test_a_newer_command_ends_the_watch(tmp_path: Path, capsys: pytest.Cap
 
 async def test_ctrl_c_ends_it_with_the_usual_code(tmp_path: Path) -> None:
     async with obeying(tmp_path, "obeys") as home:
-        command = (*BRIDGE_COMMAND, "set", RESERVE, "35", "--watch")
+        command = (*HEEDING, *BRIDGE_COMMAND, "set", RESERVE, "35", "--watch")
         async with started(*command, env=environment(home.broker)) as watching:
             await until(lambda: any("confirmed" in line for line in watching.out))
             assert await watching.stop() == EXIT_STOPPED

@@ -34,6 +34,7 @@ SOURCES = [
     "dpel",
     "pvlimit",
     "firmware",
+    "wifi",
     "meters",
     "readings",
     "production",
@@ -49,7 +50,8 @@ UPDATE = "update_running update_status update_progress update_failure auto_updat
 GATEWAY = (
     "firmware serial_number part_number euaid sequence api_version metered web_tokens build_id build_time "
     "release_version release_stage time comms_bridge auto_scan inverters_total inverters_reporting "
-    "problem token_expires token_role certificate last_answer answer_time failures counters_held"
+    "wifi_connected wifi_signal problem token_expires token_role certificate last_answer answer_time failures "
+    "counters_held"
 )
 METER = "eid enabled metering_status status_flags phase_mode phase_count"
 ENERGIES = "energy_delivered energy_received apparent_energy reactive_energy_lagging reactive_energy_leading"

@@ -69,8 +69,9 @@ METERS = {
     },
     "no-cts": {},
 }
-GATEWAY = {"Connection", "Event", "Firmware", "Firmware update", "Problem", "Token expires", "Inverters reporting"}
+GATEWAY = {"Connection", "Event", "Firmware", "Problem", "Token expires", "Inverters reporting"}
 STORAGE = {
+    "IQ Gateway Firmware update",
     "Storage IQ Battery health",
     "Storage Mode",
     "Storage Reserve",
@@ -92,7 +93,7 @@ GEAR = {
 PHASES = {"three-phase": ("L1", "L2", "L3"), "split-phase": ("L1", "L2"), "no-cts": ()}
 INVERTERS = {"three-phase": 21, "split-phase": 16, "no-cts": 12}
 BATTERIES = {"three-phase": 2, "split-phase": 2, "no-cts": 0}
-ENABLED = {"three-phase": 93, "split-phase": 83, "no-cts": 24}
+ENABLED = {"three-phase": 93, "split-phase": 83, "no-cts": 23}
 
 
 AT_REST = {"event": "unknown", "update": "off"}

@@ -264,7 +264,7 @@ def test_letters_beyond_ascii_are_written_as_they_were_read() -> None:
 def test_numbers_that_depend_on_one_another_are_checked_together(
     target: str, value: float, settings: Mapping[str, Any]
 ) -> None:
-    with pytest.raises(CommandRefused, match=r"very_low_soc .* must be at most reserved_soc"):
+    with pytest.raises(CommandRefused, match=r"reserve_lowest .* must be at most reserve "):
         written(target, value, tariff(**settings))
 
 

@@ -19,7 +19,7 @@ from running import running, ticking, until
 
 from bridge.commands.report import EXIT_STOPPED, Report
 from bridge.commands.session import DEFAULT_TIMING, CommandTiming
-from bridge.commands.set import MEANINGS, Conversation, Wish
+from bridge.commands.set import MEANINGS, Conversation, ToldAnswer, Wish
 from bridge.control import CommandState
 
 __all__ = ["shell"]
@@ -94,6 +94,13 @@ async def test_what_is_refused_or_only_tried_is_told(tmp_path: Path, caplog: pyt
         assert home.simulator.writes() == []
     (line,) = [text for record in caplog.records if "refused (135" in (text := record.getMessage())]
     assert ", from iqgateway2mqtt set on " in line
+
+
+@pytest.mark.parametrize(("observed", "said"), [(True, "ON"), (False, "OFF"), (35, "35"), ("backup", "backup")])
+def test_what_is_in_force_is_told_in_the_words_of_its_topic(observed: object, said: str) -> None:
+    answer = ToldAnswer.read(json.dumps({"state": "confirmed", "final": True, "observed": observed}).encode())
+    assert answer is not None
+    assert answer.text == f"it is in force (in force: {said})"
 
 
 def test_each_state_has_its_exit_code() -> None:

@@ -24,6 +24,7 @@ from bridge.service.leftovers import names_of
 from bridge.service.peers import Peer, peer_topics, read_peer
 from bridge.settings import SITE_PLACEHOLDER, LogSettings, Settings
 from bridge.store import Store
+from bridge.topics import text as as_topic
 
 OTHERS_S = 0.5
 """Time after the first gateway in which the broker delivers what it has retained of the others."""
@@ -101,7 +102,10 @@ class ToldAnswer:
     def text(self) -> str:
         """What it says, in words."""
         said = self.reason or MEANINGS[self.state].text
-        return said if self.observed is None else f"{said} (in force: {shown(self.observed)})"
+        if self.observed is None:
+            return said
+        in_force = as_topic(self.observed) if isinstance(self.observed, bool) else shown(self.observed)
+        return f"{said} (in force: {in_force})"
 
 
 class PolledGateways:

@@ -54,6 +54,8 @@ DOCUMENTS: Mapping[SourceName, WriteShape] = {
 }
 ORDERED = (("very_low_soc", "reserved_soc", True), ("soc_low", "soc_high", False))
 """Numbers of one object of which the first may not be greater than the second, and whether both may be equal."""
+NAMES: Mapping[str, str] = {"very_low_soc": "reserve_lowest", "reserved_soc": "reserve"}
+"""What the topics call them, where the gateway calls them otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,8 @@ def _check_order(given: Mapping[str, Any]) -> None:
         if least is None or most is None or least < most or (may_be_equal and least == most):
             continue
         relation = "at most" if may_be_equal else "less than"
-        raise CommandRefused(f"{low} ({least:g}) must be {relation} {high} ({most:g}): set the other one first")
+        less, more = NAMES.get(low, low), NAMES.get(high, high)
+        raise CommandRefused(f"{less} ({least:g}) must be {relation} {more} ({most:g}): set the other one first")
 
 
 def _float(value: object) -> float | None:

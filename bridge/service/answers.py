@@ -80,19 +80,31 @@ class DatedAnswer:
 
 
 class AnswerPublisher:
-    """Publishes the answers to commands to one gateway. `now` is the wall clock."""
+    """Publishes the answers to commands to one gateway. `now` is the wall clock.
+
+    None can be had below the topic `discovery`: those who give commands need not have the right to write there.
+    """
 
     def __init__(
-        self, publish: Publish, names: Names, payload: str, *, now: Callable[[], float], log: GatewayLog
+        self,
+        publish: Publish,
+        names: Names,
+        payload: str,
+        *,
+        discovery: str,
+        now: Callable[[], float],
+        log: GatewayLog,
     ) -> None:
         self._publish, self._names, self._payload, self._now, self._log = publish, names, payload, now, log
+        self._discovery = discovery
         self.newest: deque[DatedAnswer] = deque(maxlen=MAX_DATED)
         """The newest answer to each of the newest commands of this run, the newest command last."""
 
     def reply_topic(self, received: Received, serial: str) -> str | None:
         """The response topic of a message. It may be none of ours: an answer there would be taken for a request."""
         topic, root = received.response_topic or "", self._names.root or self._names.base
-        is_ours = topic.startswith(f"{root}/") and not topic.startswith(f"{self._names.base}/{serial}/response/")
+        own = topic.startswith((f"{root}/", f"{self._discovery}/"))
+        is_ours = own and not topic.startswith(f"{self._names.base}/{serial}/response/")
         is_short = (
             len(topic) <= MAX_REPLY_TOPIC_LETTERS and len(received.correlation or b"") <= MAX_CORRELATION_BYTES
         )

@@ -56,6 +56,7 @@ LEAST_PAINTED, LEAST_EXPORTED_W = 300, 600
 STEP_S, HOURS, NEAR_W = 300, 24, 5
 """Seconds, hours, and the W by which a topic may differ from the truth that it follows."""
 HOUR_OF_DAY = 13.0
+GRID_SWITCH, IN_THE_DARK = "switch.grid_relay_connection", "When they are empty, it is dark."
 MAX_PICTURE_BYTES = 300_000
 """Bytes of the picture in the README."""
 
@@ -171,28 +172,40 @@ def feed_the_grid(house: House) -> None:
 
 @asynccontextmanager
 async def shown(
-    owned: Callable[[Release], Owned], folder: Path, home: str, *, lived: bool = False, feeding: bool = False
+    owned: Callable[[Release], Owned],
+    folder: Path,
+    home: str,
+    *,
+    lived: bool = False,
+    feeding: bool = False,
+    allow: str = "",
 ) -> AsyncIterator[tuple[HomeAssistant, House, Page]]:
     """The dashboard of a home, in a browser. What is integrated stands still.
 
-    `lived` gives it a day of history; `feeding` waits for a time at which it exports.
+    `lived` gives it a day of history; `feeding` waits for a time at which it exports. `allow` are the groups that
+    may be set, and the gateway obeys.
     """
     need_browser()
     ha = HomeAssistant(owned(NEWEST), folder, extra="frontend:\n")
     with Mosquitto(folder) as broker:
-        async with housed(folder, broker, home) as house, watching(broker.port) as house.watcher:
+        obeys = "obeys" if allow else None
+        async with (
+            housed(folder, broker, home, personality=obeys) as house,
+            watching(broker.port) as house.watcher,
+        ):
             if lived:
                 await live_a_day(ha, house)
             if feeding:
                 feed_the_grid(house)
             async with (
-                running(house.settings(), now=house.clock),
+                running(house.settings(control={"allow": allow}), now=house.clock),
                 ha.running(),
                 browsing(folder) as page,
             ):
                 if not lived:
                     await ha.use_broker(broker.port)
-                await settled(ha, house)
+                if not allow:  # controls show words of their own
+                    await settled(ha, house)
                 await put_up(ha)
                 await page.open(WIDTHS_PX["desktop"], HEIGHT_PX, 1, signed_in(ha))
                 yield ha, house, page
@@ -294,6 +307,37 @@ async def test_the_energy_dashboard_shows_what_flows_now(owned: Callable[[Releas
             return bool(min(found["painted"]) > LEAST_PAINTED)
 
         await ha.until(flows)
+
+
+@pytest.mark.slow
+async def test_it_asks_once_before_it_leaves_the_grid(owned: Callable[[Release], Owned], tmp_path: Path) -> None:
+    """Its switch is disabled until the owner enables it."""
+    async with shown(owned, tmp_path, "split-phase", allow="all,grid") as (ha, house, page):
+        text = await look(ha, page, "now", "Control", "Reserve", "Charge from grid")
+        assert "Connection to the grid" not in text
+        await ha.ask("config/entity_registry/update", entity_id=GRID_SWITCH, disabled_by=None)
+        await ha.restart_mqtt()
+        await look(ha, page, "now", "Connection to the grid")
+        await measured(ha, page)
+
+        async def press(tag: str, text: str) -> None:
+            await ha.until(lambda: page.click(tag, text))
+
+        async def is_answered() -> bool:
+            return IN_THE_DARK not in await page.text()
+
+        for answer in "Cancel", "OK":
+            await press("ha-tile-info", "Connection to the grid")
+            await said(ha, page, IN_THE_DARK)
+            assert (await page.tags()).count("dialog-box") == 1
+            assert house.simulator.writes() == []
+            await press("ha-button", answer)
+            await ha.until(is_answered)
+        await ha.until(lambda: house.topic("command/state") == "sent")
+        house.clock.forward(30)
+        await ha.until(lambda: house.topic("relay/mains/grid_connected") == "OFF")
+        assert len(house.simulator.writes()) == 1
+        await look(ha, page, "now", "mains grid_connected OFF: confirmed")
 
 
 async def test_what_an_owner_enables_is_not_taken_for_an_inverter(

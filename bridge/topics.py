@@ -223,12 +223,10 @@ class RowTable:
         """
         if source in self.partial:
             return (), ()
-        if source not in self._by_source:
-            self._by_source[source] = [key for key, row in self._rows.items() if row.source == source]
         names_devices = any(device != GATEWAY_DEVICE for device, *_ in present)
         absent = [
             key
-            for key in self._by_source[source]
+            for key in self._keys_of(source)
             if key not in present and (names_devices or key[0] == GATEWAY_DEVICE)
         ]
         fresh = [row for row in map(self._rows.__getitem__, absent) if row.absent_since is None]
@@ -244,7 +242,13 @@ class RowTable:
 
     def given_by(self, source: str) -> list[Row]:
         """The rows that a source gives."""
-        return [row for row in self._rows.values() if row.source == source and row.absent_since is None]
+        rows = (self._rows[key] for key in self._keys_of(source))
+        return [row for row in rows if row.absent_since is None]
+
+    def _keys_of(self, source: str) -> list[Key]:
+        if source not in self._by_source:
+            self._by_source[source] = [key for key, row in self._rows.items() if row.source == source]
+        return self._by_source[source]
 
     def remove(self, key: Key) -> bool:
         """Remove a row that is gone. Returns whether it was the last one of its device."""

@@ -92,9 +92,9 @@ def controlled(rows: Iterable[Row], allowed: frozenset[str]) -> Iterator[Control
     by_topic = {f"{row.device}/{row.measurement.name}": row for row in rows if row.phase is None}
     for topic, row in by_topic.items():
         control = control_of(CONTROLS, topic)
-        if control is None or control.proof is None or control.group not in allowed:
+        if control is None or control.group not in allowed:
             continue
-        proof = by_topic.get(control.proof or topic)
+        proof = by_topic.get(control.proof_of(topic) or "")
         if proof is not None and row.source == control.source:
             yield ControlRow(row, proof, control)
 
@@ -201,9 +201,9 @@ class ObservedRanges:
 
     def __init__(self, allowed: frozenset[str], known: Ranges | None = None) -> None:
         self._controls = {
-            control.proof or topic: control
+            proof: control
             for topic, control in CONTROLS.items()
-            if control.takes == "number" and control.group in allowed
+            if control.takes == "number" and control.group in allowed and (proof := control.proof_of(topic))
         }
         self._kinds = tuple({f"{topic.partition('/')[0]}/" for topic in self._controls})
         self.ranges: Ranges = known or {}

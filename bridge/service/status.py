@@ -136,6 +136,7 @@ class GatewayStatus:
         url, is_online = poller.gateway.url, sources.online(now)
         has_moved, is_silent = url != settings.base_url, output.problem is None and not is_online
         read_at = powering.good_at if powering else None
+        publisher = output.publisher if details else None
         return cls(
             host=settings.host,
             address=url.removeprefix("https://") if has_moved else settings.host,
@@ -153,12 +154,12 @@ class GatewayStatus:
             if details
             else (),
             flows_fresh=is_online and powering is not None and bool(powering.online(now, waited=0)),
-            readings=output.publisher.readings() if details and output.publisher else (),
+            readings=publisher.readings() if publisher else (),
             is_refusing=output.is_refused,
             has_token=poller.gateway.tokens.is_set,
             inverters=tuple(
                 reading
-                for reading in (output.publisher.readings(("inverter/",)) if details and output.publisher else ())
+                for reading in (publisher.readings(("inverter/",)) if publisher else ())
                 if reading.phase is None and reading.name in INVERTER_VALUES
             ),
             commands=poller.commander.newest if details else (),

@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +22,10 @@ from enclave import pump
 
 TIMEOUT_S = 60.0
 """Real seconds after which a test that waits for something fails."""
-"""A test gives up after this time (seconds). Normally everything is much faster."""
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+FIRST_PORT = 12_000 + WORKER % 20 * 1_000
+OWN_PORTS = itertools.cycle(range(FIRST_PORT, FIRST_PORT + 1_000))
+"""The ports that this worker tries, one after another. No other worker does."""
 
 
 def program(name: str, package: str = "mosquitto mosquitto-clients") -> str:
@@ -50,9 +54,20 @@ def needed(name: str, package: str) -> str:
 
 
 def free_port() -> int:
+    """Return a port that nothing uses, another one each time.
+
+    It is below those that Linux gives to connections: one of them could take it before a slow broker opens it.
+    """
+    return next(filter(_is_free, OWN_PORTS))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Served:

@@ -5,7 +5,6 @@ import datetime as dt
 import ipaddress
 import logging
 import re
-import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from brokers import free_port
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -448,12 +448,6 @@ async def test_a_restarted_gateway_is_found_again(simulator: RecordingSimulator)
             await gateway.fetch(METERS_REQUEST)
         async with serve(simulator, tls=True, port=port, certificate=certificate):
             await gateway.fetch(METERS_REQUEST)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 @pytest.mark.parametrize(

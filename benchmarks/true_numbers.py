@@ -38,7 +38,6 @@ BLOCK = re.compile(r"(<!-- begin matrix: benchmarks/true_numbers\.py -->\n).*?(<
 
 
 def _play(kind: str, fault: str) -> Verdict:
-    quiet()
     return play(KINDS[kind], _fault(fault))
 
 
@@ -50,7 +49,7 @@ def _fault(name: str) -> Fault:
 def verdicts(pairs: Sequence[tuple[str, str]]) -> Iterator[Verdict]:
     """Play all pairs and yield each verdict when it is there."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
+    with ProcessPoolExecutor(PROCESSES, mp_context=context, initializer=quiet) as pool:
         for done in as_completed([pool.submit(_play, *pair) for pair in pairs]):
             yield done.result()
 

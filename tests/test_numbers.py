@@ -3,8 +3,6 @@
 The whole bridge runs against the model of a house in tests/house, in simulated time.
 """
 
-from collections.abc import Mapping
-
 import pytest
 from house.faults import BY_NAME as FAULTS
 from house.kinds import BY_NAME as KINDS
@@ -54,24 +52,9 @@ COMBINATIONS = (
     ("net1", "answers of 3 s"),
     ("generator2", "off the grid"),
 )
-NOT_YET: Mapping[tuple[str, str], str] = {}
-"""What the bridge does wrong so far. A combination that comes right fails here until it is taken out."""
-
-
-def _marked() -> list[object]:
-    return [
-        pytest.param(
-            *pair,
-            id=" x ".join(pair),
-            marks=[pytest.mark.xfail(reason=NOT_YET[pair], strict=True, raises=AssertionError)]
-            if pair in NOT_YET
-            else [],
-        )
-        for pair in COMBINATIONS
-    ]
 
 
 @pytest.mark.may_log(".")
-@pytest.mark.parametrize(("kind", "fault"), _marked())
+@pytest.mark.parametrize(("kind", "fault"), COMBINATIONS, ids=map(" x ".join, COMBINATIONS))
 def test_the_numbers_are_true(kind: str, fault: str) -> None:
     assert play(KINDS[kind], FAULTS[fault]).complaints == ()

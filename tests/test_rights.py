@@ -3,14 +3,14 @@
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 from brokers import Configured, Mosquitto, RabbitMq, Served, free_port, needed, program, watching
 from cli import EXIT_REFUSED
-from houses import housed, publish
+from houses import House, housed, publish
 from programs import BRIDGE_COMMAND, started
 from running import running, ticking, until
 from test_brokers import ALL_RIGHTS, blocks, one_rabbitmq
@@ -61,36 +61,40 @@ def by(user: str) -> Sequence[str]:
     return ("-V", "mqttv311", "-u", user, "-P", PASSWORD)
 
 
+@asynccontextmanager
+async def obeying(folder: Path, broker: Served, **mqtt: str) -> AsyncIterator[House]:
+    """A home whose storage may be set, and that is watched by the user who may only read."""
+    async with (
+        housed(folder, broker, "split-phase", personality="obeys") as home,
+        watching(broker.port, "enphase/#", options=by("display")) as home.watcher,
+        running(
+            home.settings(
+                control={"allow": "storage"},
+                homeassistant={"discovery": "off"},
+                mqtt={"username": "enphase", "password": PASSWORD, **mqtt},
+            )
+        ),
+    ):
+        await until(lambda: home.topic(RESERVE) == "22")
+        yield home
+
+
 @pytest.mark.parametrize("kind", [mosquitto, nats, pytest.param(rabbitmq, marks=one_rabbitmq)])
 async def test_only_the_owner_is_obeyed(tmp_path: Path, kind: object) -> None:
     with kind(tmp_path) as broker:  # type: ignore[operator] # one of the functions above
-        async with (
-            housed(tmp_path, broker, "split-phase", personality="obeys") as home,
-            watching(broker.port, "enphase/#", options=by("display")) as home.watcher,
-            running(
-                home.settings(
-                    control={"allow": "storage"},
-                    homeassistant={"discovery": "off"},
-                    mqtt={"username": "enphase", "password": PASSWORD, "protocol": "3.1.1"},
-                )
-            ),
-        ):
-            await until(lambda: home.topic(RESERVE) == "22")
-            async with ticking(home.clock):
-                place = f"enphase/{home.serial}"
-                for user, value in (("display", 35), ("owner", 36)):
-                    await publish(broker, f"{place}/{RESERVE}/set", str(value), *by(user))
-                    request = {"set": RESERVE, "value": value, "id": user, "dry_run": True}
-                    await publish(broker, f"{place}/request", json.dumps(request), *by(user))
-                    await publish(broker, f"{place}/{RESERVE}", "1", *by(user))
-                await until(lambda: home.topic("command/text") == "reserve 36: confirmed")
-                answers = [
-                    json.loads(seen.payload) for seen in home.watcher.seen if seen.topic.endswith("/response")
-                ]
-                assert {answer["value"] for answer in answers} == {"36", 36}
-                assert len(home.simulator.writes()) == 1
-                values = {seen.payload for seen in home.watcher.seen if seen.topic == f"{place}/{RESERVE}"}
-                assert values <= {"22", "36"}
+        async with obeying(tmp_path, broker, protocol="3.1.1") as home, ticking(home.clock):
+            place = f"enphase/{home.serial}"
+            for user, value in (("display", 35), ("owner", 36)):
+                await publish(broker, f"{place}/{RESERVE}/set", str(value), *by(user))
+                request = {"set": RESERVE, "value": value, "id": user, "dry_run": True}
+                await publish(broker, f"{place}/request", json.dumps(request), *by(user))
+                await publish(broker, f"{place}/{RESERVE}", "1", *by(user))
+            await until(lambda: home.topic("command/text") == "reserve 36: confirmed")
+            answers = [json.loads(seen.payload) for seen in home.watcher.seen if seen.topic.endswith("/response")]
+            assert {answer["value"] for answer in answers} == {"36", 36}
+            assert len(home.simulator.writes()) == 1
+            values = {seen.payload for seen in home.watcher.seen if seen.topic == f"{place}/{RESERVE}"}
+            assert values <= {"22", "36"}
 
 
 def environment(broker: Served, user: str) -> Mapping[str, str]:
@@ -104,18 +108,7 @@ def environment(broker: Served, user: str) -> Mapping[str, str]:
 
 async def test_the_command_line_says_that_it_may_not(tmp_path: Path) -> None:
     with mosquitto(tmp_path) as broker:
-        async with (
-            housed(tmp_path, broker, "split-phase", personality="obeys") as home,
-            watching(broker.port, "enphase/#", options=by("display")) as home.watcher,
-            running(
-                home.settings(
-                    control={"allow": "storage"},
-                    homeassistant={"discovery": "off"},
-                    mqtt={"username": "enphase", "password": PASSWORD},
-                )
-            ),
-        ):
-            await until(lambda: home.topic(RESERVE) == "22")
+        async with obeying(tmp_path, broker):
             command = (*BRIDGE_COMMAND, "set", RESERVE, "35", "--dry-run")
             async with started(*command, env=environment(broker, "owner")) as owner:
                 assert await owner.ended() == 0

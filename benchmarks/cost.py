@@ -65,7 +65,7 @@ async def ours(address: str, token: str, rounds: int, sources: Sequence[str]) ->
     with TemporaryDirectory() as folder:
         settings = Settings(gateway={"host": address, "token": token}, state_dir=Path(folder))
         outbox = Outbox()
-        poller = make_poller(settings, settings.gateway, Store(settings.state_dir), outbox.put)
+        poller = make_poller(settings, settings.gateway, Store(settings.state_dir), outbox.put_all)
 
         def publish() -> None:
             for message in outbox.pending(time.monotonic()):

@@ -1,5 +1,6 @@
 """The values that the devices of one gateway have, and which source gives each."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -39,6 +40,14 @@ Key = tuple[str, Axis | None, str]
 GATEWAY_DEVICE = "gateway"
 VALUE_GONE_AFTER_S = 7 * DAY_S
 """Seconds for which a value must be absent from every non-empty good answer before it is gone."""
+
+
+def by_kind(readings: Iterable[Reading]) -> dict[str, list[Reading]]:
+    """The readings by the first level of their devices; none for other kinds."""
+    kinds = defaultdict[str, list[Reading]](list)
+    for reading in readings:
+        kinds[reading.device.partition("/")[0]].append(reading)
+    return kinds
 
 
 class RowTable:

@@ -1,174 +1,134 @@
-"""Measures the CPU time of one round of requests: the bridge's, pyenphase's, and that of a bare HTTP client.
+"""Measures the CPU time of one round of requests, with all messages that follow from it at a real broker.
 
-A round is either all endpoints or those that pyenphase requests. The bridge's time includes everything up to the
-messages that it would publish. The floor is a bare client that requests the same paths with httpx and parses the
-answers with `json.loads`. The gateway counts who requests which path. The column of pyenphase is empty if it is not
-installed (`pip install pyenphase`).
+Each contender (`contenders.py`) has a process, a simulated gateway that answers at once, and a broker of its own;
+only the contender's CPU time counts. They run in turns, some rounds each, because the machine's load changes by the
+second; ratios are those of each turn: the least, the median and the greatest. Without pyenphase
+(`pip install pyenphase`) there is no script.
 
-    python benchmarks/cost.py [ROUNDS]
+    python benchmarks/cost.py                         beside a bare client and a script with pyenphase
+    python benchmarks/cost.py --against CHECKOUT      beside another checkout of the project
+    python benchmarks/cost.py --inverters 1000 --sources inverters device_data
 """
 
-import asyncio
+import argparse
 import json
-import logging
-import ssl
+import os
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from statistics import median
 
-import httpx
 import lab
 
 from bridge.endpoints import ENDPOINTS
-from bridge.outbox import Outbox
-from bridge.service.assembly import make_poller
-from bridge.settings import Settings
-from bridge.store import Store
 
-ROUNDS, TRIES = 100, 3
+CONTENDERS_PROGRAM = Path(__file__).with_name("contenders.py")
+HERE = Path(__file__).parent.parent
+ROUNDS, TURNS = 25, 15
 SIZES = (1, 20, 500)
-
-
-async def timed(round_of: Callable[[], Awaitable[object]], rounds: int) -> float:
-    """Return the CPU time per round in milliseconds, without the first two rounds."""
-    await round_of()
-    await round_of()
-    begun = time.process_time()
-    for _ in range(rounds):
-        await round_of()
-    return 1000 * (time.process_time() - begun) / rounds
-
-
-async def floor(address: str, token: str, rounds: int, sources: Sequence[str]) -> float:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    headers = {"Authorization": f"Bearer {token}"}
-    paths = [endpoint.path for endpoint in ENDPOINTS if endpoint.source in sources]
-    async with httpx.AsyncClient(
-        base_url=f"https://{address}", verify=context, headers=headers, trust_env=False
-    ) as http:
-
-        async def once() -> None:
-            for path in paths:
-                body = (await http.get(path)).content
-                if body.startswith((b"{", b"[")):
-                    json.loads(body)
-
-        return await timed(once, rounds)
-
-
-async def ours(address: str, token: str, rounds: int, sources: Sequence[str]) -> float:
-    """Poll all sources once, then measure rounds of these: in a real home most sources are polled seldom."""
-    with TemporaryDirectory() as folder:
-        settings = Settings(gateway={"host": address, "token": token}, state_dir=Path(folder))
-        outbox = Outbox()
-        poller = make_poller(settings, settings.gateway, Store(settings.state_dir), outbox.put_all)
-
-        def publish() -> None:
-            for message in outbox.pending(time.monotonic()):
-                outbox.sent(message, time.monotonic())
-
-        async def once() -> None:
-            for source in sources:
-                await poller.poll(poller.sources.by_name[source])
-                publish()
-
-        try:
-            await poller.once()
-            publish()
-            return await timed(once, rounds)
-        finally:
-            await poller.aclose()
-
-
-async def theirs(address: str, token: str, rounds: int, _sources: Sequence[str]) -> float:
-    from pyenphase import Envoy  # noqa: PLC0415 - not one of our dependencies
-
-    envoy = Envoy(address)
-    await envoy.setup()
-    await envoy.authenticate(token=token)
-    try:
-        return await timed(envoy.update, rounds)
-    finally:
-        await envoy.close()
-
-
-async def asked(address: str, token: str) -> tuple[str, ...]:
-    """Return the sources that pyenphase requests in one `update`, of those that the bridge reads as well."""
-    from pyenphase import Envoy  # noqa: PLC0415 - not one of our dependencies
-
-    envoy = Envoy(address)
-    await envoy.setup()
-    await envoy.authenticate(token=token)
-    await envoy.update()
-    before = _counted(address)
-    await envoy.update()
-    after = _counted(address)
-    await envoy.close()
-    new = {path: count - before.get(path, 0) for path, count in after.items()}
-    print({path: count for path, count in new.items() if count}, file=sys.stderr)
-    return tuple(e.source for e in ENDPOINTS if new.get(e.path))
-
-
-def _counted(address: str) -> dict[str, int]:
-    found: dict[str, int] = httpx.get(f"https://{address}{lab.PATHS_PATH}", verify=False, trust_env=False).json()  # noqa: S501 - loopback
-    return found
-
-
-CONTENDERS = {"floor": floor, "ours": ours, "pyenphase": theirs}
-BRIEF_SOURCES = tuple(endpoint.source for endpoint in ENDPOINTS if endpoint.appendix)
+BARE = ("ours", "floor")
+"""The contenders that need nothing but the bridge."""
+PYENPHASE_SOURCES = ("meters", "inventory", "power", "production", "readings", "device_data", "secctrl", "tariff")
+"""What pyenphase 4.2.0 requests in one `update` of the simulated home; `peers.py` compares the requests."""
+BRIEF_SOURCES = tuple(endpoint.source.value for endpoint in ENDPOINTS if endpoint.appendix)
 """The endpoints of Enphase's technical brief."""
 
 
-def one(who: str, inverters: int, rounds: int, sources: Sequence[str]) -> float:
-    """Measure in a process of its own, without the imports of the others; return the least of some tries."""
-    command = [sys.executable, __file__, who, str(inverters), str(rounds), *sources]
-    done = [subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(TRIES)]
-    return min((float(run.stdout) for run in done if run.returncode == 0), default=float("nan"))
+@dataclass(frozen=True)
+class Measured:
+    """What to measure: numbers of inverters with the sources that are polled, in turns of some rounds."""
+
+    rounds: int
+    turns: int
+    cases: Sequence[tuple[int, Sequence[str]]]
 
 
-def main(rounds: int) -> None:
-    with lab.gateways(20) as served:
-        _, address, token = served.only
-        try:
-            common = asyncio.run(asked(address, token))
-        except ModuleNotFoundError:
-            common = ("inverters", "production", "readings")
+class Contender:
+    """A contender in a process of its own, with a gateway and a broker of its own, ready to run rounds."""
+
+    def __init__(self, stack: ExitStack, who: str, inverters: int, sources: Sequence[str], checkout: Path) -> None:
+        _, address, token = stack.enter_context(lab.gateways(inverters, step=1 / len(sources))).only
+        port = stack.enter_context(lab.broker())
+        command = [sys.executable, str(CONTENDERS_PROGRAM), who, address, token, str(port), *sources]
+        env = {**os.environ, "PYTHONPATH": str(checkout)}
+        self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        stack.callback(self._process.communicate)
+        self._told()
+        self.ms: list[float] = []
+        self.messages: list[float] = []
+
+    def run(self, rounds: int) -> None:
+        assert self._process.stdin
+        print(rounds, file=self._process.stdin, flush=True)
+        found = json.loads(self._told())
+        self.ms.append(found["ms"])
+        self.messages.append(found["messages"])
+
+    def _told(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline() or sys.exit("a contender has ended")
+
+
+def in_turns(contenders: Sequence[Contender], rounds: int, turns: int) -> None:
+    """Run all contenders in turns, in both orders, since the machine's load changes by the second."""
+    for turn in range(turns):
+        for contender in contenders if turn % 2 else reversed(contenders):
+            contender.run(rounds)
+
+
+def ratios(these: Contender, those: Contender) -> str:
+    return lab.spread([mine / other for mine, other in zip(these.ms, those.ms, strict=True)])
+
+
+def against(other: Path, measured: Measured) -> None:
     rows = []
-    for inverters in SIZES:
-        few = max(10, rounds // 5) if inverters > 100 else rounds  # noqa: PLR2004 - a large site
-        for sources in (BRIEF_SOURCES, common):
-            print(f"{inverters} inverters, {len(sources)} endpoints ...", file=sys.stderr)
-            whose = CONTENDERS if sources == common else ("floor", "ours")
-            times = {who: one(who, inverters, few, sources) for who in whose}
-            bare, own, other = times["floor"], times["ours"], times.get("pyenphase", float("nan"))
-            rows.append((inverters, len(sources), bare, own, other, own - bare, own / bare, own / other))
-    print(f"Sources that pyenphase requests and the bridge reads, too: {', '.join(common)}")
-    header = (
-        "inverters",
-        "endpoints",
-        "floor, ms",
-        "ours, ms",
-        "pyenphase, ms",
-        "ours - floor, ms",
-        "ours / floor",
-        "ours / pyenphase",
-    )
-    lab.table("CPU time of a round", header, rows)
+    for inverters, sources in measured.cases:
+        with ExitStack() as stack:
+            both = [Contender(stack, "ours", inverters, sources, place) for place in (HERE, other)]
+            in_turns(both, measured.rounds, measured.turns)
+        cells = [cell for each in both for cell in (lab.spread(each.ms), median(each.messages))]
+        rows.append((inverters, len(sources), *cells, ratios(*both)))
+    header = ("inverters", "endpoints", "ms", "messages", "the other, ms", "messages", "ratio")
+    lab.table(f"CPU time of a round beside {other}", header, rows)
 
 
-def measure(who: str, inverters: int, rounds: int, sources: Sequence[str]) -> None:
-    logging.disable()
-    with lab.gateways(inverters) as served:
-        _, address, token = served.only
-        print(asyncio.run(CONTENDERS[who](address, token, rounds, sources)))
+def beside_others(measured: Measured) -> None:
+    rows = []
+    for inverters, sources in measured.cases:
+        names = [*BARE, "script"] if sources == PYENPHASE_SOURCES and find_spec("pyenphase") else [*BARE]
+        with ExitStack() as stack:
+            there = {name: Contender(stack, name, inverters, sources, HERE) for name in names}
+            in_turns([*there.values()], measured.rounds, measured.turns)
+        cells: list[object] = []
+        for name in ("ours", "floor", "script"):
+            one = there.get(name)
+            cells += [lab.spread(one.ms), median(one.messages)] if one else ["", ""]
+        beside = [ratios(there["ours"], there[name]) if name in there else "" for name in ("floor", "script")]
+        rows.append((inverters, len(sources), *cells, *beside))
+    each = [f"{who}, {what}" for who in ("ours", "floor", "script") for what in ("ms", "messages")]
+    lab.table("CPU time of a round", ("inverters", "endpoints", *each, "ours / floor", "ours / script"), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each turn")
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--inverters", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--sources", nargs="+", help="poll these instead of pyenphase's eight and the brief's ten")
+    parser.add_argument("--against", type=Path, help="another checkout of the project")
+    asked = parser.parse_args()
+    wanted = [tuple(asked.sources)] if asked.sources else [PYENPHASE_SOURCES, BRIEF_SOURCES]
+    measured = Measured(asked.rounds, asked.turns, [*product(asked.inverters, wanted)])
+    if asked.against:
+        against(asked.against.resolve(), measured)
+    else:
+        beside_others(measured)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in CONTENDERS:
-        measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
-    else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)
+    main()

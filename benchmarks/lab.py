@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -39,14 +40,25 @@ def home_of(inverters: int, *, number: int = 0) -> Home:
     return replace(base, name=f"{inverters} inverters", serial=serial, inverters=roof)
 
 
+@dataclass
+class SteppedClock:
+    """A simulator's clock that can be moved on."""
+
+    ahead: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
 class Stamped:
     """A simulator whose PV power grows by 10 W with each answer, and that records when it sent each answer.
 
     It also counts requests and TLS connections. Requests to its `/benchmark/...` paths return all that.
+    Answers take `delay` seconds, and each moves the clock of the home on by `step` seconds.
     """
 
-    def __init__(self, simulator: Simulator) -> None:
-        self._simulator = simulator
+    def __init__(self, simulator: Simulator, clock: SteppedClock, *, delay: float = 0.0, step: float = 0.0) -> None:
+        self._simulator, self._clock, self._delay, self._step = simulator, clock, delay, step
         self._stamps: dict[int, float] = {}
         self._clients: set[tuple[str, int]] = set()
         self._asked: Counter[str] = Counter()
@@ -65,6 +77,8 @@ class Stamped:
             return
         self._asked[scope["path"]] += 1
         self._clients.add(tuple(scope["client"]))
+        self._clock.ahead += self._step
+        await asyncio.sleep(self._delay)
         await self._simulator(scope, receive, self._marked(send) if scope["path"] == LIVEDATA_PATH else send)
 
     def _marked(self, send: Send) -> Send:
@@ -104,24 +118,31 @@ class RunningGateways:
         return serial, address, token
 
 
-async def _serve(inverters: int, gateways: int) -> None:
+async def _serve(inverters: int, gateways: int, delay: float, step: float) -> None:
     """Print the gateways as JSON, and serve them until standard input ends."""
     from contextlib import AsyncExitStack  # noqa: PLC0415
 
     async with AsyncExitStack() as stack:
         places = {}
         for number in range(gateways):
-            simulator = Simulator(home_of(inverters, number=number), seed=number, start_hour=12)
-            address = await stack.enter_async_context(serve(Stamped(simulator), tls=True))
+            clock = SteppedClock()
+            simulator = Simulator(home_of(inverters, number=number), clock=clock, seed=number, start_hour=12)
+            stamped = Stamped(simulator, clock, delay=delay, step=step)
+            address = await stack.enter_async_context(serve(stamped, tls=True))
             places[simulator.serial] = (address, simulator.token())
         print(json.dumps(places), flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 @contextmanager
-def gateways(inverters: int = 20, count: int = 1) -> Iterator[RunningGateways]:
-    """Run gateways in a process of their own, so that their CPU time does not count."""
-    command = [sys.executable, __file__, str(inverters), str(count)]
+def gateways(
+    inverters: int = 20, count: int = 1, *, delay: float = 0.0, step: float = 0.0
+) -> Iterator[RunningGateways]:
+    """Run gateways in a process of their own, so that their CPU time does not count.
+
+    Answers take `delay` seconds, and each moves the clock of its home on by `step` seconds.
+    """
+    command = [sys.executable, __file__, *map(str, (inverters, count, delay, step))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin
     assert process.stdout
@@ -239,6 +260,11 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def spread(values: Sequence[float]) -> str:
+    """Return the least, the median and the greatest value as text."""
+    return " / ".join(f"{value:.2f}" for value in (min(values), median(values), max(values)))
+
+
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a Markdown table as in docs/performance.md."""
     print(f"\n{title}\n{machine()}\n")
@@ -256,4 +282,4 @@ def machine() -> str:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])))

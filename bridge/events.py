@@ -18,6 +18,7 @@ from pydantic import Field, field_serializer
 from bridge.endpoints.info import listed_entries
 from bridge.endpoints.production import AC_BATTERY_TYPE
 from bridge.model import HOUR_S, MINUTE_S, Event, Message, Reading, Scalar, Structure, printable
+from bridge.rows import by_kind
 from bridge.site.clamp import SUN_MIN_SHARE
 from bridge.site.selection import GENERATOR_ON
 from bridge.state import FileState, UnixTime
@@ -179,11 +180,11 @@ class _Silences:
     def __init__(self) -> None:
         self._inverters, self._batteries = _Silence(INVERTER_SILENT_S), _Silence(BATTERY_SILENT_S)
 
-    def states(self, readings: Sequence[Reading], now: float, begun: Iterable[str]) -> Iterator[_States]:
+    def states(self, given: Mapping[str, Sequence[Reading]], now: float, begun: Iterable[str]) -> Iterator[_States]:
         """What an answer shows; nothing of a family that has not `begun` until all its units are known."""
         for family, silence, silent in (
-            ("inverter", self._inverters, self._of_inverters(_by_unit(readings, "inverter"), now)),
-            ("battery", self._batteries, self._of_batteries(_by_unit(readings, "battery"), now)),
+            ("inverter", self._inverters, self._of_inverters(_by_unit(given["inverter"]), now)),
+            ("battery", self._batteries, self._of_batteries(_by_unit(given["battery"]), now)),
         ):
             if silent and (family in begun or silence.is_decided):
                 yield _States(family, silent)
@@ -201,8 +202,8 @@ class _Silences:
         return self._inverters.observe(talks, now, counts=is_bright) if talks else {}
 
     def _of_batteries(self, units: "_Units", now: float) -> Mapping[str, bool]:
-        told = {serial: values["communicating"] for serial, values in units.items() if "communicating" in values}
-        talks = {serial: value for serial, value in told.items() if isinstance(value, bool)}
+        told = ((serial, values.get("communicating")) for serial, values in units.items())
+        talks = {serial: value for serial, value in told if isinstance(value, bool)}
         return self._batteries.observe(talks, now) if talks else {}
 
 
@@ -294,12 +295,13 @@ class GatewayEvents:
             firmware: of the gateway.
             was_starting: whether the gateway has said, since the answer before, that it starts.
         """
-        given = tuple(readings)
-        shown = [*self._silences.states(given, now, self.state.begun), *_switches(given), *_lines(lines)]
+        given = by_kind(readings)
+        switches = _switches([*given["site"], *given["limit"], *given["generator"]])
+        shown = [*self._silences.states(given, now, self.state.begun), *switches, *_lines(lines)]
         found = [event for states in shown for event in self._changes(states, now)]
-        has_restarted = self._requests.begin_anew(given, now) or was_starting
-        found += self._of_gateway(now, firmware, has_restarted=has_restarted)
-        found += self._of_list(given, now)
+        has_restarted = self._requests.begin_anew(given["live"], now) or was_starting
+        of_gateway = self._of_gateway(now, firmware, has_restarted=has_restarted)
+        found += [*of_gateway, *self._of_list(given["gateway"], now)]
         return self._kept(found, now)
 
     def observe_token(
@@ -324,8 +326,7 @@ class GatewayEvents:
 
     def sent(self, payload: str) -> None:
         """Note that the broker has an event."""
-        left = tuple(event for event in self.state.untold if event.payload != payload)
-        self.state = self.state.changed(untold=left)
+        self.state = self.state.changed(untold=tuple(one for one in self.state.untold if one.payload != payload))
 
     def _changes(self, states: _States, now: float) -> Iterator[GatewayEvent]:
         """The events of conditions that have begun or ended."""
@@ -386,13 +387,12 @@ class GatewayEvents:
 _Units = Mapping[str, Mapping[str, Scalar | Structure]]
 
 
-def _by_unit(readings: Iterable[Reading], kind: str) -> _Units:
-    """The values of whole units of a kind, by serial number. Units that were never used here are left out."""
+def _by_unit(readings: Iterable[Reading]) -> _Units:
+    """The values of whole units, by serial number. Units that were never used here are left out."""
     units: dict[str, dict[str, Scalar | Structure]] = {}
     for reading in readings:
-        own, _, serial = reading.device.partition("/")
-        if own == kind and reading.phase is None and not reading.measurement.unused:
-            units.setdefault(serial, {})[reading.name] = reading.value
+        if reading.phase is None and not reading.measurement.unused:
+            units.setdefault(reading.device.partition("/")[2], {})[reading.name] = reading.value
     return units
 
 

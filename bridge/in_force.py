@@ -34,6 +34,8 @@ COMPARED = ("reserve", "charge_from_grid", "reserve_lowest")
 LIVE_SOURCES = (SourceName.SECCTRL, SourceName.SCHED)
 LIMIT_SOURCES = (SourceName.PVLIMIT, SourceName.DPEL, SourceName.PEL_SETTINGS)
 GRID_CONNECTED = (RELAY_MAINS, "grid_connected")
+CONCERNED = (STORAGE_SETTINGS, STORAGE_CONTROL, f"{LIMIT_KIND}/", RELAY_MAINS)
+"""Beginnings of the devices whose values count here."""
 
 OBEYED = measurement("obeyed", TEXT, label="Settings obeyed", enabled=True)
 LIMITED = measurement("active", FLAG, enabled=True)
@@ -257,6 +259,7 @@ class InForce:
         """
         kept = max(KEPT_S, KEPT_PERIODS * period)
         self._values.now = now
-        self._settings.update(source, readings, kept)
-        self.asks_why = self._limits.update(source, readings, kept)
+        concerned = [reading for reading in readings if reading.device.startswith(CONCERNED)]
+        self._settings.update(source, concerned, kept)
+        self.asks_why = self._limits.update(source, concerned, kept)
         return [*self._settings.readings(facts), *self._limits.readings()]

@@ -165,16 +165,16 @@ class Inverters:
     def _corrected(self, reading: Reading, clock: float, *, dark: bool) -> Reading:
         if reading.device == "gateway":
             counted = self._count(reading.name, clock)
-            return reading if counted is None else replace(reading, value=counted)
+            return reading if counted is None else _with_value(reading, counted)
         unit = self._units.get(reading.device)
         if unit is None:
             return reading
         if unit.is_unused:
             reading = replace(reading, measurement=_unused(reading.measurement))
         if reading.name == "reporting":
-            return replace(reading, value=unit.is_reporting(clock))
+            return _with_value(reading, unit.is_reporting(clock))
         if reading.name == "power":
-            return replace(reading, value=unit.shown_power(reading.value, clock, dark=dark))
+            return _with_value(reading, unit.shown_power(reading.value, clock, dark=dark))
         return reading
 
     def _count(self, name: str, clock: float) -> int | None:
@@ -184,21 +184,27 @@ class Inverters:
             return sum(not unit.is_unused for unit in units)
         return sum(unit.is_reporting(clock) for unit in units) if name == "inverters_reporting" else None
 
-    def with_today(self, readings: Sequence[Reading], day_time: float) -> Iterator[Reading]:
+    def with_today(self, readings: Sequence[Reading], day_time: float) -> Sequence[Reading]:
         """Replace the inverters' `energy_today` by the bridge's own, which is made from guarded lifetime counters.
 
         `day_time` is the unix time by which days begin. On the first day, `energy_today` begins with the gateway's
         own count of that day; if that can't be true, it is unknown.
         """
-        lifetimes = {r.device: _number(r) for r in readings if r.name == "energy_lifetime" and r.phase is None}
-        for reading in readings:
-            if reading.name != "energy_today" or not reading.device.startswith(INVERTER):
-                yield reading
-                continue
+        shown, lifetimes = list(readings), dict[str, float | None]()
+        of_today = [n for n, r in enumerate(shown) if r.name == "energy_today" and r.device.startswith(INVERTER)]
+        if of_today:
+            lifetimes = {r.device: _number(r) for r in readings if r.name == "energy_lifetime" and r.phase is None}
+        for place in of_today:
+            reading = shown[place]
             told, lifetime = _number(reading) or 0.0, lifetimes.get(reading.device)
             already = told if 0 <= told <= HOURS_OF_A_DAY * self.highest_power(reading.device) else None
             today = lifetime and self._days.today(reading.device, lifetime, day_time, already=already)
-            yield replace(reading, value=today)
+            shown[place] = replace(reading, value=today)
+        return shown
+
+
+def _with_value(reading: Reading, value: Scalar | Structure) -> Reading:
+    return reading if value is reading.value else replace(reading, value=value)
 
 
 def _number(reading: Reading) -> float | None:

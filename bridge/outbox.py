@@ -322,6 +322,18 @@ class Outbox(RetainedTopics):
             self._events.append(message)
         return 0.0
 
+    def put_all(self, messages: Iterable[Message], now: float = -math.inf) -> float:
+        """Put all these messages. Returns the longest time that a change of one of them has waited (seconds).
+
+        Most messages of an answer are the same objects as the last time, and cost no more than a look here.
+        """
+        longest, topics = 0.0, self._topics
+        for message in messages:
+            topic = topics.get(message.topic)
+            if topic is None or topic.newest is not message or message.repeat or topic.changed_at is not None:
+                longest = max(longest, self.put(message, now))
+        return longest
+
     def pending(self, now: float) -> Iterator[Message]:
         yield from tuple(self._events)
         for message in super().pending(now):

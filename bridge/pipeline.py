@@ -159,11 +159,12 @@ class Pipeline:
         clock, day_time = now + facts.clock_offset, self._day_clock.read(now, steady)
         readings = self._inverters.judged(source, accepted, self.site.solar, now=now, clock=clock)
         guarded = self._ledger.guard(source, readings, self._cap(facts), now=now, steady=steady)
-        self._pcu = next((r.value for r in readings if (r.device, r.name) == PCU_COUNTER), self._pcu)
+        if source == SourceName.ENERGY:
+            self._pcu = next((r.value for r in readings if (r.device, r.name) == PCU_COUNTER), self._pcu)
         is_believed = self._pcu == 0 and self._inverters.have_made_nothing
         _refuse_zeros(source, guarded, zeros_are_believed=is_believed or source != _source_of_solar(facts))
         known = _with_unknown(readings, guarded.readings)
-        shown = [*self._phases.with_today([*self._inverters.with_today(known, day_time)], day_time)]
+        shown = self._phases.with_today(self._inverters.with_today(known, day_time), day_time)
         answer = GuardedAnswer(
             source,
             guarded.readings,
@@ -210,16 +211,14 @@ def _refuse_zeros(source: str, guarded: Guarded, *, zeros_are_believed: bool) ->
     Raises:
         BadAnswer: all its counters are 0, and they were not before.
     """
+    if source not in STARTS_WITH_ZEROS or not guarded.held_values or any(guarded.held_values.values()):
+        return
     counters = {
         (reading.device, reading.name): reading.value
         for reading in guarded.readings
         if reading.phase is None and is_counter(reading)
     }
-    if (
-        source not in STARTS_WITH_ZEROS
-        or not guarded.held_values
-        or any({**counters, **guarded.held_values}.values())
-    ):
+    if any({**counters, **guarded.held_values}.values()):
         return
     if not zeros_are_believed or counters.keys() & guarded.held_values.keys():
         raise BadAnswer("all its counters are 0, as they are while a gateway starts: the answer is not used")
@@ -255,10 +254,10 @@ class DeviceLimit:
 
     def accept(self, readings: Sequence[Reading]) -> Sequence[Reading]:
         """The readings of devices within the limit."""
-        for device in dict.fromkeys(reading.device for reading in readings):
-            if len(self._devices) >= MAX_DEVICES:
-                break
-            self._devices.add(device)
+        new = [device for device in dict.fromkeys(r.device for r in readings) if device not in self._devices]
+        self._devices.update(new[: max(0, MAX_DEVICES - len(self._devices))])
+        if self._devices.issuperset(new):
+            return readings
         return [reading for reading in readings if reading.device in self._devices]
 
     def warning(self, readings: Sequence[Reading], accepted: Sequence[Reading]) -> Sequence[Event]:

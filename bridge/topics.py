@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from bridge.model import DAY_S, Axis, Event, Measurement, Message, Priority, Reading, Scalar, Structure
+from bridge.model import Axis, Event, Message, Priority, Reading, Scalar, Structure
+from bridge.rows import Key, Row, RowTable
 
 ONLINE, OFFLINE = "online", "offline"
 TIMESTAMP = "timestamp"
@@ -16,8 +17,6 @@ TIMESTAMP = "timestamp"
 DOCUMENT_INTERVAL_S = 1.0
 MAX_DOCUMENT_BYTES = 256_000
 """Longest document. Those of captured gateways have 3 kB at most."""
-MAX_STATE_LETTERS = 255
-"""Longest text that Home Assistant accepts as a state."""
 
 
 def text(value: Scalar) -> str:
@@ -32,14 +31,20 @@ def text(value: Scalar) -> str:
     return str(value) if isinstance(value, int) else value or "None"
 
 
-def _json(value: Scalar | Structure) -> Any:
+def _json(value: Scalar | Structure, payload: str) -> str:
+    """A value as JSON. A number looks as in its value topic, whose `payload` is."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return payload if is_number else json.dumps(_plain(value))
+
+
+def _plain(value: Scalar | Structure) -> Any:
     if isinstance(value, float):
-        digits = round(value, 3)  # the number that the text of a value topic stands for
+        digits = round(value, 3)
         return int(digits) if digits.is_integer() else digits
     if isinstance(value, datetime):
         return text(value)
     if isinstance(value, Mapping):
-        return {key: _json(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     return value
 
 
@@ -108,154 +113,59 @@ def bridge_info(
     own = {
         "version": version,
         "started": text(started),
-        "heartbeat": _json(heartbeat),
+        "heartbeat": _plain(heartbeat),
         "gateways": sorted(gateways),
     }
     topic, priority = f"{names.bridge}/info", Priority.AVAILABILITY
     return Message(topic, json.dumps(own | more), qos=1, priority=priority, content_type="application/json")
 
 
+FALLBACK_OF_SHOWN = attrgetter("reading.measurement.fallback")
+
+
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A measurement that a device of the tree has, and the source that gives it.
+class _Shown:
+    """The newest reading of one value, as it is published: its message, and its part of a document.
 
-    `absent_since` (seconds since 1970) is set while the source answers without it.
+    Most readings equal the ones before; then this is kept, and nothing is rendered anew.
     """
 
-    device: str
-    phase: Axis | None
-    measurement: Measurement
-    source: str
-    absent_since: float | None = field(default=None, compare=False)
+    reading: Reading
+    message: Message
+    part: str
 
-    @property
-    def key(self) -> "Key":
-        return self.device, self.phase, self.measurement.name
-
-    @property
-    def unknown(self) -> Reading:
-        """Its reading where its source has no value for it."""
-        return Reading(self.device, self.phase, self.measurement, None)
-
-    def is_gone(self, now: float) -> bool:
-        return self.absent_since is not None and now - self.absent_since >= VALUE_GONE_AFTER_S
+    def shows(self, reading: Reading) -> bool:
+        """Whether a reading is published in the same way. `True` equals 1, but is published as ON."""
+        own, value = self.reading, reading.value
+        is_same = own.measurement is reading.measurement and own.repeat == reading.repeat
+        return is_same and type(own.value) is type(value) and own.value == value
 
 
-Key = tuple[str, Axis | None, str]
-GATEWAY_DEVICE = "gateway"
-FALLBACK_OF_ROW = attrgetter("measurement.fallback")
-VALUE_GONE_AFTER_S = 7 * DAY_S
-"""Seconds for which a value must be absent from every non-empty good answer before it is gone."""
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """The text of a device's document without its time, made of values that several sources have `given`."""
 
+    given: Sequence[Sequence[_Shown]]
+    text: str
+    interval: float
 
-class RowTable:
-    """The rows of one gateway, and which source gives each.
-
-    If two sources give one value, the one that comes first in `sources` owns the row. A fallback is used only if no
-    other source gives the value.
-    """
-
-    def __init__(self, sources: Sequence[str]) -> None:
-        self._order = {source: place for place, source in enumerate(sources)}
-        self._rows: dict[Key, Row] = {}
-        self._silent: set[Key] = set()
-        """Rows that discovery does not announce."""
-        self._by_source: dict[str, list[Key]] = {}
-        """The rows of each source, until they change."""
-        self.partial: frozenset[str] = frozenset()
-        """Sources whose missing values are not absent, but only unknown so far."""
-        self.gone: dict[Key, Row] = {}
-        """Rows that were announced and that discovery has to remove."""
-        self.version = 0
-        """A number that grows when the rows change, so that discovery is made anew only then."""
-
-    def __iter__(self) -> Iterator[Row]:
-        return (row for key, row in self._rows.items() if key not in self._silent)
-
-    def restore(self, rows: Iterable[Row]) -> bool:
-        """Add the rows of an earlier run, which stay while their source fails. Returns whether there are any."""
-        known = {row.key: row for row in rows if row.source in self._order}
-        self._rows = {**known, **self._rows}
-        self._by_source.clear()
-        return bool(known)
-
-    def take(self, source: str, key: Key, reading: Reading) -> bool:
-        """Note that a source gives a reading. Returns False if another source owns the row."""
-        known, measurement = self._rows.get(key), reading.measurement
-        same = (
-            known is not None
-            and known.source == source
-            and (known.measurement is measurement or known.measurement == measurement)  # comparing is slow
+    @classmethod
+    def of(cls, given: Sequence[Sequence[_Shown]]) -> "_Content":
+        """The text of these values. Of several values with one name the last one counts, but no fallback."""
+        shown = sorted((one for each in given for one in each), key=FALLBACK_OF_SHOWN, reverse=True)
+        parts: dict[str, str | dict[str, str]] = {}
+        for one in shown:
+            name, phase = one.reading.measurement.name, one.reading.phase
+            if phase is None:
+                parts[name] = one.part
+            elif isinstance(axis := parts.setdefault(phase.value, {}), dict):
+                axis[name] = one.part
+        texts = (
+            part if isinstance(part, str) else f'"{name}": {{{", ".join(part.values())}}}'
+            for name, part in parts.items()
         )
-        if known and not same and self._rank(known.source, known.measurement) < self._rank(source, measurement):
-            return False
-        if known is None or not same:
-            self.gone.pop(key, None)
-            self._rows[key] = Row(reading.device, reading.phase, measurement, source)
-            self._by_source.clear()
-            self.version += 1
-        elif known.measurement is not measurement or known.absent_since is not None:
-            self._rows[key] = replace(known, measurement=measurement, absent_since=None)
-        self._note_silence(key, reading)
-        return True
-
-    def _rank(self, source: str, measurement: Measurement) -> tuple[bool, int]:
-        return measurement.fallback, self._order[source]
-
-    def _note_silence(self, key: Key, reading: Reading) -> None:
-        """Note whether discovery has to leave the row out: it is no entity, or its text is too long for one."""
-        long = isinstance(reading.value, str) and len(reading.value) > MAX_STATE_LETTERS
-        silent = long or reading.measurement.document_only or not reading.measurement.entity
-        if silent != (key in self._silent):
-            self.version += 1
-            self._silent.symmetric_difference_update({key})
-
-    def note_absent(
-        self, source: str, present: Mapping[Key, Reading], now: float
-    ) -> tuple[Sequence[Row], Sequence[Key]]:
-        """Note which rows of a source a good answer at `now` (unix time) lacks.
-
-        Returns those that the answer before still had, and those that are gone now. The absent rows of a device are
-        gone all at once, when each has been absent for long enough: otherwise a device with several sources would
-        disappear in parts. Home Assistant (2026.2) removes a device together with its last enabled entity and then
-        clears the discovery topic itself. Entities that it is told to remove just at that moment are ignored for
-        ever.
-        """
-        if source in self.partial:
-            return (), ()
-        names_devices = any(device != GATEWAY_DEVICE for device, *_ in present)
-        absent = [
-            key
-            for key in self._keys_of(source)
-            if key not in present and (names_devices or key[0] == GATEWAY_DEVICE)
-        ]
-        fresh = [row for row in map(self._rows.__getitem__, absent) if row.absent_since is None]
-        self._rows |= {row.key: replace(row, absent_since=now) for row in fresh}
-        if not any(self._rows[key].is_gone(now) for key in absent):
-            return fresh, ()
-        missing: dict[str, list[Key]] = {device: [] for device, *_ in absent}
-        for key, row in self._rows.items():
-            if row.absent_since is not None and row.device in missing:
-                missing[row.device].append(key)
-        due = (keys for keys in missing.values() if all(self._rows[key].is_gone(now) for key in keys))
-        return fresh, [key for keys in due for key in keys]
-
-    def given_by(self, source: str) -> list[Row]:
-        """The rows that a source gives."""
-        rows = (self._rows[key] for key in self._keys_of(source))
-        return [row for row in rows if row.absent_since is None]
-
-    def _keys_of(self, source: str) -> list[Key]:
-        if source not in self._by_source:
-            self._by_source[source] = [key for key, row in self._rows.items() if row.source == source]
-        return self._by_source[source]
-
-    def remove(self, key: Key) -> bool:
-        """Remove a row that is gone. Returns whether it was the last one of its device."""
-        row = self.gone[key] = self._rows.pop(key)
-        self._by_source.clear()
-        self.version += 1
-        return not any(other.device == row.device for other in self._rows.values())
+        interval = min(one.reading.measurement.interval or 0.0 for one in shown)
+        return cls(given, ", ".join(texts), max(DOCUMENT_INTERVAL_S, interval))
 
 
 class Tree:
@@ -268,41 +178,38 @@ class Tree:
         self.serial = serial
         self.rows = RowTable(sources)
         self._values, self._documents, self._paced = payload != "json", payload != "values", paced
-        self._readings: dict[str, Mapping[str, Sequence[Reading]]] = {name: {} for name in reversed(sources)}
-        """Readings by source, the last source first, so that in documents earlier sources overwrite later ones."""
+        self._newest: dict[str, Mapping[str, Sequence[_Shown]]] = {name: {} for name in reversed(sources)}
+        """What each source gives, by device; the last source first, so that earlier ones overwrite later ones."""
+        self._bodies: dict[str, _Content] = {}
         self._is_long: dict[str, bool] = {}
         """Devices whose documents have been too long, and whether the newest one is."""
         self._events: list[Event] = []
-        self._messages: dict[Key, tuple[Measurement, Message]] = {}
-        """The newest message of each value: most readings equal the one before, and need no new message."""
+        self._shown: dict[Key, _Shown] = {}
 
     def update(self, source: str, readings: Sequence[Reading], when: datetime) -> Iterator[Message]:
         """The messages of a good answer: value topics, removals, and documents of the devices."""
         yield from self.values(source, readings, when)
         yield from self.documents(source, when)
 
-    def values(self, source: str, readings: Sequence[Reading], when: datetime) -> Iterator[Message]:
-        """The value topics and removals of a good answer. The caller must take all of them."""
+    def values(self, source: str, readings: Sequence[Reading], when: datetime) -> Sequence[Message]:
+        """The value topics and removals of a good answer."""
         given = {(reading.device, reading.phase, reading.measurement.name): reading for reading in readings}
         mine = {key: reading for key, reading in given.items() if self.rows.take(source, key, reading)}
-        newest: dict[str, list[Reading]] = {}
-        for reading in mine.values():
-            newest.setdefault(reading.device, []).append(reading)
-        self._readings[source] = newest
+        shown = [self._show(key, reading) for key, reading in mine.items()]
+        self._newest[source] = _by_device(shown, self._newest[source])
         absent, gone = self.rows.note_absent(source, mine, when.timestamp()) if mine else ((), ())
-        for row in absent:  # its last value would stay, and nothing would say that it is old
-            mine[row.key] = row.unknown
-        if self._values:
-            yield from (self._value(key, r) for key, r in mine.items() if not r.measurement.document_only)
-        for key in gone:
-            yield from self._clear(key)
+        # The last value of an absent row would stay, and nothing would say that it is old.
+        shown += [self._show(row.key, row.unknown) for row in absent]
+        messages = [one.message for one in shown if not one.reading.measurement.document_only]
+        removals = [message for key in gone for message in self._clear(key)]
+        return [*(messages if self._values else ()), *removals]
 
     def documents(self, source: str, when: datetime) -> Iterator[Message]:
         """The documents of the source's devices, with the newest readings of all sources.
 
         A document that is too long is cleared: its values still have topics.
         """
-        for device in self._readings[source] if self._documents else ():
+        for device in self._newest[source] if self._documents else ():
             message = self._document(device, when)
             was_long, is_long = self._is_long.get(device), len(message.payload) > MAX_DOCUMENT_BYTES
             if was_long is None and is_long:
@@ -322,13 +229,9 @@ class Tree:
 
     def readings(self, kinds: tuple[str, ...]) -> Iterator[Reading]:
         """The newest readings of devices whose names begin with one of `kinds`."""
-        for by_device in self._readings.values():
-            for device, readings in by_device.items():
-                yield from readings if device.startswith(kinds) else ()
-
-    def newest(self, source: str) -> Mapping[str, Sequence[Reading]]:
-        """The newest readings of a source by device: another mapping with each answer."""
-        return self._readings[source]
+        for by_device in self._newest.values():
+            for device, shown in by_device.items():
+                yield from (one.reading for one in shown) if device.startswith(kinds) else ()
 
     def clear(self, rows: Iterable[Row]) -> Iterator[Message]:
         """The messages that remove these rows at once."""
@@ -337,40 +240,39 @@ class Tree:
 
     def _clear(self, key: Key) -> Iterator[Message]:
         was_last = self.rows.remove(key)
-        self._messages.pop(key, None)
+        self._shown.pop(key, None)
         yield Message(self.names.value(self.serial, *key), "")
         if was_last:
             yield Message(self.names.device(self.serial, key[0]), "")
 
-    def _value(self, key: Key, reading: Reading) -> Message:
+    def _show(self, key: Key, reading: Reading) -> _Shown:
+        known = self._shown.get(key)
+        if known is not None and known.shows(reading):
+            return known
         value, row = reading.value, reading.measurement
-        payload = text(None if isinstance(value, Mapping) else value)
-        measurement, message = self._messages.get(key, (None, None))
-        is_same = message is not None and measurement is row and message.payload == payload
-        if message is None or not is_same or message.repeat != reading.repeat:
-            topic = message.topic if message else self.names.value(self.serial, *key)
-            quantity, is_paced = row.quantity, self._paced and row.interval is None
-            message = Message(
-                topic,
-                payload,
-                priority=self._priority(key[0]),
-                deadband=quantity.deadband,
-                interval=quantity.pace if is_paced else row.interval or 0.0,
-                urgent_change=quantity.urgent_change if is_paced else 0.0,
-                repeat=reading.repeat,
-            )
-            self._messages[key] = row, message
-        return message
+        quantity, is_paced = row.quantity, self._paced and row.interval is None
+        message = Message(
+            known.message.topic if known else self.names.value(self.serial, *key),
+            text(None if isinstance(value, Mapping) else value),
+            priority=self._priority(key[0]),
+            deadband=quantity.deadband,
+            interval=quantity.pace if is_paced else row.interval or 0.0,
+            urgent_change=quantity.urgent_change if is_paced else 0.0,
+            repeat=reading.repeat,
+        )
+        shown = self._shown[key] = _Shown(reading, message, f'"{_key(row.name)}": {_json(value, message.payload)}')
+        return shown
 
     def _document(self, device: str, when: datetime) -> Message:
-        """The document of one device. Fallbacks come first, so that others overwrite them."""
-        given = [reading for by_device in self._readings.values() for reading in by_device.get(device, ())]
-        readings = sorted(given, key=FALLBACK_OF_ROW, reverse=True)
+        given = [by_device[device] for by_device in self._newest.values() if device in by_device]
+        body = self._bodies.get(device)
+        if body is None or body.given != given:
+            body = self._bodies[device] = _Content.of(given)
         return Message(
             self.names.device(self.serial, device),
-            json.dumps(_body(readings, when)),
+            f'{{"{TIMESTAMP}": "{text(when)}", {body.text}}}',
             priority=self._priority(device),
-            interval=max(DOCUMENT_INTERVAL_S, min(reading.measurement.interval or 0.0 for reading in readings)),
+            interval=body.interval,
             content_type="application/json",
         )
 
@@ -379,13 +281,12 @@ class Tree:
         return Priority.SITE if is_flow else Priority.VALUE
 
 
-def _body(readings: Iterable[Reading], when: datetime) -> Mapping[str, Any]:
-    """The content of a document; of readings with one name, the last one counts."""
-    body: dict[str, Any] = {TIMESTAMP: text(when)}
-    for reading in readings:
-        place = body if reading.phase is None else body.setdefault(reading.phase.value, {})
-        place[_key(reading.measurement.name)] = _json(reading.value)
-    return body
+def _by_device(shown: Iterable[_Shown], before: Mapping[str, Sequence[_Shown]]) -> Mapping[str, Sequence[_Shown]]:
+    """Values by their device. A list that equals the one `before` is the same object, to be compared fast."""
+    found: dict[str, list[_Shown]] = {}
+    for one in shown:
+        found.setdefault(one.reading.device, []).append(one)
+    return {device: old if (old := before.get(device)) == new else new for device, new in found.items()}
 
 
 def _key(name: str) -> str:

@@ -21,8 +21,9 @@ from bridge.discovery.controls import ControlRow
 from bridge.discovery.devices import DEVICE_KINDS, METER_NAMES, entity_name
 from bridge.endpoints import BY_SOURCE, CONTROLS, ENDPOINTS, Endpoint
 from bridge.model import Measurement, Phase, Platform, Quantity
+from bridge.rows import Row
 from bridge.settings import CONFIG_VARIABLE, VARIABLE_PREFIX, PollSettings, Settings
-from bridge.topics import Names, Row
+from bridge.topics import Names
 from bridge.web.metrics import METRIC_PREFIX, METRICS, NAME_ENDINGS
 
 ROOT = Path(__file__).resolve().parent.parent

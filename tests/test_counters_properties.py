@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from samples import restored
 
 from bridge.counters import Ledger
-from bridge.counters.rules import WRAP_WH, Kind, apply
+from bridge.counters.rules import WRAP_WH, Kind, apply, usual
 from bridge.counters.state import REWIND_WH, CounterLimits, CounterState, Held
 from bridge.model import Reading
 from bridge.pipeline import CountersState
@@ -146,6 +146,51 @@ def test_a_rise_in_one_reading_is_what_its_power_tells(powers: list[float], rise
     integral += before * 20 / HOUR
     is_possible = rise <= SLACK + 1.25 * integral
     assert outcome.value == (1e6 + rise if is_possible else 1e6)
+
+
+watts = st.none() | st.floats(-1e5, 1e5)
+levels = st.floats(0, MAX_WH)
+past = st.floats(0, START)
+
+
+@settings(max_examples=500)
+@given(
+    state=st.builds(
+        CounterState,
+        raw=levels,
+        offset=st.floats(-1e6, 1e6),
+        changed_at=past,
+        seen_at=past,
+        peak=levels,
+        power=levels,
+        counted=levels,
+        unread=levels,
+        interval=st.floats(0, 1e5),
+        undo_at=past,
+    ),
+    rise=st.floats(-1.5, 1.5 * SLACK) | st.just(0.0),
+    power=watts,
+    limits=st.builds(CounterLimits, st.floats(0, 1e6), stall=st.sampled_from([0.0, 300.0]), wrap=st.booleans()),
+)
+def test_a_usual_reading_is_what_the_rules_make_of_it(
+    state: CounterState, rise: float, power: float | None, limits: CounterLimits
+) -> None:
+    raw = (state.raw or 0.0) + rise
+    ruling = usual(state, raw, START + 1, power, days=limits.wrap)
+    assert ruling in (None, apply(state, raw, START + 1, limits, power))
+
+
+def test_what_is_usual() -> None:
+    def is_usual(state: CounterState, raw: float) -> bool:
+        return usual(state, raw, START, None, days=False) is not None
+
+    known = CounterState(raw=5_000.0, changed_at=START, seen_at=START)
+    rises = (-1, -0.9, 0, 0.5, SLACK, SLACK + 1)
+    assert [rise for rise in rises if is_usual(known, 5_000 + rise)] == [-0.9, 0, 0.5, SLACK]
+    assert not is_usual(CounterState(), 1)
+    assert not is_usual(replace(known, undo=1.0), 5_000)
+    assert not is_usual(replace(known, raw=1.5), 0.6)
+    assert not is_usual(replace(known, raw=1.0), 0.0), "a zero may be a gateway that starts"
 
 
 def round_trip(state: CounterState) -> CounterState:

@@ -15,8 +15,9 @@ from bridge.discovery import DiscoveryOptions, announce
 from bridge.discovery.devices import AnnouncedDevice, AnnouncedGateway, device_name, entity_name
 from bridge.model import Facts, Measurement, Phase, UnitFacts
 from bridge.records import CHARGE, CONNECTIVITY, ENERGY, POWER, TEXT, measurement
+from bridge.rows import Row
 from bridge.service.publisher import DIAGNOSTICS_SOURCE, Diagnostics
-from bridge.topics import Names, Row
+from bridge.topics import Names
 
 ID = f"iqgateway_{SERIAL}"
 URL = "https://envoy.local"

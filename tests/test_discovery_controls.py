@@ -21,10 +21,11 @@ from bridge.discovery.devices import AnnouncedGateway
 from bridge.endpoints import CONTROLS, ENDPOINTS
 from bridge.model import Facts, Message, Priority, Reading
 from bridge.outbox import Outbox
+from bridge.rows import Row
 from bridge.service.publisher import GatewayPublisher, PublishOptions, TreeState
 from bridge.simulator import Simulator
 from bridge.simulator.http import HttpRequest
-from bridge.topics import Names, Row, Tree
+from bridge.topics import Names, Tree
 
 GOLDEN = Path(__file__).parent / "controls"
 EVERYTHING = frozenset({"storage", "contacts", "generator", "limit", "acb", "grid"})
@@ -243,7 +244,7 @@ def published(state: TreeState, *given: tuple[str, Reading]) -> tuple[list[Messa
     announcement = discovery.DiscoveryOptions(Names())
     options = PublishOptions(Names(), announcement=announcement, allowed=frozenset({"storage"}))
     facts, readings = answered("split-phase")
-    publisher = GatewayPublisher(facts.serial, options, {}, outbox.put)
+    publisher = GatewayPublisher(facts.serial, options, {}, outbox.put_all)
     publisher.restore(state)
     for source in dict.fromkeys(source for source, _ in readings) if not state.rows else ():
         publisher.publish_values(source, [one for own, one in readings if own == source], NOW)
@@ -295,7 +296,7 @@ def discovered(
     told = list[Message]()
     options = PublishOptions(Names(), announcement=discovery.DiscoveryOptions(Names(), form=form), allowed=allowed)
     facts, readings = answered("split-phase")
-    publisher = GatewayPublisher(facts.serial, options, {}, told.append)
+    publisher = GatewayPublisher(facts.serial, options, {}, told.extend)
     publisher.restore(state)
     for week in (0, 1, 2):
         for source in dict.fromkeys(source for source, _ in readings):

@@ -16,13 +16,14 @@ from bridge import discovery
 from bridge.discovery.devices import AnnouncedGateway
 from bridge.model import Facts, Input, Message, Phase, Reading
 from bridge.records import POWER, measurement
+from bridge.rows import Row
 from bridge.service.publisher import TreeState
 from bridge.service.retained import read_retained
 from bridge.settings import MqttSettings
 from bridge.simulator.faults import with_body
 from bridge.simulator.gateway import INVERTERS_PATH
 from bridge.state import encode
-from bridge.topics import Names, Row, Tree
+from bridge.topics import Names, Tree
 
 START = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
 OWN_POWER = measurement("power", POWER)

@@ -22,7 +22,7 @@ FACTS = Facts(SERIAL, "D8.3.5169")
 def test_values_wait_for_the_discovery_of_what_is_new_among_them() -> None:
     outbox = Outbox()
     publisher = GatewayPublisher(
-        SERIAL, PublishOptions(Names(), announcement=discovery.DiscoveryOptions(Names())), {}, outbox.put
+        SERIAL, PublishOptions(Names(), announcement=discovery.DiscoveryOptions(Names())), {}, outbox.put_all
     )
     power, voltage = Reading(METER, None, POWER_ROW, 1.0), Reading(METER, None, VOLTAGE_ROW, 2.0)
     assert not publisher.publish_values("readings", [power], NOW), "nothing was announced yet"
@@ -38,7 +38,7 @@ def test_values_wait_for_the_discovery_of_what_is_new_among_them() -> None:
 
 def test_values_first_then_documents_then_the_site() -> None:
     told: list[Message] = []
-    publisher = GatewayPublisher(SERIAL, PublishOptions(Names()), {}, told.append)
+    publisher = GatewayPublisher(SERIAL, PublishOptions(Names()), {}, told.extend)
     publisher.publish_values("readings", [Reading(METER, None, POWER_ROW, 1.0)], NOW)
     publisher.publish_documents("readings", [Reading("site/solar", None, POWER_ROW, 3.0)], NOW)
     places = [message.topic.removeprefix(f"enphase/{SERIAL}/") for message in told]
@@ -49,10 +49,10 @@ def test_the_site_loses_nothing_before_each_source_was_asked() -> None:
     """The first answers after a restart do not have all of the site."""
     told: list[Message] = []
     flows = [Reading("site/solar", None, row, 3.0) for row in (POWER_ROW, ENERGY_ROW)]
-    before = GatewayPublisher(SERIAL, PublishOptions(Names()), {}, told.append)
+    before = GatewayPublisher(SERIAL, PublishOptions(Names()), {}, told.extend)
     before.publish_documents("site", flows, NOW)
     source = Source(ENDPOINTS[0], 10.0)
-    publisher = GatewayPublisher(SERIAL, PublishOptions(Names()), {source.name: source}, told.append)
+    publisher = GatewayPublisher(SERIAL, PublishOptions(Names()), {source.name: source}, told.extend)
     publisher.restore(before.state)
     for asked, lost in ((False, []), (True, ["None"])):
         if asked:
@@ -68,10 +68,10 @@ def test_what_was_in_force_before_a_restart_ends_once_each_source_was_asked() ->
     told: list[Message] = []
     limited, obeyed = (measurement(name, FLAG) for name in ("active", "obeyed"))
     in_force = [Reading("storage/settings", None, obeyed, True), Reading("limit/production", None, limited, True)]
-    before = GatewayPublisher(SERIAL, PublishOptions(Names()), {}, told.append)
+    before = GatewayPublisher(SERIAL, PublishOptions(Names()), {}, told.extend)
     before.publish_documents("tariff", [], NOW, in_force)
     source = Source(ENDPOINTS[0], 10.0)
-    publisher = GatewayPublisher(SERIAL, PublishOptions(Names()), {source.name: source}, told.append)
+    publisher = GatewayPublisher(SERIAL, PublishOptions(Names()), {source.name: source}, told.extend)
     publisher.restore(before.state)
     told.clear()
     publisher.publish_documents("tariff", [], NOW, in_force[:1])
@@ -87,7 +87,7 @@ def announced(state: TreeState, form: str = "device") -> tuple[list[Message], Ga
     """What the broker gets, one message after the other, of a gateway with one meter."""
     outbox, told = Outbox(), list[Message]()
     options = PublishOptions(Names(), announcement=discovery.DiscoveryOptions(Names(), form=form))
-    publisher = GatewayPublisher(SERIAL, options, {}, outbox.put)
+    publisher = GatewayPublisher(SERIAL, options, {}, outbox.put_all)
     publisher.restore(state)
     publisher.publish_values("readings", [Reading(METER, None, ENERGY_ROW, 5.0)], NOW)
     publisher.announce(FACTS)

@@ -15,8 +15,9 @@ from samples import BASE_TOPIC, NOW, SERIAL, documents_of, flat, restored, tree,
 
 from bridge.model import Measurement, Message, Phase, Priority, Reading, Scalar, Structure
 from bridge.records import COUNT, POWER, TEXT, TIME, VOLTAGE, measurement
+from bridge.rows import Row
 from bridge.service.publisher import TreeState
-from bridge.topics import Names, Row, Tree, bridge_info, online, text
+from bridge.topics import Names, Tree, bridge_info, online, text
 
 WHEN = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
 STAMP = "2026-11-22T06:00:00+00:00"

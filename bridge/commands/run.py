@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -273,9 +273,8 @@ async def poll_once(settings: Settings) -> tuple[Mapping[str, Message], Sequence
     tree: dict[str, Message] = {}
     store = Store(settings.state_dir)
 
-    def publish(message: Message) -> None:
-        if message.retain:
-            tree[message.topic] = message
+    def publish(messages: Iterable[Message]) -> None:
+        tree.update((message.topic, message) for message in messages if message.retain)
 
     shared = make_homes(settings, store, publish)
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bridge.counters.rules import Kind, Outcome, apply
+from bridge.counters.rules import Kind, Outcome, apply, usual
 from bridge.counters.state import CONFIRM_S, CounterLimits, CounterState, small_fall
 from bridge.endpoints import ENDPOINTS
 from bridge.endpoints.production import ENERGY_PCU, ENERGY_PRODUCTION
@@ -211,17 +211,31 @@ class Ledger:
         held: dict[tuple[str, str], float] = {}
         is_unconfirmed = False
         for reading in readings:
-            raw = _number(reading) if is_counter(reading) else None
+            quantity = reading.measurement.quantity
+            raw = _number(reading) if quantity.state_class and is_counter(reading) else None
             if raw is None:
                 passed.append(reading)
                 continue
-            power = powers.get((reading.device, reading.phase, POWER_OF_UNIT[reading.quantity.unit or ""]))
-            outcome = outcomes[_key(reading)] = self._judge(source, reading, raw, power, cap)
+            power = powers.get((reading.device, reading.phase, POWER_OF_UNIT[quantity.unit or ""]))
+            key = _key(reading)
+            outcome = self._usual(key, reading, raw, power) or self._judge(source, reading, raw, power, cap)
+            outcomes[key] = outcome
             passed.extend(_with_value(reading, outcome.value, raw))
             if reading.phase is None and outcome.kind in (Kind.HELD, Kind.WAITING):
                 held[reading.device, reading.name] = raw
             is_unconfirmed |= outcome.value is None and raw > 0
         return Guarded(passed, self._filter.events(outcomes, self._clock.time), self.held, held, is_unconfirmed)
+
+    def _usual(self, key: str, reading: Reading, raw: float, power: float | None) -> Outcome | None:
+        """The outcome of a reading that no rule objects to, as nearly all are; else `None`."""
+        state = self._counters.get(key)
+        if state is None or state.signed or key in self._seeds:
+            return None
+        ruling = usual(state, raw, self._clock.time, power, days=_is_of_inverters(reading))
+        if ruling is None:
+            return None
+        self._counters[key], outcome = ruling
+        return outcome
 
     def _judge(self, source: str, reading: Reading, raw: float, power: float | None, cap: Cap) -> Outcome:
         key, now = _key(reading), self._clock.time
@@ -288,12 +302,17 @@ def _headroom(reading: Reading) -> float:
     return SOLAR_HEADROOM if reading.device.startswith(SOLAR_DEVICES) else HEADROOM
 
 
+def _is_of_inverters(reading: Reading) -> bool:
+    """Whether a counter is that of an inverter or of all of them, which can fall by 2^32 J."""
+    return reading.device in INVERTER_SUMS or reading.device.startswith(INVERTER)
+
+
 def _limits(source: str, reading: Reading, cap: float, is_doubtful: bool) -> CounterLimits:
     stall = UPDATES_EVERY_S.get(source, 0.0)
     return CounterLimits(
         cap,
         confirm=CONFIRM_SLOW_S if stall else CONFIRM_S,
         stall=stall,
-        wrap=reading.device in INVERTER_SUMS or reading.device.startswith(INVERTER),
+        wrap=_is_of_inverters(reading),
         doubtful=is_doubtful,
     )

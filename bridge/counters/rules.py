@@ -117,6 +117,37 @@ def apply(
     return state, outcome
 
 
+def usual(state: CounterState, raw: float, now: float, power: float | None, *, days: bool) -> Ruling | None:
+    """What `apply` makes of a reading that no rule objects to, as nearly all are, in one step; else `None`.
+
+    Nothing is held, and the reading is a rise that is always possible, or noise. `days` is whether the counter
+    keeps its best days.
+    """
+    last = state.raw
+    if last is None or state.held is not None or state.undo or not -NOISE_WH < raw - last <= SLACK_WH:
+        return None
+    if not 0 <= raw <= MAX_COUNTER_WH or (raw == 0 and last >= NOISE_WH):
+        return None
+    interval, unread, counted = state.since_look(now, power)
+    watts, good, is_same = abs(power or 0.0), max(raw, last), raw <= last
+    published = max(0.0, round(good + state.offset, 3))
+    after = CounterState(
+        good,
+        state.offset,
+        changed_at=state.changed_at if is_same else now,
+        seen_at=now,
+        wraps=state.wraps,
+        peak=max(state.peak, min(state.power, watts)),
+        power=watts,
+        counted=state.counted + counted if is_same else 0.0,
+        unread=state.unread + unread if is_same else 0.0,
+        interval=interval,
+        undo_at=state.undo_at,
+        days=state.days.with_reading(published, now) if days else state.days,
+    )
+    return after, Outcome(Kind.PUBLISHED, published)
+
+
 def _begin(state: CounterState, raw: float, now: float, limits: CounterLimits) -> Ruling:
     """Believe a first reading that the next one confirms; a zero only if it lasts: gateways start with one."""
     raw = max(0.0, raw)

@@ -201,17 +201,21 @@ class CounterState:
         """Whether the counter was not read since the last look, as measured by the interval before."""
         return now - self.last_seen_at > max(GAP_S, GAP_INTERVALS * self.interval)
 
-    def after_look(self, now: float, power: float | None) -> "CounterState":
-        """A copy that knows what can have been counted since the last look. `power` (W) was read with it.
+    def since_look(self, now: float, power: float | None) -> tuple[float, float, float]:
+        """Seconds since the last look, of these the seconds in which it was not read, and Wh by the power (W).
 
         While a fault is held, the counter is not read: zeros, for one, come with a power of 0.
         """
         is_known = self.last_seen_at >= YEAR_2020
         interval = max(0.0, now - self.last_seen_at) if is_known else 0.0
-        is_gap = self.is_gap(now)
         is_true = self.held is None or self.held.cause is Cause.SMALL
-        unread = interval if is_gap or not is_true else 0.0
+        unread = interval if not is_true or self.is_gap(now) else 0.0
         counted = 0.0 if unread or power is None else (self.power + abs(power)) / 2 * interval / HOUR_S
+        return interval, unread, counted
+
+    def after_look(self, now: float, power: float | None) -> "CounterState":
+        """A copy that knows what can have been counted since the last look. `power` (W) was read with it."""
+        interval, unread, counted = self.since_look(now, power)
         held = self.held and replace(
             self.held, counted=self.held.counted + counted, unread=self.held.unread + unread
         )

@@ -34,7 +34,8 @@ from bridge.endpoints.info import UPDATE_PROGRESS
 from bridge.events import EventKind
 from bridge.model import Measurement, Message, Platform, Priority
 from bridge.records import icon
-from bridge.topics import OFFLINE, ONLINE, Names, Row
+from bridge.rows import Row
+from bridge.topics import OFFLINE, ONLINE, Names
 
 SUPPORT_URL = "https://github.com/iqgateway2mqtt/iqgateway2mqtt"
 MIGRATE_PAYLOAD = json.dumps({"migrate_discovery": True})

@@ -11,7 +11,8 @@ from bridge.endpoints import CONTROLS
 from bridge.endpoints.storage import STORAGE_SETTINGS
 from bridge.model import Platform, Reading
 from bridge.records import icon
-from bridge.topics import Names, Row
+from bridge.rows import Row
+from bridge.topics import Names
 
 CONTROL_SUFFIX = "_control"
 """Ends the ids of controls and of the messages that announce them."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridge.model import Facts, Input, Phase, UnitFacts
-from bridge.topics import Key, Names, Row
+from bridge.rows import Key, Row
+from bridge.topics import Names
 
 METER_NAMES = {
     "production": "Production meter",

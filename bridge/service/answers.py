@@ -152,9 +152,9 @@ class AnswerPublisher:
             "event_type": outcome.state.value,
         }
         answer = Message(f"{base}/response", json.dumps(body), qos=1, content_type="application/json", retain=False)
-        self._publish(answer)
+        self._publish([answer])
         if asked.response_topic:
-            self._publish(replace(answer, topic=asked.response_topic, correlation=asked.correlation))
+            self._publish([replace(answer, topic=asked.response_topic, correlation=asked.correlation)])
 
     def _publish_newest(self, outcome: CommandAnswer, topic: str, at: str) -> None:
         """Publish the newest answer as retained topics."""
@@ -165,11 +165,12 @@ class AnswerPublisher:
         values = {"text": line, "state": outcome.state.value, "id": outcome.id, "at": at}
         priority = Priority.AVAILABILITY
         if self._payload != "json":
-            for key, value in values.items():
-                self._publish(Message(f"{topic}/{key}", value, qos=1, priority=priority))
+            self._publish(
+                Message(f"{topic}/{key}", value, qos=1, priority=priority) for key, value in values.items()
+            )
         if self._payload != "values":
             body = json.dumps({"timestamp": at, **values})
-            self._publish(Message(topic, body, qos=1, priority=priority, content_type="application/json"))
+            self._publish([Message(topic, body, qos=1, priority=priority, content_type="application/json")])
 
 
 def _cut(value: str | None) -> str | None:

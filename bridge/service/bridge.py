@@ -124,8 +124,7 @@ class Bridge:
             stack.push_async_callback(self._pool.aclose)
             stack.push_async_callback(self._stop)
             self._store.note_bridge(self._names.bridge)
-            self._sender.put(online(self._will.topic, is_online=True))
-            self._publish_info()
+            self._sender.put([online(self._will.topic, is_online=True), self._info()])
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._sender.run(self._connect), name="sender")
                 tasks.create_task(self._pool.run(), name="pool")
@@ -202,8 +201,7 @@ class Bridge:
 
     def _publish_last(self, serial: str, messages: Iterable[Message]) -> None:
         """Publish the last messages of a gateway that left the settings, and then forget its topics."""
-        for message in messages:
-            self._sender.put(message)
+        self._sender.put(messages)
         self._outbox.release(_topics_of({serial}))
 
     def _on_identified(self) -> None:
@@ -237,7 +235,7 @@ class Bridge:
         await self._broker.close(None if self._remove_at_end else self._will)
 
     def _publish_info(self) -> None:
-        self._sender.put(self._info())
+        self._sender.put([self._info()])
 
     def _info(self) -> Message:
         serials = filter(None, [poller.serial for poller in self._pool.pollers])

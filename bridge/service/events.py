@@ -67,5 +67,4 @@ class EventOutput:
         if self._events.state is not self._kept:
             self._kept = self._events.state
             self._store.save(self._serial, self._kept)
-        for event in events:
-            self._publish(event.message(self._topic))
+        self._publish(event.message(self._topic) for event in events)

@@ -10,6 +10,7 @@ from typing import ClassVar
 from bridge import discovery
 from bridge.discovery.devices import AnnouncedHome
 from bridge.model import Facts, Message, Priority, Reading
+from bridge.rows import Row
 from bridge.service.poller import Poller
 from bridge.service.publisher import DiscoveryTopics, Publish, TreeState
 from bridge.service.status import HomeStatus
@@ -18,7 +19,7 @@ from bridge.site.flows import SITE_PREFIX
 from bridge.site.homes import HomeState, MemberFlows, SharedHome
 from bridge.site.selection import NET, PRODUCTION
 from bridge.store import Store
-from bridge.topics import Names, Row, Tree, online
+from bridge.topics import Names, Tree, online
 
 LOG = logging.getLogger(__name__)
 HOME_SOURCE = "home"
@@ -92,9 +93,7 @@ class HomeMember:
         is_same, self._seen, self.is_polled = published is self._seen, published, True
         read_at = None if powering is None else powering.good_at
         given = {
-            f"{device.removeprefix(SITE_PREFIX)}/{reading.name}": reading
-            for device, readings in (published or {}).items()
-            for reading in readings
+            f"{reading.device.removeprefix(SITE_PREFIX)}/{reading.name}": reading for reading in published or ()
         }
         self.flows = replace(
             noted,
@@ -127,15 +126,14 @@ class _HomePublisher:
     def publish_availability(self, *, is_online: bool) -> None:
         if is_online != self.is_online:
             self.is_online = is_online
-            self._publish(online(self._names.home_availability(self._home), is_online))
+            self._publish([online(self._names.home_availability(self._home), is_online)])
 
     def publish_flows(self, readings: Sequence[Reading], members: Sequence[str], now: float) -> None:
         """Publish the readings of the home at the unix time `now`.
 
         When its `members` (serial numbers) have changed, what only another gateway gave is removed.
         """
-        for message in self._tree.update(HOME_SOURCE, readings, datetime.fromtimestamp(now, UTC)):
-            self._publish(message)
+        self._publish(self._tree.update(HOME_SOURCE, readings, datetime.fromtimestamp(now, UTC)))
         given = {(reading.device, reading.name) for reading in readings}
         if (serials := tuple(sorted(members))) != self._members:
             self._members = serials
@@ -153,7 +151,7 @@ class _HomePublisher:
     def remove(self) -> None:
         """Begin to remove all topics from the broker."""
         availability = self._names.home_availability(self._home)
-        self._publish(Message(availability, "", qos=1, priority=Priority.AVAILABILITY))
+        self._publish([Message(availability, "", qos=1, priority=Priority.AVAILABILITY)])
         self._removing = {availability, *self._clear(self._tree.rows)}
         self._topics.replace([])
         self._removing |= self._topics.leaving
@@ -186,8 +184,7 @@ class _HomePublisher:
     def _clear(self, rows: Iterable[Row]) -> Sequence[str]:
         """Remove rows from the broker. Returns the topics."""
         messages = list(self._tree.clear(rows))
-        for message in messages:
-            self._publish(message)
+        self._publish(messages)
         return [message.topic for message in messages]
 
 

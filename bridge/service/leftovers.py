@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from bridge import discovery
 from bridge.discovery.devices import SITE_KIND, AnnouncedGateway, AnnouncedHome
 from bridge.model import Facts, Message
+from bridge.rows import GATEWAY_DEVICE
 from bridge.service.homes import HomeFile
 from bridge.service.publisher import DIAGNOSTICS_SOURCE, Diagnostics, TreeState
 from bridge.service.retained import OF_HOME, RetainedReader
 from bridge.settings import CONTROL_GROUPS, SITE_PLACEHOLDER, GatewaySettings, Settings, homes
 from bridge.state import IdentityState
 from bridge.store import Store
-from bridge.topics import GATEWAY_DEVICE, Names, Tree, online
+from bridge.topics import Names, Tree, online
 
 LOG = logging.getLogger(__name__)
 NO_LONGER_POLLED = "no longer polled"

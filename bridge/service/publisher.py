@@ -13,12 +13,13 @@ from bridge.discovery.devices import AnnouncedGateway, Ranges
 from bridge.endpoints import ENDPOINTS
 from bridge.model import Event, Facts, Measurement, Message, Priority, Quantity, Reading, Scalar
 from bridge.records import COUNT, DURATION, TEXT, TIME, measurement
+from bridge.rows import Row
 from bridge.service.sources import Source, SourceState
 from bridge.state import FileState
-from bridge.topics import Names, Row, Tree, online
+from bridge.topics import Names, Tree, online
 
 Readings = Sequence[Reading]
-Publish = Callable[[Message], float | None]
+Publish = Callable[[Iterable[Message]], float | None]
 """Publishes a message. Returns how many seconds its topic has been waiting for the broker, where that is known."""
 SITE_SOURCE = "site"
 """The source of the site's flows, which the bridge computes."""
@@ -181,8 +182,11 @@ class GatewayPublisher:
         self._observed = ObservedRanges(options.allowed)
         self._announced: tuple[tuple[int, int], Facts] | None = None
         self._discovery_topics = DiscoveryTopics(options.announcement, publish)
-        self._cleared: set[str] = set()
-        """Sources that the gateway does not have, and whose topics have been cleared."""
+        self._states: Mapping[str, bool | None] = {}
+        """What was published last of the gateway (empty name) and of its sources; `None` for those it lacks."""
+        self._in_force: Sequence[Reading] = ()
+        self.flows: Sequence[Reading] = ()
+        """The newest readings of the site: another object with each publication."""
         self._waited: dict[str, float] = {}
         """By source, for how long (seconds) one of its values has been waiting for the broker."""
         self._diagnosed: tuple[tuple[object, ...], float] | None = None
@@ -201,10 +205,11 @@ class GatewayPublisher:
         """Publish an answer's documents, the site's `flows`, and what is `in_force`. Returns events."""
         self._send(source, self._tree.documents(source, datetime.fromtimestamp(when, UTC)), more=True)
         if in_force:
-            known = [reading for each in self._tree.newest(IN_FORCE_SOURCE).values() for reading in each]
-            self._update(IN_FORCE_SOURCE, in_force, when, whole=known != list(in_force))
+            known, self._in_force = self._in_force, [*in_force]
+            self._update(IN_FORCE_SOURCE, in_force, when, whole=known != self._in_force)
         if flows:
-            self._update(SITE_SOURCE, flows, when, whole=_have_news(flows, self.flows))
+            before, self.flows = self.flows, [*flows]
+            self._update(SITE_SOURCE, flows, when, whole=_have_news(self.flows, before))
         return list(self._tree.take_events())
 
     def publish_availability(self, now: float, *, is_online: bool, powered_by: str | None = None) -> None:
@@ -213,21 +218,21 @@ class GatewayPublisher:
         Nothing is available while the gateway is offline, or its values wait for the broker for too long. The site
         is available while the source `powered_by`, from which its powers come, is.
         """
-        names = self._options.names
-        self._publish(online(names.state(self._serial), is_online))
+        states: dict[str, bool | None] = {"": is_online}
         if SITE_SOURCE in self._waited:
             power = self._sources.get(powered_by or "")
             powered = power is not None and bool(power.online(now, self._waited[SITE_SOURCE]))
-            self._publish(online(names.availability(self._serial, SITE_SOURCE), powered and is_online))
+            states[SITE_SOURCE] = powered and is_online
         for name, source in self._sources.items():
             source.waited = self._waited.get(name, 0.0)
-            fresh, topic = source.online(now), names.availability(self._serial, name)
-            if fresh is not None:
-                self._cleared.discard(name)
-                self._publish(online(topic, fresh and is_online))
-            elif name not in self._cleared:
-                self._cleared.add(name)
-                self._publish(Message(topic, "", qos=1, priority=Priority.AVAILABILITY))
+            fresh = source.online(now)
+            states[name] = fresh if fresh is None else fresh and is_online
+        if news := states.items() - self._states.items():
+            names, serial = self._options.names, self._serial
+            self._publish(
+                _state(names, serial, name, states[name]) for name in states if (name, states[name]) in news
+            )
+        self._states = states
 
     def publish_diagnostics(self, diagnostics: Diagnostics, now: float, when: float) -> None:
         """Publish diagnostics (`now`: monotonic, `when`: unix) each minute, or when an urgent one has changed."""
@@ -244,11 +249,6 @@ class GatewayPublisher:
     @property
     def _version(self) -> tuple[int, int]:
         return self._tree.rows.version, self._observed.version
-
-    @property
-    def flows(self) -> Mapping[str, Sequence[Reading]]:
-        """The newest readings of the site by device: another mapping with each publication."""
-        return self._tree.newest(SITE_SOURCE)
 
     def restore(self, state: TreeState) -> bool:
         """Take over what an earlier run has published. Returns whether there was anything."""
@@ -286,17 +286,24 @@ class GatewayPublisher:
 
     def _send(self, source: str, messages: Iterable[Message], *, more: bool = False) -> None:
         """Publish messages of a source, the first or `more` of an answer, and note how long they wait."""
-        known = self._waited.get(source, 0.0) if more else 0.0
-        self._waited[source] = max([known, *(self._publish(message) or 0.0 for message in messages)])
+        waited, known = self._publish(messages) or 0.0, self._waited.get(source, 0.0)
+        self._waited[source] = max(waited, known) if more else waited
 
 
-def _have_news(flows: Sequence[Reading], before: Mapping[str, Sequence[Reading]]) -> bool:
+def _state(names: Names, serial: str, source: str, is_online: bool | None) -> Message:
+    """The message of a source's availability; of the gateway's state, if `source` is empty."""
+    topic = names.availability(serial, source) if source else names.state(serial)
+    if is_online is None:
+        return Message(topic, "", qos=1, priority=Priority.AVAILABILITY)
+    return online(topic, is_online)
+
+
+def _have_news(flows: Sequence[Reading], before: Sequence[Reading]) -> bool:
     """Whether a site's readings differ from those before, or an answer has told its powers once more.
 
     The site's documents contain powers, so they are not published again with other values that are repeated.
     """
-    known = [reading for readings in before.values() for reading in readings]
-    return known != list(flows) or any(reading.repeat and reading.name == "power" for reading in flows)
+    return flows != before or any(reading.repeat and reading.name == "power" for reading in flows)
 
 
 def _partial(sources: Iterable[Source]) -> frozenset[str]:
@@ -344,15 +351,14 @@ class DiscoveryTopics:
         """Publish these messages, after beginning to remove the topics that are not among them."""
         topics = frozenset(message.topic for message in messages)
         gone = self.announced - topics
-        for topic in sorted(gone):
-            self._publish(self._begin_removal(topic))
+        self._publish(map(self._begin_removal, sorted(gone)))
         self._held = {topic: message for topic, message in self._held.items() if topic in topics}
         for message in messages:
             is_first = message.topic in self._outdated
             if is_first or message.topic in self._held:
                 self._held[message.topic] = message
             if is_first or message.topic not in self._held:
-                self._publish(discovery.migration(message.topic) if is_first else message)
+                self._publish([discovery.migration(message.topic) if is_first else message])
         self._outdated = frozenset()
         self.announced, self.leaving = topics, (self.leaving | gone) - topics
 
@@ -367,11 +373,11 @@ class DiscoveryTopics:
     def sent(self, message: Message) -> bool:
         """Continue the removal of a topic when the broker has a message. Returns whether that was the last one."""
         if message.priority is Priority.MIGRATE and (held := self._held.pop(message.topic, None)):
-            self._publish(held)
+            self._publish([held])
         if message.topic not in self.leaving:
             return False
         if message.payload:
-            self._publish(discovery.removal(message.topic))
+            self._publish([discovery.removal(message.topic)])
             return False
         self.leaving -= {message.topic}
         return not self.leaving

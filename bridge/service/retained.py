@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from itertools import islice
@@ -103,9 +103,9 @@ class Sender:
         self.sent = self.connections = 0
         """Messages sent and connections made since the start."""
 
-    def put(self, message: Message) -> float:
-        """Send a message soon if it differs from what the broker has. Returns how long it has waited (seconds)."""
-        waited = self._outbox.put(message, now := self._time())
+    def put(self, messages: Iterable[Message]) -> float:
+        """Send those soon that the broker does not have. Returns how long one has waited at most (seconds)."""
+        waited = self._outbox.put_all(messages, now := self._time())
         self._wake.set()
         connected = now - self._connected_at if self._broker.connected else 0.0
         self._late.note(min(waited, connected - LATE_S - self._rate_limit.seconds(self._outbox.topics)))

@@ -1,7 +1,7 @@
 """The flows of a site: solar, grid, battery, generator and home. Pure: time and local day come from the caller."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import tzinfo
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from bridge.endpoints.livedata import LIVE_GENERATOR, LIVE_STORAGE
 from bridge.endpoints.production import ENERGY_PCU
-from bridge.model import Event, Facts, Reading, Scalar, SourceName
+from bridge.model import NEVER, Event, Facts, Reading, Scalar, SourceName
 from bridge.site import selection
 from bridge.site.battery import BATTERIES, BatteryState
 from bridge.site.clamp import SolarTrust, TrustState
@@ -37,7 +37,6 @@ from bridge.site.selection import (
     STORAGE,
     GridSwitch,
     GuardedAnswer,
-    LatestValues,
     Presence,
     SiteFeatures,
     SourceSelection,
@@ -69,6 +68,47 @@ class SiteState(State):
     seen: Annotated[dict[str, Annotated[float, Field(strict=True)]], SOUND_ENTRIES] = Field(default_factory=dict)
     storage_known: bool = False
     trust: TrustState = TrustState()
+
+
+LATEST_MIN_S, LATEST_PERIODS = 60.0, 2.5
+"""Time, in seconds and in periods of its source, for which a value counts as read just now."""
+
+
+class LatestValues:
+    """The newest values of all answers."""
+
+    def __init__(self) -> None:
+        self.all: dict[tuple[str, str], float] = {}
+        self._good_until: dict[tuple[str, str], float] = {}
+
+    def update(self, answer: GuardedAnswer, values: Values) -> None:
+        self.all.update(values)
+        until = answer.now + max(LATEST_MIN_S, LATEST_PERIODS * answer.period)
+        self._good_until |= {pair: 0.0 if pair in answer.held else until for pair in values}
+
+    def good(self, now: float) -> "RecentValues":
+        """The values that were read lately, without counters that are held."""
+        return RecentValues(self.all, self._good_until, now)
+
+
+@dataclass(frozen=True, slots=True)
+class RecentValues(Mapping[tuple[str, str], float]):
+    """Those of all values that count at `now`: a view, since most answers need two or three of them."""
+
+    _values: Values
+    _good_until: Mapping[tuple[str, str], float]
+    now: float
+
+    def __getitem__(self, pair: tuple[str, str]) -> float:
+        if self.now > self._good_until.get(pair, NEVER):
+            raise KeyError(pair)
+        return self._values[pair]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return (pair for pair in self._values if pair in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Site:
@@ -107,10 +147,9 @@ class Site:
 
     def update(self, answer: GuardedAnswer) -> list[Reading]:
         """Take note of an answer, and return the readings of all flows after it."""
-        values = answer.values()
-        if answer.source == SourceName.READINGS:
-            frozen = {pair: values[pair] for pair in self._frozen.observe(values, answer.now)}
-            answer = replace(answer, held={**frozen, **answer.held})
+        values = answer.values
+        if answer.source == SourceName.READINGS and (still := self._frozen.observe(values, answer.now)):
+            answer = replace(answer, held={**{pair: values[pair] for pair in still}, **answer.held})
         self._latest.update(answer, values)
         self._observe(answer, values)
         if answer.facts.meters is None:

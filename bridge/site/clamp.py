@@ -143,7 +143,7 @@ class SolarTrust:
                 microinverters may have to make less than they could.
         """
         if self.state.suspected is None:
-            self._told |= {**answer.values(), **answer.held}
+            self._told |= {**answer.values, **answer.held}
             if _has_meter(answer.facts):
                 self.state = self.state.changed(suspected=_has_counted_nothing(self._told))
         if answer.facts.meters is None or totals is None:
@@ -261,10 +261,10 @@ class _GoodValues:
             return False
         source, device, counter = own
         if answer.source == source:
-            values = answer.values()
+            values = answer.values
             self._observe(values.get((device, "power")), values.get((device, counter)), now)
         elif answer.source == SourceName.ENERGY and not was_silent:
-            is_bright = answer.values().get((ENERGY_PCU, "power"), 0.0) >= SUN_MIN_W
+            is_bright = answer.values.get((ENERGY_PCU, "power"), 0.0) >= SUN_MIN_W
             is_silent = is_bright and self._is_missing(now)
             self._since = None if is_silent else self._since
             return is_silent
@@ -331,7 +331,7 @@ def _units(answer: GuardedAnswer) -> dict[str, _Unit]:
         for r in answer.readings
         if r.name == "last_report" and r.phase is None and isinstance(r.value, datetime)
     }
-    values = answer.values()
+    values = answer.values
     return {
         device: _Unit(at, max(0.0, values.get((device, "power"), 0.0)), values.get((device, "max_power"), 0.0))
         for device, at in reports.items()

@@ -4,7 +4,7 @@ The gateway's own counts of today do not always restart at midnight, or not at 0
 subtracts the lifetime value of the last local midnight. Pure: the caller passes all times.
 """
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
 from typing import Annotated, Any
@@ -275,23 +275,24 @@ class PhaseDays:
         """What must outlive the process."""
         return self._days.state
 
-    def with_today(self, readings: Sequence[Reading], day_time: float) -> Iterator[Reading]:
+    def with_today(self, readings: Sequence[Reading], day_time: float) -> Sequence[Reading]:
         """Replace the phases' `energy_today`. `day_time` is the unix time by which days begin."""
+        shown = list(readings)
+        of_today = [n for n, r in enumerate(shown) if isinstance(r.phase, Phase) and r.name == "energy_today"]
         counters = {
             (r.device, r.phase): float(r.value)
-            for r in readings
+            for r in (readings if of_today else ())
             if r.name == "energy_delivered" and isinstance(r.value, int | float)
         }
-        for reading in readings:
-            if reading.name != "energy_today" or not isinstance(reading.phase, Phase):
-                yield reading
-                continue
+        for place in of_today:
+            reading = shown[place]
             name, value = f"{reading.device}/{reading.phase}", counters.get((reading.device, reading.phase))
             if value is not None:
                 last = self._days.last(name)
                 is_restarted = value < RESTART_SHARE * last
                 value = self._days.today(name, value if is_restarted else max(value, last), day_time)
-            yield replace(reading, value=value)
+            shown[place] = replace(reading, value=value)
+        return shown
 
 
 class GatewayDays:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 from bridge.endpoints.livedata import LIVE_GENERATOR, LIVE_GRID, LIVE_PV, LIVE_STORAGE, LIVE_SYSTEM
 from bridge.endpoints.production import AC_BATTERY_TYPE, ENERGY_PCU, ENERGY_PRODUCTION
-from bridge.model import DAY_S, Facts, Reading, SourceName
+from bridge.model import DAY_S, Facts, MeterFacts, Reading, SourceName
 
 PRODUCTION, NET, TOTAL, STORAGE, THIRD_PARTY = METER_ROLES = (
     "production",
@@ -36,7 +37,7 @@ Values = Mapping[tuple[str, str], float]
 """The numbers of one answer by device and name, without those of single phases."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GuardedAnswer:
     """One good answer of a gateway: its readings with guarded counters, and its unix time.
 
@@ -65,6 +66,8 @@ class GuardedAnswer:
 
     def connected(self) -> bool | None:
         """Whether the grid is connected; `None` if the answer does not tell. All relays must be closed."""
+        if self.source not in RELAY_SOURCES:
+            return None
         states = [r.value for r in self.readings if r.name == "grid_connected" and isinstance(r.value, bool)]
         codes = [r.value for r in self.readings if (r.device, r.name) == (LIVE_SYSTEM, "main_relay")]
         states += [
@@ -76,20 +79,23 @@ class GuardedAnswer:
 
     def generating(self) -> bool | None:
         """Whether a generator gives power, by live data or its relay; `None` if the answer does not tell."""
+        of_generators = [r for r in self.readings if r.device.startswith((LIVE_GENERATOR, "generator/"))]
         told = [
             reading.value != 0
-            for reading in self.readings
+            for reading in of_generators
             if (reading.device, reading.phase, reading.name) == (LIVE_GENERATOR, None, "power")
             and reading.value is not None
         ]
         told += [
             reading.value in GENERATOR_ON
-            for reading in self.readings
+            for reading in of_generators
             if reading.device.startswith("generator/") and reading.name == "state" and reading.value
         ]
         return any(told) if told else None
 
+    @cached_property
     def values(self) -> Values:
+        """The answer's numbers."""
         return {
             (reading.device, reading.name): float(reading.value)
             for reading in self.readings
@@ -97,27 +103,6 @@ class GuardedAnswer:
             and isinstance(reading.value, int | float)
             and not isinstance(reading.value, bool)
         }
-
-
-LATEST_MIN_S, LATEST_PERIODS = 60.0, 2.5
-"""Time, in seconds and in periods of its source, for which a value counts as read just now."""
-
-
-class LatestValues:
-    """The newest values of all answers."""
-
-    def __init__(self) -> None:
-        self.all: dict[tuple[str, str], float] = {}
-        self._good_until: dict[tuple[str, str], float] = {}
-
-    def update(self, answer: GuardedAnswer, values: Values) -> None:
-        self.all.update(values)
-        until = answer.now + max(LATEST_MIN_S, LATEST_PERIODS * answer.period)
-        self._good_until |= {pair: 0.0 if pair in answer.held else until for pair in values}
-
-    def good(self, now: float) -> Values:
-        """The values that were read lately, without counters that are held."""
-        return {pair: value for pair, value in self.all.items() if now <= self._good_until[pair]}
 
 
 class GridSwitch:
@@ -244,10 +229,16 @@ SOLAR_SUMS = (ENERGY_PCU, ENERGY_PRODUCTION)
 
 def select_sources(facts: Facts, has: SiteFeatures) -> SourceSelection:
     """Choose the source of each flow. `facts` tells which meters there are."""
-    meters = frozenset(meter.role for meter in facts.meters or () if meter.enabled)
+    return _select(facts.meters, has)
+
+
+@lru_cache(maxsize=64)
+def _select(listed: tuple[MeterFacts, ...] | None, has: SiteFeatures) -> SourceSelection:
+    """The selection, which stays the same until something is learnt."""
+    meters = frozenset(meter.role for meter in listed or () if meter.enabled)
     if meters & {PRODUCTION, NET, TOTAL}:
         return _metered(meters, has)
-    if facts.meters or has.stalled or has.meter_distrusted:
+    if listed or has.stalled or has.meter_distrusted:
         return SourceSelection(SourceName.ENERGY, ENERGY_PCU, meters=meters, integrates=has.battery)
     return SourceSelection(SourceName.PRODUCTION, ENERGY_PRODUCTION, meters=meters, integrates=has.battery)
 

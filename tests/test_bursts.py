@@ -195,8 +195,7 @@ async def test_a_connection_that_ends_within_a_piece_loses_nothing() -> None:
 
     async with fake_broker(talk, limit=SMALL) as url, using(url, timing=BrokerTiming(settled=-1)) as broker:
         sender = Sender(Outbox(), broker, heartbeat=3600)
-        for message in MESSAGES:
-            sender.put(message)
+        sender.put(MESSAGES)
         running = asyncio.create_task(sender.run())
         await soon(lambda: len(taken) >= len(MESSAGES))
         running.cancel()

@@ -327,16 +327,30 @@ class Gateway(AbstractAsyncContextManager["Gateway"]):
         """
         async with self._turn:
             attempts = 1 if self._failing or request.once else self._limits.attempts
-            retries, self._failing = short_retries(attempts, self._limits.retry_wait), False
+            self._failing = False
             try:
                 async with asyncio.timeout(deadline or self._limits.deadline):
-                    return await retries(self._connection.exchange, request)
+                    try:
+                        return await self._connection.exchange(request)
+                    except ConnectionFault as fault:
+                        return await self._retry(request, attempts, fault)
             except ConnectionFault:
                 self._failing = True
                 raise
             except TimeoutError:
                 await self._connection.renew()
                 raise Unavailable(f"{GATEWAY_NAME} gave no whole answer in time to {request.path}") from None
+
+    async def _retry(self, request: Request, attempts: int, first: ConnectionFault) -> Answer:
+        """Try again after the first attempt, which failed. tenacity takes longer than a request that succeeds."""
+        failures = [first]
+
+        async def attempt() -> Answer:
+            if failures:
+                raise failures.pop()
+            return await self._connection.exchange(request)
+
+        return await short_retries(attempts, self._limits.retry_wait)(attempt)
 
     async def probe_untrusted(self, info: Request) -> tuple[Answer, str | None]:
         """Fetch `/info` without checking the TLS key; returns the answer and the key's SHA-256.

@@ -157,10 +157,8 @@ class TokenCache:
         usable = [token for token in self._all() if self.fault_of(token) is None]
         return min(usable, key=self._doubts, default=None)
 
-    @property
-    def is_doubtful(self) -> bool:
+    def is_doubtful(self, best: Token | None) -> bool:
         """Whether no token serves, or only one that the gateway has refused before and that is tried again."""
-        best = self.best()
         return best is None or best in self._refused_until
 
     def fault(self) -> TokenRejected:

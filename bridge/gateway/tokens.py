@@ -135,7 +135,7 @@ class Renewal:
         Raises:
             CloudUnavailable: no token serves, and the cloud is slow; the attempt goes on.
         """
-        is_urgent = self._cache.is_doubtful
+        is_urgent = self._cache.is_doubtful(self._cache.best())
         if self._attempt is None or self._attempt.done():
             if not (self._backoff.is_over if is_urgent else self._backoff.allows_early_renewal):
                 return
@@ -271,11 +271,12 @@ class TokenSource:
         """
         if not self._cache.serial:
             raise Unavailable("the gateway has not told its serial number yet")
-        if self._needs_another():
-            self._cache.read_file()
-        if self._needs_another() and self._renewal:
-            await self._renewal.run()
         best = self._cache.best()
+        if self._wants_another(best):
+            self._cache.read_file()
+            if self._renewal and self._wants_another(self._cache.best()):
+                await self._renewal.run()
+            best = self._cache.best()
         if best is None:
             raise self._fault().with_traceback(None)
         return best
@@ -334,9 +335,8 @@ class TokenSource:
         if self._renewal:
             await self._renewal.aclose()
 
-    def _needs_another(self) -> bool:
-        best = self._cache.best()
-        return best is None or self._cache.is_doubtful or best.due(self._clock())
+    def _wants_another(self, best: Token | None) -> bool:
+        return best is None or self._cache.is_doubtful(best) or best.due(self._clock())
 
     def _fault(self) -> BridgeError:
         return (self._renewal and self._renewal.trouble) or self._cache.fault()

@@ -25,7 +25,7 @@ from pydantic import SecretStr, ValidationError
 
 from bridge.endpoints import BY_SOURCE
 from bridge.gateway import open_gateway, transport
-from bridge.gateway.client import Gateway, HttpLimits, TokenAuth
+from bridge.gateway.client import Gateway, HttpLimits
 from bridge.gateway.cloud import CloudLimits
 from bridge.gateway.errors import (
     Blocked,
@@ -267,13 +267,6 @@ async def test_a_silent_gateway_is_not_asked_again_at_once(simulator: RecordingS
         with pytest.raises(Unavailable, match="did not answer in time"):
             await gateway.fetch(READINGS_REQUEST)
         assert simulator.count() == 1
-
-
-async def test_a_connection_that_is_held_for_good_is_given_up(simulator: RecordingSimulator, address: str) -> None:
-    async with opened(address, simulator, limits=HttpLimits(read=5, retry_wait=0)) as gateway:
-        async with gateway._connection.client.stream("GET", "/info"):
-            assert (await gateway.fetch(METERS_REQUEST)).body.startswith(b"[")
-        assert (await gateway.fetch(INFO_REQUEST)).body
 
 
 @pytest.mark.parametrize("delay", [None, 0.0, 0.1], ids=["in one piece", "in two pieces", "later"])
@@ -802,20 +795,6 @@ async def test_ten_refusals_at_once_cause_one_renewal(simulator: RecordingSimula
         await gateway.fetch(INFO_REQUEST)
         answers = await asyncio.gather(*(gateway.fetch(METERS_REQUEST) for _ in range(10)))
         assert all(answer.body for answer in answers)
-    assert simulator.count("/login/login.json") == 1
-
-
-async def test_ten_refusals_on_ten_connections_cause_one_renewal(
-    simulator: RecordingSimulator, address: str
-) -> None:
-    token = simulator.token()
-    simulator.revoke_tokens()
-    async with with_account(address, simulator, token=SecretStr(token)) as gateway:
-        auth = TokenAuth(gateway.tokens)
-        context = transport.tls_context()
-        async with httpx.AsyncClient(base_url=f"https://{address}", verify=context, auth=auth) as client:
-            answers = await asyncio.gather(*(client.get(METERS_REQUEST.path) for _ in range(10)))
-    assert [answer.status_code for answer in answers] == [200] * 10
     assert simulator.count("/login/login.json") == 1
 
 

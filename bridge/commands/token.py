@@ -13,7 +13,7 @@ from bridge.commands.report import EXIT_CONFIGURATION, EXIT_REFUSED, Report, con
 from bridge.commands.session import SEE_CHECK, GatewaySession, chosen, only
 from bridge.commands.terminal import InputEnded, ask
 from bridge.gateway import open_gateway
-from bridge.gateway.client import CHECK_PATH
+from bridge.gateway.auth import CHECK_PATH
 from bridge.gateway.cloud import Cloud
 from bridge.gateway.errors import PASTE, TOKEN_PAGE, TokenRejected
 from bridge.gateway.token import MAX_TOKEN_LETTERS, Token, TokenCache

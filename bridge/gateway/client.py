@@ -3,25 +3,24 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
-from functools import lru_cache
+from datetime import timedelta
+from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import Any
 
 import httpx
 
-from bridge.gateway.errors import HOST_SETTING, ConnectionFault, EndpointRefused, Starting, raise_for_status
+from bridge.gateway.auth import LegacyAuth, TokenAuth
+from bridge.gateway.errors import HOST_SETTING, ConnectionFault, Starting, raise_for_status
 from bridge.gateway.http1 import Http1Transport, hardware_address
-from bridge.gateway.token import Token
 from bridge.gateway.tokens import TokenSource
 from bridge.gateway.transport import (
     HEADERS,
     MAX_BODY_BYTES,
     KeyPin,
     RequestLog,
-    bounded,
     quiet_libraries,
     short_retries,
     tls_context,
@@ -34,12 +33,10 @@ LOG = logging.getLogger(__name__)
 INFO_PATH = "/info"
 """The endpoint that answers without a token: nothing secret is sent to a gateway that is not identified."""
 GATEWAY_NAME = "the gateway"
+ALL_HEADERS = {"Accept": "*/*", "Connection": "keep-alive", **HEADERS}
 MAX_COOKIES, MAX_COOKIE_LETTERS = 8, 4096
 """A gateway sets one cookie, `sessionId`. Cookies without limit would end in requests that are too long."""
-CHECK_PATH = "/auth/check_jwt"
-LEGACY_USER = "envoy"
 TLS_IS_OFF = "BRIDGE_GATEWAY__TLS is off: %s is not verified, and whoever sits in between gets the token"
-AuthFlow = AsyncGenerator[httpx.Request, httpx.Response]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,98 +68,30 @@ class Exchange:
     elapsed: float
 
 
-class TokenAuth(httpx.Auth):
-    """Adds the token; after a 401 asks the gateway about it, renews it once if need be, and tries once more.
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """An HTTP connection, and the cookies that the gateway has set."""
 
-    A 401 alone proves nothing: firmware 7.3.130 answers so on /ivp/ensemble/* to every token, and some gateways
-    accept no Bearer header before /auth/check_jwt has set its sessionId cookie. A request that is sent once follows
-    one that was accepted, so there it means that the token's role may not do this.
-    """
+    transport: Http1Transport
+    cookies: httpx.Cookies
 
-    def __init__(self, tokens: TokenSource) -> None:
-        self._tokens = tokens
-        self._lock = asyncio.Lock()
+    def keep_cookies(self, response: httpx.Response) -> None:
+        """Keep new cookies. All are dropped when there are more, or longer ones, than any gateway needs."""
+        if "Set-Cookie" in response.headers:
+            self.cookies.extract_cookies(response)
+            letters = sum(len(cookie.name) + len(cookie.value or "") for cookie in self.cookies.jar)
+            if len(self.cookies.jar) > MAX_COOKIES or letters > MAX_COOKIE_LETTERS:
+                self.cookies.clear()
 
-    async def async_auth_flow(self, request: httpx.Request) -> AuthFlow:
-        token = await self._tokens.current()
-        request.headers["Authorization"] = token.bearer
-        response = yield request
-        if response.is_success:
-            self._tokens.accepted(token)
-        if response.status_code != HTTPStatus.UNAUTHORIZED:
-            return
-        await response.aread()  # frees the connection, of which there is one
-        if request.extensions.get("once"):
-            raise EndpointRefused(f"{request.url.path}: the gateway refuses this to the token's role (401)")
-        async with self._lock:
-            token = await self._tokens.current()  # another request may have renewed it meanwhile
-            check = yield _check(request, token)
-            if not await _is_valid(check):
-                token = await self._tokens.replace(token)
-                check = yield _check(request, token)
-                if not await _is_valid(check):
-                    raise self._tokens.refused(token)
-        self._tokens.accepted(token)
-        response = yield _again(request, token, check)
-        if response.status_code == HTTPStatus.UNAUTHORIZED:
-            await response.aread()  # an answer that is not read costs the connection, and so a handshake
-            raise EndpointRefused(f"{request.url.path}: the gateway refuses this to a valid token (401)")
-
-
-def _check(request: httpx.Request, token: Token) -> httpx.Request:
-    """The request that asks about a token. It has no cookie, so that the token alone decides."""
-    url = request.url.copy_with(raw_path=CHECK_PATH.encode())
-    headers = {"Authorization": token.bearer, "Accept-Encoding": "identity"}
-    return httpx.Request("GET", url, headers=headers, extensions=request.extensions)
-
-
-async def _is_valid(check: httpx.Response) -> bool:
-    """Whether the gateway calls the token valid.
-
-    Raises:
-        Unavailable: the gateway can't tell now. A busy gateway must not cost a login at the cloud.
-    """
-    body = await check.aread()
-    if check.is_redirect or check.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise Unavailable(f"the gateway can't check the token now ({check.status_code})")
-    return check.is_success and b"invalid" not in body.lower()
-
-
-def _again(request: httpx.Request, token: Token, check: httpx.Response) -> httpx.Request:
-    request.headers["Authorization"] = token.bearer
-    if check.cookies:
-        request.headers.pop("Cookie", None)
-        httpx.Cookies(check.cookies).set_cookie_header(request)
-    return request
-
-
-class LegacyAuth(httpx.Auth):
-    """For firmware before 7, which has no tokens: some endpoints ask for digest authentication.
-
-    The password is the last six digits of the serial number.
-    """
-
-    def __init__(self) -> None:
-        self._serial = ""
-        self._digest = self._new_digest()
-
-    def identify(self, serial: str) -> None:
-        """Tell the serial number, which the password is made of."""
-        self._serial = serial
-        self._digest = self._new_digest()
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
-        try:
-            yield from self._digest.auth_flow(request)
-        except (httpx.ProtocolError, LookupError, NotImplementedError, ValueError):
-            self._digest = self._new_digest()  # a challenge that can't be answered: the 401 stands
-
-    def _new_digest(self) -> httpx.DigestAuth:
-        return httpx.DigestAuth(LEGACY_USER, self._serial[-6:])
+    async def aclose(self) -> None:
+        await self.transport.aclose()
 
 
 class _Connection:
-    """The one HTTP connection to a gateway, which is kept. `requests` counts what was sent, retries included."""
+    """The one HTTP connection to a gateway, which is kept. `requests` counts what was sent, retries included.
+
+    httpx has the requests, answers, cookies and the digest. Its client is not used: a third of the time of a fetch.
+    """
 
     def __init__(
         self, settings: GatewaySettings, pin: KeyPin, limits: HttpLimits, monotonic: Callable[[], float]
@@ -175,63 +104,81 @@ class _Connection:
         """The address and the port that answered last."""
         self.listener: Callable[[Exchange], None] | None = None
         self._limits, self._monotonic, self._log = limits, monotonic, RequestLog(gateway=settings.host)
-        self.client = self.open(pin)
+        self.session = self.open(pin)
 
     async def exchange(self, request: Request) -> Answer:
         """Send one request. Errors of the HTTP library become those of `bridge.gateway.errors`."""
         if self.pin.stale:
             await self.renew()
-        return await self.send(self.client, request)
+        return await self.send(self.session, request)
 
-    async def send(self, client: httpx.AsyncClient, request: Request) -> Answer:
-        """Send one request over this client."""
-        auth = None if request.path == INFO_PATH else self.auth
+    async def send(self, session: _Session, request: Request) -> Answer:
+        """Send one request over this session."""
+        auth = (request.path != INFO_PATH and self.auth) or httpx.Auth()
         started = self._monotonic()
-        sent: dict[str, Any] = {
-            "auth": auth,
-            "extensions": {"most_bytes": request.most_bytes, "once": request.once},
-        }
-        if request.body is not None:
-            sent |= {"content": request.body, "headers": {"Content-Type": "application/json"}}
+        asked = httpx.Request(
+            request.method,
+            _address(self.url, request.path),
+            headers=ALL_HEADERS if request.body is None else {**ALL_HEADERS, "Content-Type": "application/json"},
+            cookies=session.cookies,
+            content=request.body,
+            extensions={
+                "most_bytes": min(request.most_bytes, self._limits.body),
+                "once": request.once,
+                "timeout": {"connect": self._limits.connect, "read": self._limits.read},
+            },
+        )
         with translated(self._log, GATEWAY_NAME, request.method, request.path, self._host_advice):
-            async with client.stream(request.method, _address(self.url, request.path), **sent) as response:
-                body = await response.aread()
+            response = await self._authenticated(session, auth, asked)
         self.peer = response.extensions.get("peer")
-        wants_time = "Retry-After" in response.headers or b"retry" in body.lower()
-        if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and wants_time:
+        body = response.content
+        if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and (
+            "Retry-After" in response.headers or b"retry" in body.lower()
+        ):
             raise Starting(f"{GATEWAY_NAME} is starting (503)")  # it asks for half a minute: no short retries
         raise_for_status(response.status_code, request.path)
         return Answer(body, self._monotonic() - started)
 
     async def renew(self) -> None:
         """Replace a connection that was cut off or checked against another pin. Its cookies are kept."""
-        old, self.client = self.client, self.open(self.pin, self.client.cookies)
+        old, self.session = self.session, self.open(self.pin, self.session.cookies)
         await old.aclose()
 
-    def open(self, pin: KeyPin, cookies: httpx.Cookies | None = None) -> httpx.AsyncClient:
-        """A client for this URL that checks the TLS key by `pin`."""
-        client = _client(self.url, pin, self._limits)
-        client.cookies = cookies or httpx.Cookies()
-        client.event_hooks["request"].append(self._count)
-        client.event_hooks["response"] += [self._log.answered, self._notify_listener]
-        client.event_hooks["response"].append(_limit_cookies(client))
-        return client
+    def open(self, pin: KeyPin, cookies: httpx.Cookies | None = None) -> _Session:
+        """A session that checks the TLS key by `pin`."""
+        return _Session(Http1Transport(tls_context(), pin.check, self._limits.keep), cookies or httpx.Cookies())
+
+    async def _authenticated(self, session: _Session, auth: httpx.Auth, request: httpx.Request) -> httpx.Response:
+        """Send what `auth` makes of a request, and tell it each answer, until it wants to send nothing more."""
+        flow = auth.async_auth_flow(request)
+        try:
+            request = await anext(flow)
+            while True:
+                response = await self._answer(session, request)
+                try:
+                    request = await flow.asend(response)
+                except StopAsyncIteration:
+                    return response
+        finally:
+            await flow.aclose()
+
+    async def _answer(self, session: _Session, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
+        started = time.perf_counter()
+        response = await session.transport.handle_async_request(request)
+        response.elapsed = timedelta(seconds=time.perf_counter() - started)
+        session.keep_cookies(response)
+        await self._log.answered(response)
+        if self.listener is not None:
+            path, seconds = request.url.raw_path.decode(), response.elapsed.total_seconds()
+            self.listener(Exchange(path, response.status_code, response.headers, response.content, seconds))
+        return response
 
     @property
     def _host_advice(self) -> str:
         """Advice for a host name that can't be resolved."""
         local = "; names in .local are not found from most containers" if ".local" in self.url else ""
         return f"{local}; set {HOST_SETTING} to the gateway's address"
-
-    async def _count(self, _: httpx.Request) -> None:
-        self.requests += 1
-
-    async def _notify_listener(self, response: httpx.Response) -> None:
-        if self.listener is None:
-            return
-        body = await response.aread()
-        path, seconds = response.request.url.raw_path.decode(), response.elapsed.total_seconds()
-        self.listener(Exchange(path, response.status_code, response.headers, body, seconds))
 
 
 class Gateway(AbstractAsyncContextManager["Gateway"]):
@@ -263,7 +210,7 @@ class Gateway(AbstractAsyncContextManager["Gateway"]):
 
     async def aclose(self) -> None:
         await self.tokens.aclose()
-        await self._connection.client.aclose()
+        await self._connection.session.aclose()
 
     def __repr__(self) -> str:
         return f"Gateway({self.url!r})"
@@ -330,27 +277,14 @@ class Gateway(AbstractAsyncContextManager["Gateway"]):
             self._failing = False
             try:
                 async with asyncio.timeout(deadline or self._limits.deadline):
-                    try:
-                        return await self._connection.exchange(request)
-                    except ConnectionFault as fault:
-                        return await self._retry(request, attempts, fault)
+                    send = partial(self._connection.exchange, request)
+                    return await short_retries(send, attempts, self._limits.retry_wait)
             except ConnectionFault:
                 self._failing = True
                 raise
             except TimeoutError:
                 await self._connection.renew()
                 raise Unavailable(f"{GATEWAY_NAME} gave no whole answer in time to {request.path}") from None
-
-    async def _retry(self, request: Request, attempts: int, first: ConnectionFault) -> Answer:
-        """Try again after the first attempt, which failed. tenacity takes longer than a request that succeeds."""
-        failures = [first]
-
-        async def attempt() -> Answer:
-            if failures:
-                raise failures.pop()
-            return await self._connection.exchange(request)
-
-        return await short_retries(attempts, self._limits.retry_wait)(attempt)
 
     async def probe_untrusted(self, info: Request) -> tuple[Answer, str | None]:
         """Fetch `/info` without checking the TLS key; returns the answer and the key's SHA-256.
@@ -361,10 +295,10 @@ class Gateway(AbstractAsyncContextManager["Gateway"]):
             Unavailable: there is no answer.
         """
         stranger = KeyPin("off")
-        async with self._turn, self._connection.open(stranger) as client:
+        async with self._turn, aclosing(self._connection.open(stranger)) as session:
             try:
                 async with asyncio.timeout(self._limits.deadline):
-                    return await self._connection.send(client, info), stranger.seen
+                    return await self._connection.send(session, info), stranger.seen
             except TimeoutError:
                 raise Unavailable(f"{GATEWAY_NAME} gave no whole answer in time to {INFO_PATH}") from None
 
@@ -373,29 +307,6 @@ class Gateway(AbstractAsyncContextManager["Gateway"]):
 def _address(url: str, path: str) -> httpx.URL:
     """The whole URL of a path. It is kept, since httpx takes long to read one, and the same paths are asked for."""
     return httpx.URL(url.rstrip("/") + path)
-
-
-def _client(url: str, pin: KeyPin, limits: HttpLimits) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        base_url=url,
-        transport=Http1Transport(tls_context(), pin.check, limits.keep),
-        trust_env=False,
-        follow_redirects=False,
-        headers=HEADERS,
-        timeout=httpx.Timeout(limits.read, connect=limits.connect),
-        event_hooks={"request": [], "response": [bounded(limits.body)]},
-    )
-
-
-def _limit_cookies(client: httpx.AsyncClient) -> Callable[[httpx.Response], Awaitable[None]]:
-    """A response hook that drops all cookies when there are more, or longer ones, than any gateway needs."""
-
-    async def limit(_: httpx.Response) -> None:
-        letters = sum(len(cookie.name) + len(cookie.value or "") for cookie in client.cookies.jar)
-        if len(client.cookies.jar) > MAX_COOKIES or letters > MAX_COOKIE_LETTERS:
-            client.cookies.clear()
-
-    return limit
 
 
 def _checked_url(url: str) -> str:

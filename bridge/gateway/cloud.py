@@ -157,7 +157,7 @@ class Cloud:
                 raise ConnectionFault(f"{CLOUD_NAME} is down ({response.status_code}): trying again later")
             return response.status_code, response.content
 
-        return await short_retries(self._limits.attempts, self._limits.retry_wait)(once)
+        return await short_retries(once, self._limits.attempts, self._limits.retry_wait)
 
     def _client(self) -> httpx.AsyncClient:
         """A new client for each attempt, since they are months apart. It uses the environment's proxies."""

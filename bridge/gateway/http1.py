@@ -8,12 +8,14 @@ import asyncio
 import ipaddress
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import h11
 import httpx
+
+from bridge.model import BadAnswer
 
 READ_BYTES = 64 * 1024
 MAX_HEAD_BYTES = 64 * 1024
@@ -32,6 +34,7 @@ MAC, UNKNOWN_MAC = re.compile("(?:[0-9a-f]{2}:){5}[0-9a-f]{2}"), "00:00:00:00:00
 class Http1Transport(httpx.AsyncBaseTransport):
     """One connection. An idle one is used again for `keep` seconds.
 
+    The extension `most_bytes` of a request limits the body of the answer, which is read whole, and not unpacked.
     `check` gets the certificate (DER) that the server shows, before anything is sent to it, and raises where it is
     not the right one.
     """
@@ -56,22 +59,21 @@ class Http1Transport(httpx.AsyncBaseTransport):
             head = await _final(self._event)
             if not isinstance(head, h11.Response):
                 raise httpx.RemoteProtocolError("no answer")
-            headers, peer = head.headers.raw_items(), self._writer and self._writer.get_extra_info("peername")
-            return httpx.Response(head.status_code, headers=headers, stream=_Body(self), extensions={"peer": peer})
+            body = await _body(self._event, request.extensions["most_bytes"])
+        peer = self._writer and self._writer.get_extra_info("peername")
+        self._finish()
+        headers = [pair for pair in head.headers.raw_items() if pair[0].lower() != b"content-encoding"]
+        return httpx.Response(
+            head.status_code, headers=headers, content=body, extensions={"peer": peer}, request=request
+        )
 
     async def aclose(self) -> None:
         self._drop()
 
-    async def body(self) -> AsyncIterator[bytes]:
-        with self._dropped_on_failure():
-            while not isinstance(event := await self._event(), h11.EndOfMessage):
-                if isinstance(event, h11.Data):
-                    yield bytes(event.data)
-
-    def end(self) -> None:
-        """Keep the connection after a whole answer, and close it after anything else."""
-        is_whole = self._http.our_state is self._http.their_state is h11.DONE
-        if is_whole and not self._http.trailing_data[0]:
+    def _finish(self) -> None:
+        """Keep the connection after an answer that leaves it open and that nothing follows; else close it."""
+        is_open = self._http.our_state is self._http.their_state is h11.DONE
+        if is_open and not self._http.trailing_data[0]:
             self._http.start_next_cycle()
             self._usable_until = asyncio.get_running_loop().time() + self._keep
         else:
@@ -190,6 +192,16 @@ async def _final(next_event: Callable[[], Awaitable[object]]) -> object:
     return event
 
 
+async def _body(next_event: Callable[[], Awaitable[object]], most_bytes: int) -> bytes:
+    body = bytearray()  # a list of single bytes would need forty times their size
+    while not isinstance(event := await next_event(), h11.EndOfMessage):
+        if isinstance(event, h11.Data):
+            body += event.data
+        if len(body) > most_bytes:
+            raise BadAnswer(f"the answer is longer than {most_bytes} bytes")
+    return bytes(body)
+
+
 def _translated(error: BaseException) -> BaseException:
     """The error of httpx for one of h11 or of a socket; the same error, if it is another one."""
     match error:
@@ -203,14 +215,3 @@ def _translated(error: BaseException) -> BaseException:
             return httpx.ReadError(str(error))
         case _:
             return error
-
-
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, transport: Http1Transport) -> None:
-        self._transport = transport
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._transport.body()
-
-    async def aclose(self) -> None:
-        self._transport.end()

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypeVar
 
 import httpx
 from tenacity import (
@@ -32,6 +32,7 @@ from bridge.gateway.errors import BrokenOff, ConnectionFault, KeyChanged, TlsFau
 from bridge.model import MEGABYTE, BadAnswer, BridgeError, Unavailable
 
 LOG = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
 MAX_BODY_BYTES = 4 * MEGABYTE
 """No answer is longer, whatever was asked for."""
 PIECE_BYTES = 64 * 1024
@@ -49,17 +50,29 @@ def quiet_libraries() -> None:
     logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
 
 
-def short_retries(attempts: int, longest_wait: float) -> AsyncRetrying:
-    """Retries for passing faults only, waiting `longest_wait` seconds at most; a longer outage waits for the next
-    poll.
+async def short_retries(work: Callable[[], Awaitable[ResultT]], attempts: int, longest_wait: float) -> ResultT:
+    """Do some work, and do it again after passing faults, with pauses of `longest_wait` seconds at most; a longer
+    outage waits for the next poll.
     """
-    return AsyncRetrying(
+    try:
+        return await work()
+    except ConnectionFault as fault:
+        first = [fault]
+
+    async def again() -> ResultT:
+        if first:
+            raise first.pop()
+        return await work()
+
+    # tenacity takes as long to begin as a fifth of a request, so it is asked after a failure only
+    policy = AsyncRetrying(
         stop=stop_after_attempt(attempts),
         wait=wait_random_exponential(multiplier=longest_wait / 4, max=longest_wait),
         retry=retry_if_exception_type(ConnectionFault),
         reraise=True,
         before_sleep=_log_retry,
     )
+    return await policy(again)
 
 
 def _log_retry(state: RetryCallState) -> None:

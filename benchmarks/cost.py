@@ -52,7 +52,9 @@ class Contender:
     """A contender in a process of its own, with a gateway and a broker of its own, ready to run rounds."""
 
     def __init__(self, stack: ExitStack, who: str, inverters: int, sources: Sequence[str], checkout: Path) -> None:
-        _, address, token = stack.enter_context(lab.gateways(inverters, step=1 / len(sources))).only
+        _, address, token = stack.enter_context(
+            lab.gateways(inverters, manner=lab.Manner(step=1 / len(sources)))
+        ).only
         port = stack.enter_context(lab.broker())
         command = [sys.executable, str(CONTENDERS_PROGRAM), who, address, token, str(port), *sources]
         env = {**os.environ, "PYTHONPATH": str(checkout)}

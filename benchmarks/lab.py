@@ -11,13 +11,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import httpx
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion
 
 from bridge.http_server import Receive, Scope, Send
 from bridge.simulator import HOMES, Home, Simulator
@@ -25,7 +29,8 @@ from bridge.simulator.presets import InverterSpec
 from bridge.simulator.serve import serve
 
 LIVEDATA_PATH, STAMPS_PATH, COUNTS_PATH = "/ivp/livedata/status", "/benchmark/stamps", "/benchmark/counts"
-PATHS_PATH = "/benchmark/paths"
+PATHS_PATH, FAULT_PATH = "/benchmark/paths", "/benchmark/fault"
+READINGS_PATH = "/ivp/meters/readings"
 INVERTERS_OF_BIG_SITE = 1000
 
 
@@ -50,15 +55,26 @@ class SteppedClock:
         return time.time() + self.ahead
 
 
-class Stamped:
-    """A simulator whose PV power grows by 10 W with each answer, and that records when it sent each answer.
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a simulated gateway answers: `delay` seconds late; each answer moves its clock on by `step` seconds.
 
-    It also counts requests and TLS connections. Requests to its `/benchmark/...` paths return all that.
-    Answers take `delay` seconds, and each moves the clock of the home on by `step` seconds.
+    In the answers of the path `marked`, solar power grows by 10 W from one to the next.
     """
 
-    def __init__(self, simulator: Simulator, clock: SteppedClock, *, delay: float = 0.0, step: float = 0.0) -> None:
-        self._simulator, self._clock, self._delay, self._step = simulator, clock, delay, step
+    delay: float = 0.0
+    step: float = 0.0
+    marked: str = LIVEDATA_PATH
+
+
+class Stamped:
+    """A simulator that records when it has sent each marked answer, and counts requests and TLS connections.
+
+    Requests to its `/benchmark/...` paths return that, or set the fault that the query names.
+    """
+
+    def __init__(self, simulator: Simulator, clock: SteppedClock, manner: Manner) -> None:
+        self._simulator, self._clock, self._manner = simulator, clock, manner
         self._stamps: dict[int, float] = {}
         self._clients: set[tuple[str, int]] = set()
         self._asked: Counter[str] = Counter()
@@ -70,16 +86,19 @@ class Stamped:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        told = {STAMPS_PATH: self._stamps, PATHS_PATH: self._asked}
+        path = scope["path"]
+        told = {STAMPS_PATH: self._stamps, PATHS_PATH: self._asked, FAULT_PATH: None}
         told[COUNTS_PATH] = {"requests": self._asked.total(), "connections": len(self._clients)}
-        if scope["path"] in told:
-            await _answer(send, told[scope["path"]])
+        if path == FAULT_PATH:
+            self._simulator.faults.add("gateway", scope["query_string"].decode())
+        if path in told:
+            await _answer(send, told[path])
             return
-        self._asked[scope["path"]] += 1
+        self._asked[path] += 1
         self._clients.add(tuple(scope["client"]))
-        self._clock.ahead += self._step
-        await asyncio.sleep(self._delay)
-        await self._simulator(scope, receive, self._marked(send) if scope["path"] == LIVEDATA_PATH else send)
+        self._clock.ahead += self._manner.step
+        await asyncio.sleep(self._manner.delay)
+        await self._simulator(scope, receive, self._marked(send) if path == self._manner.marked else send)
 
     def _marked(self, send: Send) -> Send:
         watts = 10 * (1 + len(self._stamps))
@@ -89,14 +108,25 @@ class Stamped:
                 headers = [pair for pair in event["headers"] if pair[0].lower() != b"content-length"]
                 event = {**event, "headers": headers}
             if body := event.get("body"):
-                told = json.loads(body)
-                told["meters"]["pv"]["agg_p_mw"] = 1000 * watts
-                event = {**event, "body": json.dumps(told).encode()}
+                event = {**event, "body": with_solar_power(body, watts)}
             if body:  # before sending: the client may run before this coroutine goes on
                 self._stamps[watts] = time.monotonic()
             await send(event)
 
         return sent
+
+
+def with_solar_power(body: bytes, watts: int) -> bytes:
+    """Replace the solar power in an answer of `LIVEDATA_PATH` or `READINGS_PATH`; other bodies stay the same."""
+    try:
+        told = json.loads(body)
+    except ValueError:  # a fault
+        return body
+    if isinstance(told, list):
+        told[0]["activePower"] = watts
+    else:
+        told["meters"]["pv"]["agg_p_mw"] = 1000 * watts
+    return json.dumps(told).encode()
 
 
 async def _answer(send: Send, value: object) -> None:
@@ -117,8 +147,13 @@ class RunningGateways:
         ((serial, (address, token)),) = self.gateways.items()
         return serial, address, token
 
+    def ask(self, path: str) -> Any:
+        """Ask the only gateway for one of its `/benchmark/...` paths."""
+        _, address, _ = self.only
+        return httpx.get(f"https://{address}{path}", verify=False, trust_env=False).json()  # noqa: S501 - loopback
 
-async def _serve(inverters: int, gateways: int, delay: float, step: float) -> None:
+
+async def _serve(inverters: int, gateways: int, manner: Manner) -> None:
     """Print the gateways as JSON, and serve them until standard input ends."""
     from contextlib import AsyncExitStack  # noqa: PLC0415
 
@@ -127,22 +162,17 @@ async def _serve(inverters: int, gateways: int, delay: float, step: float) -> No
         for number in range(gateways):
             clock = SteppedClock()
             simulator = Simulator(home_of(inverters, number=number), clock=clock, seed=number, start_hour=12)
-            stamped = Stamped(simulator, clock, delay=delay, step=step)
-            address = await stack.enter_async_context(serve(stamped, tls=True))
+            address = await stack.enter_async_context(serve(Stamped(simulator, clock, manner), tls=True))
             places[simulator.serial] = (address, simulator.token())
         print(json.dumps(places), flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 @contextmanager
-def gateways(
-    inverters: int = 20, count: int = 1, *, delay: float = 0.0, step: float = 0.0
-) -> Iterator[RunningGateways]:
-    """Run gateways in a process of their own, so that their CPU time does not count.
-
-    Answers take `delay` seconds, and each moves the clock of its home on by `step` seconds.
-    """
-    command = [sys.executable, __file__, *map(str, (inverters, count, delay, step))]
+def gateways(inverters: int = 20, count: int = 1, manner: Manner | None = None) -> Iterator[RunningGateways]:
+    """Run gateways in a process of their own, so that their CPU time does not count."""
+    told = json.dumps(asdict(manner or Manner()))
+    command = [sys.executable, __file__, str(inverters), str(count), told]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin
     assert process.stdout
@@ -179,6 +209,20 @@ def broker(port: int = 0) -> Iterator[int]:
             process.wait(20)
 
 
+@contextmanager
+def watching(port: int, topic: str, arrived: Callable[[MQTTMessage], None]) -> Iterator[Client]:
+    """Subscribe to the topics, and call `arrived` with each message, in a thread."""
+    watcher = Client(CallbackAPIVersion.VERSION2)
+    watcher.on_message = lambda _client, _data, message: arrived(message)
+    watcher.connect("127.0.0.1", port)
+    watcher.subscribe(topic)
+    watcher.loop_start()
+    try:
+        yield watcher
+    finally:
+        watcher.loop_stop()
+
+
 def _wait_for(port: int) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -203,15 +247,21 @@ def environment(served: RunningGateways, broker_port: int, folder: Path, **more:
 
 
 @contextmanager
-def bridge(env: Mapping[str, str], *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the bridge as a process. `options` are those of the Python interpreter."""
-    command = [sys.executable, *options, "-m", "bridge", "run"]
-    process = subprocess.Popen(command, env=dict(env), stderr=subprocess.DEVNULL)
+def running(command: Sequence[str], env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program as a process, and end it."""
+    process = subprocess.Popen(command, env=env and dict(env), stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
         process.terminate()
         process.wait(20)
+
+
+@contextmanager
+def bridge(env: Mapping[str, str], *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the bridge as a process. `options` are those of the Python interpreter."""
+    with running([sys.executable, *options, "-m", "bridge", "run"], env) as process:
+        yield process
 
 
 def cpu_seconds(pid: int) -> float:
@@ -282,4 +332,4 @@ def machine() -> str:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])))
+    asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2]), Manner(**json.loads(sys.argv[3]))))

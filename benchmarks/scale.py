@@ -14,8 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import lab
-from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.client import MQTTMessage
 
 DURATION_S = 60.0
 SITES = ("1", "10", "100", "300", "1x1000")
@@ -30,26 +29,25 @@ LISTEN_S = 10.0
 def measured(count: int, inverters: int, seconds: float) -> tuple[object, ...]:
     arrivals: defaultdict[str, list[float]] = defaultdict(list)
 
-    def arrived(_client: Client, _data: object, message: MQTTMessage) -> None:
+    def arrived(message: MQTTMessage) -> None:
         arrivals[message.topic].append(time.monotonic())
 
-    with lab.gateways(inverters, count) as served, lab.broker() as port, TemporaryDirectory() as folder:
-        off = {"BRIDGE_HOMEASSISTANT__DISCOVERY": "off"}
-        watcher = Client(CallbackAPIVersion.VERSION2)
-        watcher.on_message = arrived
-        watcher.connect("127.0.0.1", port)
-        watcher.subscribe("enphase/+/live/system")
-        watcher.loop_start()
-        with lab.bridge(lab.environment(served, port, Path(folder), **off)) as process:
-            time.sleep(FIRST_ROUND_S + count * inverters / 200)
-            arrivals.clear()
-            used = lab.cpu_seconds(process.pid)
-            time.sleep(seconds)
-            used, memory = lab.cpu_seconds(process.pid) - used, lab.resident(process.pid)
-            watcher.subscribe("enphase/#")
-            live = {topic: list(times) for topic, times in arrivals.items()}
-            time.sleep(LISTEN_S)
-        watcher.loop_stop()
+    off = {"BRIDGE_HOMEASSISTANT__DISCOVERY": "off"}
+    with (
+        lab.gateways(inverters, count) as served,
+        lab.broker() as port,
+        TemporaryDirectory() as folder,
+        lab.watching(port, "enphase/+/live/system", arrived) as watcher,
+        lab.bridge(lab.environment(served, port, Path(folder), **off)) as process,
+    ):
+        time.sleep(FIRST_ROUND_S + count * inverters / 200)
+        arrivals.clear()
+        used = lab.cpu_seconds(process.pid)
+        time.sleep(seconds)
+        used, memory = lab.cpu_seconds(process.pid) - used, lab.resident(process.pid)
+        watcher.subscribe("enphase/#")
+        live = {topic: list(times) for topic, times in arrivals.items()}
+        time.sleep(LISTEN_S)
     gaps = [later - earlier for times in live.values() for earlier, later in pairwise(times)]
     late = max(gaps, default=float("nan")) - LIVE_PERIOD_S
     share = 100 * used / seconds

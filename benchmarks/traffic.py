@@ -12,8 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import lab
-from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.client import MQTTMessage
 
 DURATION_S = 310.0
 """One heartbeat period and a little more."""
@@ -32,22 +31,21 @@ def measured(name: str, seconds: float) -> tuple[object, ...]:
     sizes: list[int] = []
     topics: set[str] = set()
 
-    def arrived(_client: Client, _data: object, message: MQTTMessage) -> None:
+    def arrived(message: MQTTMessage) -> None:
         sizes.append(len(message.topic) + len(message.payload))
         topics.add(message.topic)
 
-    with lab.gateways(20, GATEWAY_COUNT) as served, lab.broker() as port, TemporaryDirectory() as folder:
-        watcher = Client(CallbackAPIVersion.VERSION2)
-        watcher.on_message = arrived
-        watcher.connect("127.0.0.1", port)
-        watcher.subscribe("#")
-        watcher.loop_start()
-        with lab.bridge(lab.environment(served, port, Path(folder), **SETTINGS_BY_NAME[name])):
-            time.sleep(FIRST_ROUND_S)
-            sizes.clear()
-            time.sleep(seconds)
-            count, size = len(sizes), sum(sizes)
-        watcher.loop_stop()
+    with (
+        lab.gateways(20, GATEWAY_COUNT) as served,
+        lab.broker() as port,
+        TemporaryDirectory() as folder,
+        lab.watching(port, "#", arrived),
+        lab.bridge(lab.environment(served, port, Path(folder), **SETTINGS_BY_NAME[name])),
+    ):
+        time.sleep(FIRST_ROUND_S)
+        sizes.clear()
+        time.sleep(seconds)
+        count, size = len(sizes), sum(sizes)
     each = GATEWAY_COUNT * seconds
     return name, len(topics) // GATEWAY_COUNT, count / each, size / each, 86_400 * count / each
 

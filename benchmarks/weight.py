@@ -16,8 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import lab
-from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.client import MQTTMessage
 
 DURATION_S = 60.0
 TRIES, STARTS = 5, 3
@@ -69,15 +68,15 @@ def running(seconds: float, more: dict[str, str]) -> tuple[float, float, float]:
     """Return the seconds from start to first value at a subscriber, the MB then, and the MB after `seconds`."""
     first: list[float] = []
 
-    def arrived(_client: Client, _data: object, _message: MQTTMessage) -> None:
+    def arrived(_message: MQTTMessage) -> None:
         first.append(time.monotonic())
 
-    with lab.gateways(20) as served, lab.broker() as port, TemporaryDirectory() as folder:
-        watcher = Client(CallbackAPIVersion.VERSION2)
-        watcher.on_message = arrived
-        watcher.connect("127.0.0.1", port)
-        watcher.subscribe("enphase/+/+/+/power")
-        watcher.loop_start()
+    with (
+        lab.gateways(20) as served,
+        lab.broker() as port,
+        TemporaryDirectory() as folder,
+        lab.watching(port, "enphase/+/+/+/power", arrived),
+    ):
         begun = time.monotonic()
         with lab.bridge(lab.environment(served, port, Path(folder), **more), *ISOLATED) as process:
             while not first and time.monotonic() < begun + 30:
@@ -86,7 +85,6 @@ def running(seconds: float, more: dict[str, str]) -> tuple[float, float, float]:
             early = lab.resident(process.pid)
             time.sleep(seconds)
             late = lab.resident(process.pid)
-        watcher.loop_stop()
     return (first[0] if first else float("nan")) - begun, early, late
 
 

@@ -1,12 +1,16 @@
 """Both ends of an MQTT connection for tests: the bridge's client, and brokers that misbehave."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from brokers import TIMEOUT_S
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosedError
+from websockets.typing import Subprotocol
 
 from bridge.model import Message, Priority
 from bridge.mqtt import Broker
@@ -47,8 +51,8 @@ async def using(url: str, *, received: list[Received] | None = None, **options: 
 
 
 @asynccontextmanager
-async def fake_broker(talk: Talk) -> AsyncIterator[str]:
-    """Run a server and yield its URL. `talk` serves one connection."""
+async def fake_broker(talk: Talk, **options: Any) -> AsyncIterator[str]:
+    """Run a server with these options of asyncio's, and yield its URL. `talk` serves one connection."""
     tasks: set[asyncio.Task[None]] = set()
     writers = []
 
@@ -64,7 +68,7 @@ async def fake_broker(talk: Talk) -> AsyncIterator[str]:
             writer.close()
             tasks.discard(task)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, **options)
     async with server:
         yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         for task in tasks:
@@ -73,6 +77,34 @@ async def fake_broker(talk: Talk) -> AsyncIterator[str]:
         for writer in writers:
             writer.transport.abort()
     await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def websocket_relay(port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """Forward WebSocket connections, since mosquitto's own listener can't be limited to the loopback interface."""
+
+    async def relay(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        assert socket.request.path == "/some/path"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def back() -> None:
+            while data := await reader.read(65_536):
+                await socket.send(data)
+            await socket.close()
+
+        returning = asyncio.create_task(back())
+        try:
+            with suppress(ConnectionClosedError):  # paho does not close the WebSocket properly
+                async for data in socket:
+                    writer.write(data if isinstance(data, bytes) else data.encode())
+        finally:
+            writer.close()
+            await returning
+            await writer.wait_closed()
+
+    async with serve(relay, "127.0.0.1", 0, subprotocols=[Subprotocol("mqtt")], ssl=tls) as server:
+        yield next(iter(server.sockets)).getsockname()[1]
 
 
 async def packet(reader: asyncio.StreamReader) -> bytes:

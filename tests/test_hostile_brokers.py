@@ -33,7 +33,7 @@ from running import running, until
 from bridge.model import Message, Unavailable
 from bridge.mqtt import Broker, BrokerTiming, MessageRefused, TopicBlocklist
 from bridge.mqtt import connect as connect_module
-from bridge.mqtt.connect import MAX_RECEIVED_BYTES
+from bridge.mqtt.loop import MAX_RECEIVED_BYTES
 from bridge.outbox import Outbox
 from bridge.service.retained import BIRTH_PAUSE_S, Sender
 

@@ -23,7 +23,6 @@ from tenacity import (
 
 from bridge.model import Message, Rejected, Unavailable
 from bridge.mqtt.connect import (
-    MAX_RECEIVED_BYTES,
     ConnectionLimits,
     Connector,
     MessageRefused,
@@ -33,6 +32,7 @@ from bridge.mqtt.connect import (
     with_older_mqtt,
 )
 from bridge.mqtt.connection import CommandTopics, Connection, OnMessage, OnRefusal, Received
+from bridge.mqtt.loop import MAX_RECEIVED_BYTES
 from bridge.settings import MqttSettings
 
 __all__ = [
@@ -108,6 +108,8 @@ class TopicBlocklist:
 
     def is_blocked(self, topic: str) -> bool:
         """Whether the topic should be neither published nor subscribed to."""
+        if not self._blocked:
+            return False
         if topic in self._blocked:
             return True
         whole = area(topic)

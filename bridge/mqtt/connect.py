@@ -10,12 +10,13 @@ from typing import Literal, NamedTuple, Self, cast
 from urllib.parse import unquote, urlsplit
 
 from paho.mqtt.client import Client, WebsocketConnectionError
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bridge.model import BridgeError, Message, Rejected, Unavailable
+from bridge.mqtt.loop import MAX_RECEIVED_BYTES, BoundedClient
 from bridge.settings import MqttSettings
 
 BROKER_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
@@ -37,11 +38,6 @@ MAX_HANGING_THREADS = 4
 THREAD_NAME = "mqtt-connect"
 MAX_UNACKNOWLEDGED = 20
 """QoS 1 messages that may be unacknowledged; a broker may ask for less."""
-MAX_RECEIVED_BYTES = 65_536
-"""Largest packet that is kept, as others may write to those topics, too. With MQTT 5 the broker is told so; with
-MQTT 3.1.1 a larger message is read to its end and dropped."""
-MAX_SHOWN_TOPIC_LETTERS, PACKET_TYPE, PUBLISH = 100, 0xF0, 0x30
-PROTOCOL_IS_BROKEN = "the broker has sent what MQTT does not allow"
 
 
 class ProtocolOptions(NamedTuple):
@@ -109,26 +105,6 @@ def _tls_problem(address: BrokerAddress, error: ssl.SSLError) -> BridgeError:
     return Unavailable(f"{address}: no TLS connection: {_plain(error)}; does the broker speak TLS at this port?")
 
 
-class BoundedClient(Client):
-    """A paho client that drops messages which are too large; `on_dropped` gets their topics. paho keeps 256 MB."""
-
-    on_dropped: Callable[[str], None]
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        if self._in_packet["remaining_length"] > MAX_RECEIVED_BYTES:
-            if self._in_packet["command"] & PACKET_TYPE != PUBLISH:
-                raise OSError(PROTOCOL_IS_BROKEN)  # paho has no other way out of here
-            del self._in_packet["packet"][MAX_RECEIVED_BYTES:]  # the beginning has the topic
-        return super()._sock_recv(min(bufsize, MAX_RECEIVED_BYTES))
-
-    def _packet_handle(self) -> MQTTErrorCode:
-        if self._in_packet["remaining_length"] <= MAX_RECEIVED_BYTES:
-            return super()._packet_handle()
-        start = bytes(self._in_packet["packet"][: MAX_SHOWN_TOPIC_LETTERS + 2])
-        self.on_dropped(start[2 : 2 + int.from_bytes(start[:2])].decode(errors="replace"))
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
-
-
 @dataclass(frozen=True, slots=True)
 class Connector:
     """Makes connections to one broker. `timeout` (seconds) is for each step: an address, TLS, the CONNACK."""
@@ -143,7 +119,7 @@ class Connector:
     def address(self) -> BrokerAddress:
         return BrokerAddress.of(self.settings.url)
 
-    async def connect(self, options: ProtocolOptions) -> "BoundedClient":
+    async def connect(self, options: ProtocolOptions) -> BoundedClient:
         """Connect, and return a paho client that has sent its CONNECT packet.
 
         Raises:
@@ -165,7 +141,7 @@ class Connector:
     def timeout_error(self) -> Unavailable:
         return Unavailable(f"{self.address}: no answer within {self.timeout:g} s")
 
-    def _client(self, options: ProtocolOptions) -> "BoundedClient":
+    def _client(self, options: ProtocolOptions) -> BoundedClient:
         settings, address = self.settings, self.address
         client = BoundedClient(
             CallbackAPIVersion.VERSION2,

@@ -9,15 +9,15 @@ from functools import cache
 from typing import Self
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, error_string
-from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bridge.model import Message
-from bridge.mqtt.connect import PROTOCOL_IS_BROKEN, BoundedClient, ConnectionLimits, MessageRefused
-from bridge.mqtt.loop import LoopAdapter
+from bridge.mqtt.connect import ConnectionLimits, MessageRefused
+from bridge.mqtt.loop import PROTOCOL_IS_BROKEN, BoundedClient, LoopAdapter
 
 LOG = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class Connection:
         """Begin to read and write."""
         client = self._client
         client.on_connect, client.on_disconnect = self._connected, self._disconnected
-        client.on_message = self._received
+        client.on_message, client.on_publish = self._received, self._acknowledged
         client.on_subscribe, client.on_log = self._subscribed, self._noted
         client.on_dropped = self._on_dropped
         self._adapter.start()
@@ -218,8 +218,8 @@ class Connection:
         if self._client.protocol != MQTTProtocolVersion.MQTTv5 or not message.content_type:
             return None
         if message.correlation is None and message.sender is None:
-            return _content_type(message.content_type)
-        properties = _content_type.__wrapped__(message.content_type)
+            return _packed_content_type(message.content_type)
+        properties = _content_type(message.content_type)
         if message.correlation is not None:
             properties.CorrelationData = message.correlation
         if message.sender is not None:
@@ -227,25 +227,24 @@ class Connection:
         return properties
 
     def _publish(self, message: Message, qos: int, properties: Properties | None) -> bool:
-        # paho takes long to tell of a message, so it is asked to only where something is acknowledged
-        self._client.on_publish = self._acknowledged if qos or self._unacked else None
-        with self._adapter.batch():
-            try:
-                info = self._client.publish(
-                    message.topic,
-                    message.payload,
-                    qos,
-                    retain=message.retain and self.limits.retain,
-                    properties=properties,
-                )
-            except ValueError as error:  # a topic that MQTT does not allow
-                raise MessageRefused(f"{message.topic}: {error}") from None
-            if qos:
-                self._unacked[info.mid] = (self._loop.time(), message.topic)
+        try:
+            info = self._client.publish(
+                message.topic,
+                message.payload,
+                qos,
+                retain=message.retain and self.limits.retain,
+                properties=properties,
+            )
+        except ValueError as error:  # a topic that MQTT does not allow
+            raise MessageRefused(f"{message.topic}: {error}") from None
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self.hang_up(error_string(info.rc))
             return False
+        if qos:
+            self._unacked[info.mid] = (self._loop.time(), message.topic)
         self._burst += 1
+        if self._burst == 1:  # the first one of a burst is written at once, those that follow it in one piece
+            self._adapter.write()
         return self.alive
 
     def _end(self, reason: str) -> None:
@@ -269,8 +268,8 @@ class Connection:
         if oldest and self._loop.time() - min(oldest) > self._ack_timeout:
             self.hang_up(f"the broker has not acknowledged a message for {self._ack_timeout:g} s")
 
-    def _noted(self, _client: Client, _data: object, level: int, text: str) -> None:
-        if level == LogLevel.MQTT_LOG_ERR and not CLOSED_TEXT.search(text):
+    def _noted(self, _client: Client, _data: object, _level: int, text: str) -> None:
+        if not CLOSED_TEXT.search(text):
             self._error = TEXT_PREFIX.sub("", text)
 
     def _connected(
@@ -322,7 +321,7 @@ class Connection:
         self, _client: Client, _data: object, mid: int, reason: ReasonCode, _more: Properties
     ) -> None:
         if mid not in self._unacked:
-            return  # QoS 0: it is written
+            return
         _, topic = self._unacked.pop(mid)
         self._progress.set()
         if self._on_ack is not None:
@@ -341,9 +340,16 @@ class Connection:
                 self._on_refusal(topic, f"the broker does not allow subscribing to {topic}: {reason}")
 
 
-@cache
 def _content_type(value: str) -> Properties:
-    """The properties of a message with this content type. They are shared, since paho takes long to make them."""
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho's types end here
     properties.ContentType = value
+    return properties
+
+
+@cache
+def _packed_content_type(value: str) -> Properties:
+    """Properties that are shared by all messages, and packed once, since paho takes long for both."""
+    properties = _content_type(value)
+    packed = properties.pack()  # type: ignore[no-untyped-call]
+    object.__setattr__(properties, "pack", lambda: packed)  # paho's class accepts no other attributes by itself
     return properties

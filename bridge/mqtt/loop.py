@@ -1,19 +1,73 @@
-"""Drives a paho client on the running event loop, in place of paho's thread."""
+"""A paho client with bounds, and what drives it on the running event loop, in place of paho's thread."""
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from paho.mqtt.client import Client
-from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.client import Client, MQTTMessageInfo
+from paho.mqtt.enums import LogLevel, MQTTErrorCode
 
 if TYPE_CHECKING:
     from paho.mqtt.client import SocketLike
 
 LOG = logging.getLogger(__name__)
+MAX_RECEIVED_BYTES = 65_536
+"""Largest packet that is kept, as others may write to those topics, too. With MQTT 5 the broker is told so; with
+MQTT 3.1.1 a larger message is read to its end and dropped."""
+MAX_JOINED_BYTES = 65_536
+"""Packets are joined up to this: paho keeps each whole until its end is written, and copies what a slow broker has
+left of it at each attempt."""
+MAX_SHOWN_TOPIC_LETTERS, PACKET_TYPE, PUBLISH = 100, 0xF0, 0x30
+PROTOCOL_IS_BROKEN = "the broker has sent what MQTT does not allow"
+
+
+class BoundedClient(Client):
+    """A paho client that drops messages which are too large, and writes those that wait in one piece.
+
+    `on_dropped` gets the topics of dropped ones; paho keeps 256 MB. `on_log` gets errors only: paho makes a text of
+    each message otherwise.
+    """
+
+    on_dropped: Callable[[str], None]
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if self._in_packet["remaining_length"] > MAX_RECEIVED_BYTES:
+            if self._in_packet["command"] & PACKET_TYPE != PUBLISH:
+                raise OSError(PROTOCOL_IS_BROKEN)  # paho has no other way out of here
+            del self._in_packet["packet"][MAX_RECEIVED_BYTES:]  # the beginning has the topic
+        return super()._sock_recv(min(bufsize, MAX_RECEIVED_BYTES))
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        if self._in_packet["remaining_length"] <= MAX_RECEIVED_BYTES:
+            return super()._packet_handle()
+        start = bytes(self._in_packet["packet"][: MAX_SHOWN_TOPIC_LETTERS + 2])
+        self.on_dropped(start[2 : 2 + int.from_bytes(start[:2])].decode(errors="replace"))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _packet_queue(
+        self, command: int, packet: bytes | bytearray, mid: int, qos: int, info: MQTTMessageInfo | None = None
+    ) -> MQTTErrorCode:
+        """Join a message to the one that waits before it, since each write costs more than a message."""
+        if command == PUBLISH and self._out_packet:
+            last = self._out_packet[-1]
+            if last["command"] == PUBLISH and len(last["packet"]) < MAX_JOINED_BYTES:
+                last["packet"] += packet
+                last["to_process"] += len(packet)
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+        # for a QoS of 0 paho would make objects after each write to tell of it, which nobody waits for
+        return super()._packet_queue(command, packet, mid, max(1, qos), info)
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        sent = super()._sock_send(buf)
+        if not sent:  # a WebSocket has taken a part of it; paho would forget the rest
+            raise BlockingIOError
+        return sent
+
+    def _easy_log(self, level: LogLevel, fmt: str, *args: object) -> None:
+        if level == LogLevel.MQTT_LOG_ERR:
+            super()._easy_log(level, fmt, *args)
 
 
 class LoopAdapter:
@@ -38,7 +92,7 @@ class LoopAdapter:
         self._on_flushed, self._on_second = on_flushed, on_second
         self._on_failure = on_failure
         self._timer: asyncio.TimerHandle | None = None
-        self._writes_at_end = self._will_call_flushed = False
+        self._next_write: asyncio.Handle | None = None
 
     def start(self) -> None:
         """Begin to drive the client."""
@@ -53,7 +107,7 @@ class LoopAdapter:
         _send_at_once(sock)
         self._loop.add_reader(sock, self._readable)
         if client.want_write():
-            self._loop.add_writer(sock, self._writable)
+            self._loop.add_writer(sock, self._write_and_tell)
         self._tick()
 
     def stop_timer(self) -> None:
@@ -64,6 +118,8 @@ class LoopAdapter:
     def stop(self) -> None:
         """Close the socket without DISCONNECT."""
         self.stop_timer()
+        if self._next_write is not None:
+            self._next_write.cancel()
         client, sock = self._client, self._client.socket()
         client.on_socket_close = client.on_socket_unregister_write = None
         if sock is not None and sock.fileno() >= 0:
@@ -77,36 +133,18 @@ class LoopAdapter:
         if getattr(self._client.socket(), "pending", int)() > 0:
             self._loop.call_soon(self._readable)
 
-    def _writable(self) -> None:
+    def write(self) -> None:
+        """Write what is queued, as far as the socket accepts it; else the loop writes it in its next turn."""
         self._step(self._client.loop_write)
-        if not self._client.want_write():
-            self._on_flushed()
 
-    @contextmanager
-    def batch(self) -> Iterator[None]:
-        """A context at whose end all messages published in it are written, as far as the socket accepts them.
-
-        Otherwise they would wait until all callbacks that are ready on the loop have run.
-        """
-        self._writes_at_end = True
-        try:
-            yield
-        finally:
-            self._writes_at_end = False
-        self._step(self._client.loop_write)
+    def _write_and_tell(self) -> None:
+        self._next_write = None
+        self.write()
         sock = self._client.socket()
-        if sock is None:
-            return
-        if self._client.want_write():
-            self._loop.add_writer(sock, self._writable)
-        elif not self._will_call_flushed:
-            self._will_call_flushed = True
-            self._loop.call_soon(self._call_flushed)
-
-    def _call_flushed(self) -> None:
-        self._will_call_flushed = False
         if not self._client.want_write():
             self._on_flushed()
+        elif sock is not None:
+            self._loop.add_writer(sock, self._write_and_tell)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(1, self._tick)
@@ -121,9 +159,9 @@ class LoopAdapter:
             LOG.exception("The MQTT library failed")
             self._on_failure("a fault of the MQTT library")
 
-    def _on_register_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
-        if not self._writes_at_end:
-            self._loop.add_writer(sock, self._writable)
+    def _on_register_write(self, _client: Client, _data: object, _sock: "SocketLike") -> None:
+        if self._next_write is None:
+            self._next_write = self._loop.call_soon(self._write_and_tell)
 
     def _on_unregister_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
         self._loop.remove_writer(sock)

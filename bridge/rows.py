@@ -1,7 +1,7 @@
 """The values that the devices of one gateway have, and which source gives each."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from bridge.model import DAY_S, Axis, Measurement, Reading
@@ -112,9 +112,7 @@ class RowTable:
             self.version += 1
             self._silent.symmetric_difference_update({key})
 
-    def note_absent(
-        self, source: str, present: Mapping[Key, Reading], now: float
-    ) -> tuple[Sequence[Row], Sequence[Key]]:
+    def note_absent(self, source: str, present: Collection[Key], now: float) -> tuple[Sequence[Row], Sequence[Key]]:
         """Note which rows of a source a good answer at `now` (unix time) lacks.
 
         Returns those that the answer before still had, and those that are gone now. The absent rows of a device are

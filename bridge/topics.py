@@ -127,18 +127,21 @@ FALLBACK_OF_SHOWN = attrgetter("reading.measurement.fallback")
 class _Shown:
     """The newest reading of one value, as it is published: its message, and its part of a document.
 
-    Most readings equal the ones before; then this is kept, and nothing is rendered anew.
+    Most readings equal the ones before; then this is kept, and nothing is rendered anew. `source` is empty where
+    the row's source answers without it.
     """
 
+    source: str
     reading: Reading
     message: Message
     part: str
 
-    def shows(self, reading: Reading) -> bool:
-        """Whether a reading is published in the same way. `True` equals 1, but is published as ON."""
+    def shows(self, source: str, reading: Reading) -> bool:
+        """Whether a source's reading is published in the same way. `True` equals 1, but is published as ON."""
         own, value = self.reading, reading.value
-        is_same = own.measurement is reading.measurement and own.repeat == reading.repeat
-        return is_same and type(own.value) is type(value) and own.value == value
+        if own.measurement is not reading.measurement or self.source != source or own.repeat != reading.repeat:
+            return False
+        return type(own.value) is type(value) and own.value == value
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +197,17 @@ class Tree:
     def values(self, source: str, readings: Sequence[Reading], when: datetime) -> Sequence[Message]:
         """The value topics and removals of a good answer."""
         given = {(reading.device, reading.phase, reading.measurement.name): reading for reading in readings}
-        mine = {key: reading for key, reading in given.items() if self.rows.take(source, key, reading)}
-        shown = [self._show(key, reading) for key, reading in mine.items()]
-        self._newest[source] = _by_device(shown, self._newest[source])
+        mine: dict[Key, _Shown] = {}
+        for key, reading in given.items():
+            known = self._shown.get(key)
+            if known is not None and known.shows(source, reading):
+                mine[key] = known
+            elif self.rows.take(source, key, reading):
+                mine[key] = self._show(source, key, reading)
+        self._newest[source] = _by_device(mine.values(), self._newest[source])
         absent, gone = self.rows.note_absent(source, mine, when.timestamp()) if mine else ((), ())
         # The last value of an absent row would stay, and nothing would say that it is old.
-        shown += [self._show(row.key, row.unknown) for row in absent]
+        shown = [*mine.values(), *(self._show("", row.key, row.unknown) for row in absent)]
         messages = [one.message for one in shown if not one.reading.measurement.document_only]
         removals = [message for key in gone for message in self._clear(key)]
         return [*(messages if self._values else ()), *removals]
@@ -243,12 +251,11 @@ class Tree:
         self._shown.pop(key, None)
         yield Message(self.names.value(self.serial, *key), "")
         if was_last:
+            self._bodies.pop(key[0], None)
             yield Message(self.names.device(self.serial, key[0]), "")
 
-    def _show(self, key: Key, reading: Reading) -> _Shown:
+    def _show(self, source: str, key: Key, reading: Reading) -> _Shown:
         known = self._shown.get(key)
-        if known is not None and known.shows(reading):
-            return known
         value, row = reading.value, reading.measurement
         quantity, is_paced = row.quantity, self._paced and row.interval is None
         message = Message(
@@ -260,7 +267,8 @@ class Tree:
             urgent_change=quantity.urgent_change if is_paced else 0.0,
             repeat=reading.repeat,
         )
-        shown = self._shown[key] = _Shown(reading, message, f'"{_key(row.name)}": {_json(value, message.payload)}')
+        part = f'"{_key(row.name)}": {_json(value, message.payload)}'
+        shown = self._shown[key] = _Shown(source, reading, message, part)
         return shown
 
     def _document(self, device: str, when: datetime) -> Message:

@@ -1,15 +1,19 @@
 """Signals: SIGHUP makes the service read settings and tokens again, without losing its state."""
 
 import asyncio
+import gc
 import os
 import pty
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
 from houses import house
 from programs import BRIDGE_COMMAND, started
 from running import until
+
+from bridge.service.bridge import collect_seldom
 
 GOOD_FILE = """
 [gateway]
@@ -19,6 +23,21 @@ token_file = "{token}"
 url = "{broker}"
 base_topic = "{base}"
 """
+
+
+async def test_what_a_bridge_keeps_is_exempt_from_collections_but_no_garbage() -> None:
+    class Thing:
+        myself: object = None
+
+    garbage = Thing()
+    garbage.myself, watch = garbage, weakref.ref(garbage)
+    del garbage
+    task = asyncio.create_task(collect_seldom(0.0))
+    await until(lambda: gc.get_freeze_count() > 0)
+    assert watch() is None
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert gc.get_freeze_count() == 0, "a bridge that is replaced becomes garbage"
 
 
 async def test_reload(tmp_path: Path) -> None:

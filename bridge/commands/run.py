@@ -28,10 +28,18 @@ from bridge.commands.report import (
     plural,
 )
 from bridge.gateway.errors import Overloaded, Starting
-from bridge.model import BadSetting, BridgeError, Message, Priority, Rejected, SourceName, Unsupported
+from bridge.model import (
+    BadSetting,
+    BridgeError,
+    Message,
+    Priority,
+    Rejected,
+    SourceName,
+    Unsupported,
+)
 from bridge.outbox import DISCOVERY_PRIORITIES
 from bridge.service.assembly import make_homes, make_poller
-from bridge.service.bridge import Bridge
+from bridge.service.bridge import Bridge, collect_seldom
 from bridge.service.sources import SourceState
 from bridge.service.status import GatewayStatus, Status
 from bridge.settings import GatewaySettings, Settings, homes, load, nothing_set
@@ -193,6 +201,7 @@ class Service:
             parts = [
                 tasks.create_task(run_with_listener(self._settings, bridge), name="bridge"),
                 tasks.create_task(self._supervisor.watch(lambda: bridge.status(details=False)), name="supervisor"),
+                tasks.create_task(collect_seldom(), name="garbage"),
             ]
             await self._wait_for_settings()
             for part in parts:

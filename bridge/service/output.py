@@ -29,6 +29,8 @@ BATTERIES_PERIOD_S = 10.0
 LOG_BURST, LOG_PAUSE_S = 200, MINUTE_S
 """Lines about one gateway that may be written at once, and seconds after which there may be one more."""
 COUNTING_MODULES = ("bridge.pipeline", "bridge.counters", "bridge.site", "bridge.inverters")
+LONG_ANSWER_READINGS = 1_000
+"""An answer with so many readings (150 inverters) lets others run between its steps, which take milliseconds."""
 COUNTERS_RESET_AT = 2
 """The occurrence of the same fault in counting at which the counters begin anew."""
 RetainedValues = Callable[[str], Awaitable[Mapping[str, float]]]
@@ -231,12 +233,19 @@ class GatewayOutput:
         if self._identified is None or processed is None:
             return
         publisher, pipeline, now = self._identified.publisher, self._identified.pipeline, processed.answer.now
+        is_long = len(processed.readings) >= LONG_ANSWER_READINGS
         self._log.log_events(source, processed.events)
         self._diagnostics.counters_held = processed.held
-        if publisher.publish_values(source.name, processed.readings, now):
+        if is_long:
+            await asyncio.sleep(0)
+        if publisher.publish_values(source.name, processed.readings, now) or is_long:
             await asyncio.sleep(0)  # these values are sent before documents and the site's values are made
         flows = self._flows(pipeline, processed)
+        if is_long:
+            await asyncio.sleep(0)
         self._log.log_events(source, publisher.publish_documents(source.name, flows, now, processed.in_force))
+        if is_long:
+            await asyncio.sleep(0)
         if processed.asks_why and (explaining := self._sources.by_name.get(SourceName.SC_STATUS)):
             explaining.due = min(explaining.due, self._time())
         if source.name is SourceName.LIVEDATA:

@@ -66,7 +66,7 @@ class Fault:
 
 def many_days(days: int) -> Fault:
     """Nothing goes wrong for so many days; then all energies are right within half a percent."""
-    return Fault(f"nothing for {days} days", usual(nothing, 24 * days + END_H), period_s=30, tolerance=0.005)
+    return Fault(f"nothing for {days} days", usual(nothing, 24 * days + END_H), period_s=60, tolerance=0.005)
 
 
 def usual(part: Part, end: float = END_H, begin: float = BEGIN_H) -> Play:

@@ -277,7 +277,7 @@ class RetainedTopics:
         self.drop(lambda name: belongs(name) and not self._topics[name].leaving)
 
     def repeat(self, names: Iterable[str]) -> None:
-        """Mark these topics as unsent: another program has written there."""
+        """Mark these topics as unsent: another program has written there, or the messages are lost."""
         for topic in filter(None, map(self._topics.get, names)):
             topic.sent = topic.sent_at = topic.refused = None
             self._unsent.file(topic, self._now)

@@ -24,7 +24,7 @@ DOCUMENT = Message("enphase/1/site/solar", '{"power": 4321.5}', content_type="ap
 CONFIG = Message("homeassistant/device/x/config", '{"a": "ü"}', qos=1, priority=Priority.DISCOVERY)
 CONNACK_3, CONNACK_5 = b"\x20\x02\x00\x00", b"\x20\x03\x00\x00\x00"
 PUBLISH, DISCONNECT = 0x30, 0xE0
-OF_THE_BROKER = ("client_id", "will", "keepalive", "timing")
+OF_THE_BROKER = ("client_id", "will", "keepalive", "timing", "on_doubt")
 
 Received = tuple[str, bytes, bool]
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -32,7 +32,7 @@ from bridge.mqtt.connect import (
     with_older_mqtt,
 )
 from bridge.mqtt.connection import CommandTopics, Connection, OnMessage, OnRefusal, Received
-from bridge.mqtt.loop import MAX_RECEIVED_BYTES
+from bridge.mqtt.loop import MAX_RECEIVED_BYTES, OnDoubt
 from bridge.settings import MqttSettings
 
 __all__ = [
@@ -132,7 +132,7 @@ class Broker:
     """The broker, over one connection at a time; of several brokers, the one that can be reached.
 
     `on_refusal` is called with each topic that the broker refuses to accept or to deliver, and the error for
-    people.
+    people. `on_doubt` gets the topics of messages that a cluster of brokers may have lost.
     """
 
     def __init__(
@@ -143,6 +143,7 @@ class Broker:
         will: Message | None,
         on_message: OnMessage,
         on_refusal: OnRefusal = lambda _topic, _text: None,
+        on_doubt: OnDoubt | None = None,
         subscriptions: Sequence[str] = (),
         commands: CommandTopics | None = None,
         keepalive: int = 60,
@@ -155,16 +156,14 @@ class Broker:
         protocols = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
         self._options = ProtocolOptions(protocols[settings.protocol], min(1, will.qos if will else 0))
         self._on_message, self._on_refusal = on_message, on_refusal
+        self._on_doubt = on_doubt if len(self._connectors) > 1 else None
         self._subscriptions, self._commands = tuple(subscriptions), commands
         self._connection: Connection | None = None
         self.failure: str | None = None
         """Why the last attempt to connect has failed; `None` after one that has not."""
-        self._refused: set[str] = set()
-        self._warned: set[str] = set()
-        self._flaps = 0
-        self._rounds = 0
-        self._last_pause = 0.0
-        self._careful = False
+        self._refused, self._warned = set[str](), set[str]()
+        self._flaps = self._rounds = 0
+        self._last_pause, self._careful = 0.0, False
         self._blocklist = TopicBlocklist()
 
     @property
@@ -322,6 +321,7 @@ class Broker:
             on_dropped=self._log_dropped,
             on_refusal=self._record_refusal,
             on_ack=on_ack,
+            on_doubt=self._on_doubt,
             ack_timeout=self._timing.acknowledge,
         )
         try:

@@ -17,7 +17,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bridge.model import Message
 from bridge.mqtt.connect import ConnectionLimits, MessageRefused
-from bridge.mqtt.loop import PROTOCOL_IS_BROKEN, BoundedClient, LoopAdapter
+from bridge.mqtt.loop import PROTOCOL_IS_BROKEN, BoundedClient, LoopAdapter, OnDoubt, Receipts
 
 LOG = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class Connection:
     With `on_ack` the connection is careful: it has only one message or subscription under way at a time, all of
     them acknowledged, so that `suspect` is the topic because of which the broker has closed it. `on_ack` gets each
     topic that was accepted, `on_refusal` each that was refused, `on_dropped` that of each too large message.
+    `on_doubt` gets the topics of messages that may be lost; without it nobody asks, as a single broker loses none.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Connection:
         on_dropped: Callable[[str], None],
         on_refusal: OnRefusal,
         on_ack: Callable[[str], None] | None = None,
+        on_doubt: OnDoubt | None = None,
         ack_timeout: float = 60.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -124,6 +126,8 @@ class Connection:
         self._unacked: dict[int, tuple[float, str]] = {}
         self._subscribing: dict[int, tuple[float, str]] = {}
         self._progress = asyncio.Event()
+        wake, now = self._progress.set, self._loop.time
+        self._receipts = Receipts(client.ping, wake, on_doubt, now) if on_doubt else None
         self._commands: CommandTopics | None = None
         self._error = ""
         self._started = self._loop.time()
@@ -147,7 +151,7 @@ class Connection:
         client.on_connect, client.on_disconnect = self._connected, self._disconnected
         client.on_message, client.on_publish = self._received, self._acknowledged
         client.on_subscribe, client.on_log = self._subscribed, self._noted
-        client.on_dropped = self._on_dropped
+        client.on_dropped, client.receipts = self._on_dropped, self._receipts
         self._adapter.start()
 
     async def subscribe(self, topics: Iterable[str]) -> None:
@@ -208,6 +212,8 @@ class Connection:
     def _full(self, qos: int) -> bool:
         if self._careful and (self._unacked or self._subscribing):
             return True
+        if self._receipts and self._receipts.full:
+            return True
         return self._burst >= MAX_BURST or (qos > 0 and len(self._unacked) >= self.limits.window)
 
     async def _progress_made(self) -> None:
@@ -242,6 +248,8 @@ class Connection:
             return False
         if qos:
             self._unacked[info.mid] = (self._loop.time(), message.topic)
+        if self._receipts:
+            self._receipts.sent(message.topic)
         self._burst += 1
         if self._burst == 1:  # the first one of a burst is written at once, those that follow it in one piece
             self._adapter.write()
@@ -258,12 +266,16 @@ class Connection:
             self.answer.set_result(None)
         self._adapter.stop_timer()
         self._progress.set()
+        if self._receipts:
+            self._receipts.doubt()
 
     def _flushed(self) -> None:
         self._burst = 0
         self._progress.set()
 
     def _check_acks(self) -> None:
+        if self._receipts:
+            self._receipts.ask()
         oldest = [next(iter(waiting.values()))[0] for waiting in (self._unacked, self._subscribing) if waiting]
         if oldest and self._loop.time() - min(oldest) > self._ack_timeout:
             self.hang_up(f"the broker has not acknowledged a message for {self._ack_timeout:g} s")

@@ -1,9 +1,11 @@
-"""A paho client with bounds, and what drives it on the running event loop, in place of paho's thread."""
+"""A paho client with bounds, what drives it on the running event loop, and what its broker has read."""
 
 import asyncio
 import logging
+import math
 import socket
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from paho.mqtt.client import Client, MQTTMessageInfo
@@ -19,18 +21,100 @@ MQTT 3.1.1 a larger message is read to its end and dropped."""
 MAX_JOINED_BYTES = 65_536
 """Packets are joined up to this: paho keeps each whole until its end is written, and copies what a slow broker has
 left of it at each attempt."""
-MAX_SHOWN_TOPIC_LETTERS, PACKET_TYPE, PUBLISH = 100, 0xF0, 0x30
+MAX_SHOWN_TOPIC_LETTERS, PACKET_TYPE, PUBLISH, PINGREQ = 100, 0xF0, 0x30, 0xC0
 PROTOCOL_IS_BROKEN = "the broker has sent what MQTT does not allow"
+OnDoubt = Callable[[Sequence[str]], None]
+"""Topics whose last messages may be lost."""
+
+PING_AFTER, MAX_PINGS = 64, 4
+"""Messages between two pings, and pings without an answer, after which sending waits. More messages would only wait
+in sockets, where newer ones can't replace them."""
+STALL_S = 3.0
+"""A broker that reads nothing for so long has lost messages: NATS waits 4 s for a stream that has no leader, and
+then drops the message."""
+
+
+class Receipts:
+    """Notes which messages the broker has read: it answers a ping after it has read all that was sent before.
+
+    MQTT acknowledges messages of QoS 1 only, and those cost a cluster twice as much. `ping` sends a ping,
+    `on_answer` is called after each answer, `on_doubt` gets the topics of messages that may be lost. `time` returns
+    monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        ping: Callable[[], None],
+        on_answer: Callable[[], None],
+        on_doubt: OnDoubt,
+        time: Callable[[], float],
+    ) -> None:
+        self._ping, self._on_answer, self._on_doubt, self._time = ping, on_answer, on_doubt, time
+        self._sent: list[str] = []
+        self._asked: deque[tuple[float, list[str]]] = deque()
+        self._answered_at = -math.inf
+
+    @property
+    def full(self) -> bool:
+        """Whether too many messages are under way to send another one."""
+        return len(self._asked) >= MAX_PINGS
+
+    def sent(self, topic: str) -> None:
+        """Note a message that was sent."""
+        self._sent.append(topic)
+        if len(self._sent) >= PING_AFTER:
+            self._ping()
+
+    def ask(self) -> None:
+        """Send a ping if none has followed the last message."""
+        if self._sent:
+            self._ping()
+
+    def asked(self) -> None:
+        """Note that a ping was sent."""
+        self._asked.append((self._time(), self._sent))
+        self._sent = []
+
+    def answered(self) -> None:
+        """Note that a ping was answered. After a stall everything under way is in doubt."""
+        if not self._asked:
+            return
+        now = self._time()
+        if now - max(self._asked[0][0], self._answered_at) > STALL_S:
+            self.doubt()
+        self._asked.popleft()
+        self._answered_at = now
+        self._on_answer()
+
+    def doubt(self) -> None:
+        """Hand on the topics of all messages under way."""
+        if topics := [topic for _, batch in self._asked for topic in batch] + self._sent:
+            self._on_doubt(topics)
 
 
 class BoundedClient(Client):
     """A paho client that drops messages which are too large, and writes those that wait in one piece.
 
     `on_dropped` gets the topics of dropped ones; paho keeps 256 MB. `on_log` gets errors only: paho makes a text of
-    each message otherwise.
+    each message otherwise. `receipts` are told of all pings and answers.
     """
 
     on_dropped: Callable[[str], None]
+    receipts: Receipts | None = None
+
+    def ping(self) -> None:
+        """Send a ping. paho closes the connection only if one of its own, after a silence, stays unanswered."""
+        self._send_simple_command(PINGREQ)
+
+    def _send_simple_command(self, command: int) -> MQTTErrorCode:
+        if self.receipts and command == PINGREQ:
+            self.receipts.asked()
+        return super()._send_simple_command(command)
+
+    def _handle_pingresp(self) -> MQTTErrorCode:
+        if self.receipts:
+            self.receipts.answered()
+        return super()._handle_pingresp()
 
     def _sock_recv(self, bufsize: int) -> bytes:
         if self._in_packet["remaining_length"] > MAX_RECEIVED_BYTES:

@@ -79,6 +79,7 @@ class Bridge:
             client_id=client_id,
             will=self._will,
             on_message=self._received,
+            on_doubt=lambda topics: self._sender.repeat(*topics),
             keepalive=CLUSTER_KEEPALIVE_S if len(settings.mqtt.each) > 1 else KEEPALIVE_S,
             subscriptions=[*peer_topics(self._names), *filter(None, [self._birth_topic])],
             commands=_command_topics(settings, self._commanded),

@@ -132,7 +132,7 @@ class Sender:
             LOG.log(level, "the connection to the broker ended: %s", reason)
 
     def repeat(self, *topics: str) -> None:
-        """Send the newest messages of these topics again: another program has written there."""
+        """Send the newest messages of these topics again: another program has written there, or they are lost."""
         self._outbox.repeat(topics)
         self._wake.set()
 

@@ -310,9 +310,9 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 2) -> str:
     """Return the least, the median and the greatest value as text."""
-    return " / ".join(f"{value:.2f}" for value in (min(values), median(values), max(values)))
+    return " / ".join(f"{value:.{digits}f}" for value in (min(values), median(values), max(values)))
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

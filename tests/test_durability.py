@@ -254,6 +254,10 @@ async def test_a_flipped_pin_costs_the_pin(tmp_path: Path) -> None:
         assert Store(tmp_path / "state").load(home.serial, IdentityState).key_pin == pin
 
 
+def no_shortcut(*_given: object, **_named: object) -> None:
+    """Leave each reading of a counter to the rules."""
+
+
 def failing(is_reason: Callable[[CounterState], bool]) -> Callable[..., Any]:
     """The counters' rules, which fail for some states, as a mistake in them would."""
 
@@ -286,6 +290,7 @@ async def test_a_fault_of_ours_comes_twice_at_most(
                 lambda value: {key: {**its, "peak": poison} for key, its in value.items()},
             )
         )
+        monkeypatch.setattr(counters, "usual", no_shortcut)
         monkeypatch.setattr(counters, "apply", failing(lambda state: state.peak == poison))
         async with running(config):
             await asked_again(home)
@@ -303,6 +308,7 @@ async def test_a_fault_of_ours_that_lasts_costs_its_answers(
 ) -> None:
     """Fresh counters do not help; the gateway is polled all the same, without the source whose counters fail."""
     async with house(tmp_path) as home:
+        monkeypatch.setattr(counters, "usual", no_shortcut)
         monkeypatch.setattr(counters, "apply", failing(lambda state: state.interval == 0))
         async with running(home.settings()):
             await until(lambda: home.topic("availability/livedata") == "online")

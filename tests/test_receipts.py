@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from edge import CONNACK_5, PUBLISH, fake_broker, packet, soon, using, within
+from edge import CONNACK_5, PUBLISH, fake_broker, packet, publish_id, soon, using, within
+from running import running, settings
 
 from bridge.model import Message
 from bridge.mqtt import Broker
 from bridge.mqtt.loop import MAX_PINGS, PING_AFTER, STALL_S, Receipts
+from bridge.service import bridge as service
 
 PINGREQ, PINGRESP = b"\xc0", b"\xd0\x00"
 WINDOW = PING_AFTER * MAX_PINGS
@@ -142,7 +145,7 @@ async def test_a_cluster_gets_no_more_than_it_reads() -> None:
             await asyncio.sleep(0.2)
             assert handed() == WINDOW
             go_on.set()
-            await soon(lambda: seen.count(PUBLISH & 0xF0) == 1000)
+            await soon(lambda: seen.count(PUBLISH) == 1000)
 
 
 async def test_what_was_under_way_when_the_connection_ended_is_in_doubt() -> None:
@@ -151,7 +154,7 @@ async def test_what_was_under_way_when_the_connection_ended_is_in_doubt() -> Non
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(CONNACK_5)
-        while (await packet(reader))[0] & 0xF0 != PUBLISH & 0xF0:
+        while (await packet(reader))[0] & 0xF0 != PUBLISH:
             pass
         await read.wait()
 
@@ -176,10 +179,36 @@ async def test_a_single_broker_is_not_asked() -> None:
         while True:
             kind = await packet(reader)
             pings += kind == PINGREQ
-            messages += kind[0] & 0xF0 == PUBLISH & 0xF0
+            messages += kind[0] & 0xF0 == PUBLISH
 
     async with fake_broker(talk) as url, using(url, on_doubt=lambda _: None) as broker:
         await broker.connect()
         with sending(broker, 1000):
             await soon(lambda: messages == 1000)
     assert pings == 0
+
+
+async def test_the_service_sends_again_what_may_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker is stuck once, for longer than `STALL_S`. Nothing else makes the bridge repeat its messages."""
+    monkeypatch.setattr(service, "CLUSTER_REPEAT_S", 600.0)
+    (tmp_path / "gateways.json").write_text("[]")
+    told: list[str] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CONNACK_5)
+        stuck = STALL_S + 0.2
+        while True:
+            kind = await packet(reader)
+            if kind == PINGREQ:
+                await asyncio.sleep(stuck)
+                stuck = 0
+                writer.write(PINGRESP)
+            if kind[0] & 0xF0 == PUBLISH:
+                told.append(kind[3 : 3 + int.from_bytes(kind[1:3])].decode())
+                if kind[0] & 0x06:
+                    writer.write(b"\x40\x02" + publish_id(kind))
+
+    async with fake_broker(talk) as url:
+        given = settings(tmp_path, f"{url},mqtt://127.0.0.1:9", gateways_file=tmp_path / "gateways.json")
+        async with running(given):
+            await soon(lambda: told.count("enphase/bridge/info") == 2)

@@ -211,10 +211,9 @@ async def test_the_outcome_is_the_true_one(tmp_path: Path, case: Case) -> None:
         await home.until(*states)
         await until(lambda: home.house.topic(target) == shown)
         assert len(home.house.simulator.writes()) == (0 if states == ("refused",) else 1)
-        assert home.house.topic("command/state") == states[-1]
-        newest = json.loads(home.house.topic("command") or "{}")
-        assert newest["state"] == states[-1]
-        assert f"{value}: {states[-1]}" in newest["text"]
+        await until(lambda: home.house.topic("command/state") == states[-1])
+        await until(lambda: json.loads(home.house.topic("command") or "{}").get("state") == states[-1])
+        assert f"{value}: {states[-1]}" in json.loads(home.house.topic("command") or "{}")["text"]
 
 
 @pytest.mark.hasty
@@ -225,7 +224,7 @@ async def test_a_value_that_another_answer_tells_is_not_written_where_its_own_is
         await home.request(set="relay/mains/grid_connected", value="OFF", force=True)
         await home.until("accepted", "refused")
         assert home.answers[-1]["reason"] == "this gateway does not have it now"
-        assert home.house.topic("command/state") == "refused"
+        await until(lambda: home.house.topic("command/state") == "refused")
         assert not home.house.simulator.writes()
 
 
@@ -249,6 +248,7 @@ async def test_the_newest_answer_is_retained_as_the_documents_say_and_announced(
         await home.set("relay/nc1/state", "open")
         await home.until("accepted", "sent", "confirmed")
         await until(lambda: settled(home.house.watcher, home.house.serial))
+        await until(lambda: json.loads(home.house.topic("command") or "{}").get("state") == "confirmed")
         document = json.loads(home.house.topic("command") or "{}")
         page = Path(__file__).parents[1] / "docs" / "topics.md"
         told = re.findall(r"^\| `command/(\w+)` \|", page.read_text(), re.MULTILINE)

@@ -1,5 +1,6 @@
 """Questions at a real terminal: what is typed, what the program gets, and what can be seen."""
 
+import io
 import os
 import pty
 import sys
@@ -109,3 +110,24 @@ def test_the_terminal_is_afterwards_as_before(keyboard: int) -> None:
 @pytest.mark.parametrize("text", ["", "bridge", "me@example.com", "mqtt://broker.example.com:8883", "192.168.1.20"])
 def test_what_is_no_token(text: str) -> None:
     assert not looks_like_token(text)
+
+
+class QuickPerson(io.StringIO):
+    """Standard output that types into a terminal as soon as something is shown."""
+
+    def __init__(self, keyboard: int, keys: str) -> None:
+        super().__init__()
+        self._keyboard, self._keys = keyboard, keys
+
+    def write(self, text: str) -> int:
+        os.write(self._keyboard, self._keys.encode())
+        self._keys = ""
+        return super().write(text)
+
+
+def test_what_is_pasted_at_once_does_not_show_either(keyboard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", QuickPerson(keyboard, f"{TOKEN}\n"))
+    assert ask("Question", secret=True) == TOKEN
+    os.set_blocking(keyboard, False)
+    with pytest.raises(BlockingIOError):
+        os.read(keyboard, 1)

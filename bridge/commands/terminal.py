@@ -37,14 +37,14 @@ def ask(question: str, default: str = "", *, secret: bool = False) -> str:
     Raises:
         InputEnded: the input has ended.
     """
-    print(f"{question}{f' [{default}]' if default else ''}: ", end="", flush=True)
-    if sys.stdin.isatty():
-        with unseen():
+    with unseen():  # before the question: what is pasted at once must not show either
+        print(f"{question}{f' [{default}]' if default else ''}: ", end="", flush=True)
+        if sys.stdin.isatty():
             line = _line(sys.stdin.fileno(), (lambda _: "") if secret else _visible)
-    elif not (line := sys.stdin.readline(2 * MAX_TOKEN_LETTERS)):
-        raise InputEnded
-    else:
-        print()  # a terminal shows the end of the line
+        elif not (line := sys.stdin.readline(2 * MAX_TOKEN_LETTERS)):
+            raise InputEnded
+        else:
+            print()  # a terminal shows the end of the line
     return line.strip() or default
 
 

@@ -77,7 +77,7 @@ class CommandTopics:
 OnRefusal = Callable[[str, str], None]
 """Topic that the broker refuses to accept or to deliver, and the error for people."""
 
-MAX_BURST = 32
+MAX_BURST = 64
 """Messages that may be sent before other tasks run and before the socket has accepted them."""
 CLOSED_TEXT = re.compile("broken pipe|connection reset", re.IGNORECASE)
 """Texts of the system's errors after the broker has closed the connection."""
@@ -189,6 +189,11 @@ class Connection:
         await self._wait_for_room(qos)
         return self.alive and self._publish(message, qos, properties)
 
+    def flush(self) -> None:
+        """Write what was handed over."""
+        if self.alive:
+            self._adapter.flush()
+
     async def disconnect(self) -> None:
         """Wait until everything is acknowledged, then send DISCONNECT: the broker does not publish the will."""
         while self.alive and (self._unacked or self._client.want_write()):
@@ -251,7 +256,7 @@ class Connection:
         if self._receipts:
             self._receipts.sent(message.topic)
         self._burst += 1
-        if self._burst == 1:  # the first one of a burst is written at once, those that follow it in one piece
+        if self._burst == 1:  # the others are written in one piece: each write costs more than a message
             self._adapter.write()
         return self.alive
 

@@ -222,7 +222,7 @@ class LoopAdapter:
         self._step(self._client.loop_write)
 
     def flush(self) -> None:
-        """Write what is queued; the event loop writes what the socket does not accept yet. Tell when it is empty."""
+        """Write what is queued, at once as far as the socket accepts it, and tell when all is written."""
         if self._next_write is not None:
             self._next_write.cancel()
             self._next_write = None

@@ -1,14 +1,18 @@
-"""Measures a bridge with many gateways of 20 inverters each, and with one of 1,000, at the default periods.
+"""Measures a bridge with many gateways of 20 inverters each, and with one of 1,000.
 
 It shows CPU time and memory of the bridge alone, and the delay of values: the longest time between two live data
-documents of one gateway, beyond their period of 5 seconds.
+documents of one gateway, beyond the period of the profile.
 
-    python benchmarks/scale.py [SECONDS] [GATEWAYS | GATEWAYSxINVERTERS ...]
+    python benchmarks/scale.py [GATEWAYS | GATEWAYSxINVERTERS ...]
+    python benchmarks/scale.py --shards 4 --profile gentle --payload json 1000      as a fleet would do it
 """
 
+import argparse
+import json
 import sys
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,54 +20,79 @@ from tempfile import TemporaryDirectory
 import lab
 from paho.mqtt.client import MQTTMessage
 
-DURATION_S = 60.0
+from bridge.service.poller import PROFILES
+
 SITES = ("1", "10", "100", "300", "1x1000")
 INVERTERS_PER_SITE = 20
-LIVE_PERIOD_S = 5.0
 FIRST_ROUND_S = 20.0
 """The first round may take this long, plus one second for every 200 inverters."""
 LISTEN_S = 10.0
 """A new subscriber receives all retained messages within this time."""
 
 
-def measured(count: int, inverters: int, seconds: float) -> tuple[object, ...]:
+class Options(argparse.Namespace):
+    """The options of the command line."""
+
+    sites: list[str]
+    seconds: float
+    shards: int
+    profile: str
+    payload: str
+
+
+def measured(count: int, inverters: int, options: Options) -> tuple[object, ...]:
     arrivals: defaultdict[str, list[float]] = defaultdict(list)
 
     def arrived(message: MQTTMessage) -> None:
         arrivals[message.topic].append(time.monotonic())
 
-    off = {"BRIDGE_HOMEASSISTANT__DISCOVERY": "off"}
-    with (
-        lab.gateways(inverters, count) as served,
-        lab.broker() as port,
-        TemporaryDirectory() as folder,
-        lab.watching(port, "enphase/+/live/system", arrived) as watcher,
-        lab.bridge(lab.environment(served, port, Path(folder), **off)) as process,
-    ):
+    chosen = {
+        "BRIDGE_HOMEASSISTANT__DISCOVERY": "off",
+        "BRIDGE_POLL__PROFILE": options.profile,
+        "BRIDGE_MQTT__PAYLOAD": options.payload,
+    }
+    with ExitStack() as stack:
+        served = stack.enter_context(lab.gateways(inverters, count))
+        port = stack.enter_context(lab.broker())
+        watcher = stack.enter_context(lab.watching(port, "enphase/+/live/system", arrived))
+        listed = [{"serial": serial, "host": at, "token": token} for serial, (at, token) in served.gateways.items()]
+        processes = []
+        for number in range(options.shards):
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            shard = {"BRIDGE_SHARD": f"{number}/{options.shards}", "BRIDGE_GATEWAYS": json.dumps(listed)}
+            own = chosen | (shard if options.shards > 1 else {})
+            processes.append(stack.enter_context(lab.bridge(lab.environment(served, port, folder, **own))))
+        pids = [process.pid for process in processes]
         time.sleep(FIRST_ROUND_S + count * inverters / 200)
         arrivals.clear()
-        used = lab.cpu_seconds(process.pid)
-        time.sleep(seconds)
-        used, memory = lab.cpu_seconds(process.pid) - used, lab.resident(process.pid)
-        watcher.subscribe("enphase/#")
+        before = sum(map(lab.cpu_seconds, pids))
+        time.sleep(options.seconds)
+        used, memory = sum(map(lab.cpu_seconds, pids)) - before, sum(map(lab.resident, pids))
         live = {topic: list(times) for topic, times in arrivals.items()}
+        watcher.subscribe("enphase/#")
         time.sleep(LISTEN_S)
     gaps = [later - earlier for times in live.values() for earlier, later in pairwise(times)]
-    late = max(gaps, default=float("nan")) - LIVE_PERIOD_S
-    share = 100 * used / seconds
+    late = max(gaps, default=float("nan")) - PROFILES[options.profile].site_period
+    share = 100 * used / options.seconds
     return count, inverters, len(live), len(arrivals), share, share / count, memory, memory / count, late
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else DURATION_S
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sites", nargs="*", default=SITES)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--profile", choices=PROFILES, default="normal")
+    parser.add_argument("--payload", choices=("both", "values", "json"), default="both")
+    options = parser.parse_args(namespace=Options())
     rows = []
-    for site in sys.argv[2:] or SITES:
+    for site in options.sites:
         count, _, inverters = site.partition("x")
         print(f"{count} gateways of {inverters or INVERTERS_PER_SITE} inverters ...", file=sys.stderr)
-        rows.append(measured(int(count), int(inverters or INVERTERS_PER_SITE), seconds))
+        rows.append(measured(int(count), int(inverters or INVERTERS_PER_SITE), options))
     cost = ("CPU, % of a core", "each", "memory, MB", "each", "latest, s")
     header = ("gateways", "inverters each", "seen", "topics", *cost)
-    lab.table("Scale", header, rows)
+    lab.table(f"Scale: {options.shards} bridges, profile {options.profile}", header, rows)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,22 @@ async def test_the_first_is_written_at_once_and_all_others_in_one_piece(qos: int
     assert noting.written[0].count(b"a/") == 1
 
 
+async def test_all_values_of_an_answer_are_written_before_its_documents_are_made() -> None:
+    """The poller lets the sender work once, then it makes documents, which takes longer than sending."""
+    taken: list[tuple[str, str]] = []
+    async with fake_broker(taking(taken, asyncio.Event())) as url, using(url) as broker:
+        sender = Sender(Outbox(), broker, heartbeat=3600)
+        running = asyncio.create_task(sender.run())
+        await soon(lambda: sender.connections == 1 and not client_of(broker).want_write())
+        sender.put([Message(f"a/{number}", "x") for number in range(60)])
+        await asyncio.sleep(0)
+        assert sender.sent == 60
+        assert not client_of(broker).want_write()
+        await soon(lambda: len(taken) == 60)
+        running.cancel()
+        await asyncio.wait([running])
+
+
 async def test_what_a_slow_broker_leaves_is_copied_in_pieces_of_a_bounded_size() -> None:
     """Nothing is read until all is sent, so that the client has to keep most of it."""
     go_on, taken = asyncio.Event(), list[tuple[str, str]]()

@@ -21,7 +21,6 @@ DARK_SHARE = 0.01
 """Share of all inverters' highest power below which inverters that do not report are taken to be asleep."""
 LAST_POWER_S = HOUR_S
 """Seconds after its last report for which an inverter's power is believed by day."""
-HOURS_OF_A_DAY = 24
 
 Power = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
 
@@ -197,7 +196,8 @@ class Inverters:
         for place in of_today:
             reading = shown[place]
             told, lifetime = _number(reading) or 0.0, lifetimes.get(reading.device)
-            already = told if 0 <= told <= HOURS_OF_A_DAY * self.highest_power(reading.device) else None
+            most = self._days.most_solar(day_time, self.highest_power(reading.device))
+            already = told if 0 <= told <= most else None
             today = lifetime and self._days.today(reading.device, lifetime, day_time, already=already)
             shown[place] = replace(reading, value=today)
         return shown

@@ -13,8 +13,8 @@ import pytest
 from house.clock import LeapingLoop
 from house.faults import MAY_28_2026, combinations
 from house.gateway import ENERGY, METERS, READINGS, Gateway
-from house.judge import Judge
-from house.kinds import BY_NAME, KINDS
+from house.judge import Judge, Sum
+from house.kinds import BY_NAME, KINDS, counters
 from house.model import DAY_S, HOUR_S, House, Kind, Truth, clear_sky
 from house.statistics import Statistics
 from house.world import PREFIX, World, world
@@ -263,6 +263,32 @@ def test_sums_as_home_assistant_makes_them(values: list[float], total: float) ->
 
 
 # The judge
+
+
+def _hours(found: Sum, hours: int, flowed: float, published: float) -> list[float]:
+    """What the judge says of so many hours with the same energies (Wh) in each."""
+    said = []
+    for _ in range(hours):
+        found.low += flowed
+        found.high += flowed
+        found.total += published
+        said.append(found.phantom(60, 0.0))
+    return said
+
+
+def test_a_false_hour_is_noticed_also_after_weeks() -> None:
+    found = Sum(counters(NET1)[0])
+    assert max(_hours(found, 400, 1_000, 1_000)) < 0
+    assert _hours(found, 1, 1_000, 3_500)[0] > 1_000
+    assert found.ahead(60) < 0
+
+
+def test_a_gap_may_be_caught_up_in_one_hour_but_only_once() -> None:
+    found = Sum(counters(NET1)[0])
+    assert max(_hours(found, 100, 1_000, 1_000)) < 0
+    assert _hours(found, 200, 1_000, 0) == [0.0] * 200
+    assert _hours(found, 1, 1_000, 201_000)[0] < 0
+    assert _hours(found, 1, 1_000, 20_000)[0] > 10_000
 
 
 def _play(work: Callable[[World], Coroutine[Any, Any, None]], folder: Path, kind: Kind = NET1) -> None:

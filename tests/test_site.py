@@ -1210,10 +1210,40 @@ async def test_no_right_clamp_is_doubted_at_any_hour(name: str) -> None:
     assert reporting == {True, False}  # the day had a night
 
 
+ASLEEP = Reading("inverter/1", None, measurement("reporting", CONNECTIVITY), False)
+
+
 @pytest.mark.parametrize(("gear", "count"), [(frozenset[str](), 1), (frozenset({"battery/1"}), 0)])
 def test_export_at_night_is_doubted_without_a_battery(gear: frozenset[str], count: int) -> None:
     facts = replace(meters("production", "net-consumption"), gear=gear)
     told = {"meter/production/power": -3.0, "meter/net-consumption/power": -420.0, "inverter/1/power": 0.0}
-    found = list(doubts(facts, [reading_of(topic, value) for topic, value in told.items()]))
+    found = list(doubts(facts, [*(reading_of(topic, value) for topic, value in told.items()), ASLEEP]))
     assert len(found) == count
     assert all("exports 420 W while nothing is produced" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("told", "is_doubted"),
+    [({}, False), ({"energy/production-pcu/power": 3500.0}, False), ({"energy/production-pcu/power": 0.0}, True)],
+)
+def test_export_is_not_doubted_where_nobody_says_what_is_produced(
+    told: Mapping[str, float], is_doubted: bool
+) -> None:
+    """A home without a production meter, whose inverters have not answered."""
+    found = {"meter/net-consumption/power": -3000.0, **told}
+    readings = [reading_of(topic, value) for topic, value in found.items()]
+    assert bool(list(doubts(meters("net-consumption"), readings))) == is_doubted
+
+
+@pytest.mark.parametrize(("imported", "exported", "doubted"), [(0, 0, 1), (0, 20_000, 1), (0, 300_000, 0)])
+def test_a_grid_meter_that_never_moves_is_doubted(imported: float, exported: float, doubted: int) -> None:
+    told = {
+        "meter/net-consumption/power": 0.4,
+        "meter/net-consumption/energy_delivered": imported,
+        "meter/net-consumption/energy_received": exported,
+        "energy/production-pcu/energy_lifetime": 23_425_693.0,
+    }
+    readings = [reading_of(topic, value) for topic, value in told.items()]
+    found = list(doubts(meters("net-consumption"), [*readings, ASLEEP]))
+    assert len(found) == doubted
+    assert all("in both directions, the microinverters 23426 kWh" in text for text in found)

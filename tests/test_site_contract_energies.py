@@ -617,6 +617,21 @@ def test_the_first_day_begins_with_the_gateways_own_count(today: float | None, s
     assert house["solar/energy_today"] == shown
 
 
+@pytest.mark.parametrize(("hour", "shown"), [(0, None), (2, None), (5, None), (12, 30_000)])
+def test_a_count_of_today_may_be_that_of_yesterday(hour: int, shown: float | None) -> None:
+    """Some firmware begins its count after midnight: 30 kWh at once are more than 16 inverters make by then."""
+    house = Answering(start=MORNING.replace(hour=hour, minute=10))
+    house.say("meters", 0, [{"eid": 1, "state": "disabled", "measurementType": "production", "phaseCount": 1}])
+    house.inverters(0.5, 0, count=16, reported=-4 * HOUR)
+    for t in (1, 301, 601):
+        house.pcu(t, 0, 8e6, today=30_000)
+    assert house["solar/energy_today"] == shown
+    for t in range(900, 3600, 900):  # the gateway begins its count of today
+        house.pcu(t, 0, 8e6 + t / 900 if hour > 2 else 8e6, today=t / 900 if hour > 2 else 0)
+    if shown is None:
+        assert house["solar/energy_today"] == (3 if hour > 2 else 0)
+
+
 def test_a_true_reset_of_a_counter_does_not_reset_the_day() -> None:
     """At noon on the second day the meter is replaced by a new one that begins at 0."""
     days = Days(MORNING)

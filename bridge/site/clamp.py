@@ -355,11 +355,17 @@ def doubts(facts: Facts, readings: Iterable[Reading]) -> Iterator[str]:
     is_bright = _is_bright(made, sum(number(device, "max_power") for device in reporting))
     shown, counted = (number(METERS[PRODUCTION], name) for name in ("power", DELIVERED))
     summed, exported = number(ENERGY_PCU, "energy_lifetime"), -number(METERS[NET], "power")
+    passed = number(METERS[NET], DELIVERED) + number(METERS[NET], RECEIVED)
+    is_told = (ENERGY_PCU, "power") in values or any(name == "reporting" for _, name in values)
     if _has_meter(facts) and is_bright and shown < BLIND_SHARE * made:
         where = "is reversed" if shown < -BLIND_SHARE * made else "is not on the wire of the microinverters"
         yield f"the production meter shows {shown:.0f} W, the microinverters report {made:.0f} W: its clamp {where}"
     elif _has_meter(facts) and summed > NEW_MIN_WH and counted < NEW_SHARE * summed:
         energies = f"{counted / 1000:.0f} kWh, the microinverters {summed / 1000:.0f} kWh"
         yield f"the production meter has counted {energies}: it is new, or its clamp is not on their wire"
-    if not made and shown < NIGHT_W < exported and not facts.has("battery", "acb"):
+    is_dark = is_told and max(made, number(ENERGY_PCU, "power"), shown) < NIGHT_W
+    if is_dark and exported > NIGHT_W and not facts.has("battery", "acb"):
         yield f"the grid meter exports {exported:.0f} W while nothing is produced: its clamp may be reversed"
+    if (METERS[NET], "power") in values and summed > NEW_MIN_WH and passed < NEW_SHARE * summed:
+        energies = f"{passed / 1000:.0f} kWh in both directions, the microinverters {summed / 1000:.0f} kWh"
+        yield f"the grid meter has counted {energies}: it is new, or its clamp is not on the mains"

@@ -334,7 +334,8 @@ class SiteEnergies:
             return
         lifetime, at = own.published[SOLAR], moment.day_time
         yield "energy_lifetime", lifetime
-        already, share = self._already_today(moment, lifetime), self._energies.solar.share
+        already = None if self._days.knows(SOLAR) else self._already_today(moment, lifetime)
+        share = self._energies.solar.share
         today = self._days.today(SOLAR, lifetime, at, already=already, share=share, is_read=is_read)
         yield "energy_today", today
 
@@ -351,8 +352,9 @@ class SiteEnergies:
         solar, own = moment.selected.solar, self._energies.counters
         if METERS[THIRD_PARTY] in own.latest_devices(SOLAR):
             return None
-        device, date = solar if solar in SOLAR_SUMS else ENERGY_EIM, self._days.date
-        return self._gateway_days.counted(device, lifetime - own.offsets.get(SOLAR, 0.0), moment.day_time, date)
+        device, counted = solar if solar in SOLAR_SUMS else ENERGY_EIM, lifetime - own.offsets.get(SOLAR, 0.0)
+        peak = sum(value for (_, name), value in moment.latest.items() if name == "max_power")
+        return self._gateway_days.counted(device, counted, self._days, moment.day_time, peak)
 
     def _passed_on(
         self, counter: str, name: str, pair: tuple[str, str], moment: Moment

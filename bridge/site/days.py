@@ -26,8 +26,9 @@ OLD_HOURS_SHARE = 6 / 7
 """Weight of the hours before when a new one begins: what is usual is a mean of about a week."""
 ENOUGH_HOURS = 12
 """Hours that must have been seen before anything is called usual."""
-MAX_DAY_WH = 200_000.0
-"""More solar energy than any home produces in a day."""
+FIRST_SUN_S, MOST_SOLAR_W, PEAK_SHARE = 3 * HOUR_S, 25_000.0, 1.25
+"""Solar energy of a day begins so long after midnight at the earliest. It comes with the highest known power times
+a share at most; where none is known, with this power."""
 MORNING_HOUR, EVENING_HOUR = 7, 19
 """Hours of the local day between which energy is shared while it is unknown what is usual at each hour."""
 
@@ -256,6 +257,22 @@ class Days:
         started = min(lifetime, known.last) + before
         return CountedDay(day, started, lifetime, now, earlier=known.day, earlier_base=base)
 
+    def knows(self, counter: str) -> bool:
+        """Whether it is known what a counter was when its day began."""
+        return counter in self._counters and self._counters[counter].base is not None
+
+    def midnight(self, now: float) -> float:
+        """The unix time at which the local day of a unix time began."""
+        return self._midnight(self.date(now))
+
+    def most_solar(self, now: float, peak: float) -> float:
+        """The solar energy (Wh) that the day can have brought until `now`. `peak` is in W; 0: unknown.
+
+        A gateway's own count may still be that of the day before.
+        """
+        sunny_s = max(0.0, now - self.midnight(now) - FIRST_SUN_S)
+        return sunny_s / HOUR_S * (PEAK_SHARE * peak or MOST_SOLAR_W)
+
     def _midnight(self, day: str) -> float:
         """The unix time at which a local day begins."""
         return datetime.fromisoformat(day).replace(tzinfo=self._zone).timestamp()
@@ -307,10 +324,12 @@ class GatewayDays:
         if lifetime is not None and today is not None:
             self._began[device] = lifetime - today, now
 
-    def counted(self, device: str, lifetime: float, now: float, date: Callable[[float], str]) -> float | None:
-        """The Wh of today at the unix time `now`; `None` where the gateway has none that can be true."""
-        if device not in self._began:
-            return None
-        began, told_at = self._began[device]
+    def counted(self, device: str, lifetime: float, days: Days, now: float, peak: float) -> float | None:
+        """The Wh of today at the unix time `now`; `None` where the gateway has none that can be true.
+
+        `peak` is the highest solar power in W; 0: unknown.
+        """
+        began, told_at = self._began.get(device, (0.0, 0.0))
         counted = lifetime - began
-        return counted if date(told_at) == date(now) and 0 <= counted <= MAX_DAY_WH else None
+        is_of_today = days.date(told_at) == days.date(now)
+        return counted if is_of_today and 0 <= counted <= days.most_solar(now, peak) else None

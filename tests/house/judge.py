@@ -27,6 +27,8 @@ PHANTOM_WH = 250.0
 """By how much a sum may be ahead of the truth for a while, beside its tolerance."""
 FROZEN_WH = 1_000.0
 """By how much a sum may be behind the truth without a word."""
+OWED_HOURS = 48
+"""Of what was published too late, so many hours may be caught up in one."""
 LEVEL_WH, LEVEL_SHARE = 1_500.0, 0.01
 """By how much the first solar energy may differ from the gateway's own counter."""
 TODAY_WH, TODAY_SHARE = 200.0, 0.01
@@ -55,6 +57,21 @@ class Sum:
     """Whether nobody can count this now. What is published meanwhile must not fall, but is not compared."""
     total: float = 0.0
     """The energy that was published, without what was excused."""
+    hours: deque[tuple[float, float]] = field(default_factory=lambda: deque([(0.0, 0.0)], maxlen=OWED_HOURS))
+    """What was published and what can have flowed until the last hours in which something was published."""
+
+    def phantom(self, period: float, pending: float) -> float:
+        """By how many Wh the hour since the last call shows more than has flowed, or was still owed from before.
+
+        What has flowed in the time without a value before belongs to the hour of the next value.
+        """
+        (total, high), (first_total, first_high) = self.hours[-1], self.hours[0]
+        if self.total == total:
+            return 0.0
+        owed = max(0.0, high - first_high - (total - first_total))
+        flowed, shown = self.high + pending - high, self.total - total
+        self.hours.append((self.total, self.high))
+        return shown - flowed * (1 + self.counter.tolerance) - owed - self.slack(period)
 
     def slack(self, period: float) -> float:
         return FLOOR_WH + 2 * LARGEST_LOAD_W * period / HOUR_S
@@ -298,9 +315,11 @@ class Judge:
         for topic, found in self.sums.items():
             if found.statistics.last is None or found.is_excused:
                 continue
-            ahead = found.ahead(self.period) - PHANTOM_WH - self._handover(topic) - self._pending(found)
-            if ahead > 0:
+            slack, pending = PHANTOM_WH + self._handover(topic), self._pending(found)
+            if (ahead := found.ahead(self.period) - slack - pending) > 0:
                 self._complain(f"{topic} is {ahead:.0f} Wh ahead")
+            if (phantom := found.phantom(self.period, pending) - slack) > 0:
+                self._complain(f"{topic} shows {phantom:.0f} Wh in an hour that have not flowed")
             is_silent = self.world.is_calm and not self.world.document("gateway").get("counters_held")
             if is_silent and found.behind(self.period) > FROZEN_WH + self._handover(topic):
                 self._complain(f"{topic} is {found.behind(self.period):.0f} Wh behind")
@@ -355,7 +374,8 @@ class Judge:
         for flow in ("solar", "home"):
             found = self.sums.get(f"{flow}/energy_lifetime")
             value = self.world.document(f"site/{flow}").get("energy_today")
-            if found is None or found.is_excused or (value is None and (is_first_day or self.reset_allowed)):
+            may_be_unknown = self.reset_allowed or (is_first_day and not self._is_counted_by_gateway(flow))
+            if found is None or found.is_excused or (value is None and may_be_unknown):
                 continue
             name = found.counter.truth
             true, gap = getattr(house.truth.since(house.today), name), Gap()
@@ -366,6 +386,10 @@ class Judge:
                 self._complain(f"{flow} energy_today is None, true is {true:.0f} Wh")
             elif not true + gap.low - slack <= value <= true + gap.high + slack:
                 self._complain(f"{flow} energy_today is {value:.0f} Wh, true is {true:.0f} Wh")
+
+    def _is_counted_by_gateway(self, flow: str) -> bool:
+        """Whether the gateway itself counts a flow of today, so that the first day is known, too."""
+        return flow == "solar" and not self.world.house.kind.third_party_w
 
     def finish(self) -> list[str]:
         """Compare everything for the last time and return all complaints."""

@@ -4,7 +4,7 @@ import json
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from running import until
 
 from bridge.commands import main
 from bridge.simulator import Simulator
+from bridge.simulator.presets import SINGLE_PHASE, MeterSpec
 from bridge.simulator.serve import serve, serve_in_thread
 
 Set = Mapping[str, str]
@@ -69,6 +70,24 @@ def test_once_prints_all_that_would_be_published(simulator: Simulator, capsys: p
     assert complaints == ["iqgateway2mqtt: /ivp/ensemble/device_list: the gateway does not have this (404)"]
     assert simulator.count("/ivp/meters/readings") == 2, "counters are confirmed by a second reading"
     assert simulator.count("/ivp/ensemble/device_list") == 1, "what is missing is not asked again"
+
+
+def test_once_prints_what_only_a_second_round_can_know(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where the production meter is disabled, solar comes from a source that is asked after the grid meter."""
+    meters = MeterSpec("production", enabled=False), MeterSpec("net-consumption")
+    simulator = Simulator(replace(SINGLE_PHASE, meters=meters), start_hour=NOON_HOUR)
+    monkeypatch.setenv("BRIDGE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("BRIDGE_GATEWAY__TOKEN", simulator.token())
+    with serve_in_thread(simulator, tls=True) as address:
+        monkeypatch.setenv("BRIDGE_GATEWAY__HOST", address)
+        assert main(["once", "--topics"]) == 0
+    lines, _ = said(capsys)
+    found, gateway = printed(lines), f"enphase/{simulator.serial}"
+    assert float(found[f"{gateway}/site/solar/power"]) > 1000
+    assert found[f"{gateway}/site/solar/power"] == found[f"{gateway}/energy/production-pcu/power"]
+    assert float(found[f"{gateway}/site/solar/energy_lifetime"]) > 1000
 
 
 @pytest.mark.usefixtures("at_home")

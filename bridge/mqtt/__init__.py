@@ -262,11 +262,6 @@ class Broker:
             raise MessageRefused(text)
         return self._connection is not None and await self._connection.send(message)
 
-    def flush(self) -> None:
-        """Write what was handed over. Without this the event loop does it, after all that runs before."""
-        if self._connection is not None:
-            self._connection.flush()
-
     async def close(self, last: Message | None = None) -> None:
         """Publish the last message, wait for its acknowledgement and disconnect; no will is published then."""
         connection = self._connection

@@ -189,11 +189,6 @@ class Connection:
         await self._wait_for_room(qos)
         return self.alive and self._publish(message, qos, properties)
 
-    def flush(self) -> None:
-        """Write what was handed over."""
-        if self.alive:
-            self._adapter.flush()
-
     async def disconnect(self) -> None:
         """Wait until everything is acknowledged, then send DISCONNECT: the broker does not publish the will."""
         while self.alive and (self._unacked or self._client.want_write()):
@@ -256,7 +251,7 @@ class Connection:
         if self._receipts:
             self._receipts.sent(message.topic)
         self._burst += 1
-        if self._burst == 1:  # the others are written in one piece: each write costs more than a message
+        if self._burst == 1:  # the first one of a burst is written at once, those that follow it in one piece
             self._adapter.write()
         return self.alive
 

@@ -191,7 +191,7 @@ class LoopAdapter:
         _send_at_once(sock)
         self._loop.add_reader(sock, self._readable)
         if client.want_write():
-            self._loop.add_writer(sock, self.flush)
+            self._loop.add_writer(sock, self._write_and_tell)
         self._tick()
 
     def stop_timer(self) -> None:
@@ -218,20 +218,17 @@ class LoopAdapter:
             self._loop.call_soon(self._readable)
 
     def write(self) -> None:
-        """Write what is queued, as far as the socket accepts it."""
+        """Write what is queued, as far as the socket accepts it; else the loop writes it in its next turn."""
         self._step(self._client.loop_write)
 
-    def flush(self) -> None:
-        """Write what is queued, at once as far as the socket accepts it, and tell when all is written."""
-        if self._next_write is not None:
-            self._next_write.cancel()
-            self._next_write = None
+    def _write_and_tell(self) -> None:
+        self._next_write = None
         self.write()
         sock = self._client.socket()
         if not self._client.want_write():
             self._on_flushed()
         elif sock is not None and sock.fileno() >= 0:  # an error has closed it otherwise
-            self._loop.add_writer(sock, self.flush)
+            self._loop.add_writer(sock, self._write_and_tell)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(1, self._tick)
@@ -248,7 +245,7 @@ class LoopAdapter:
 
     def _on_register_write(self, _client: Client, _data: object, _sock: "SocketLike") -> None:
         if self._next_write is None:
-            self._next_write = self._loop.call_soon(self.flush)
+            self._next_write = self._loop.call_soon(self._write_and_tell)
 
     def _on_unregister_write(self, _client: Client, _data: object, sock: "SocketLike") -> None:
         self._loop.remove_writer(sock)

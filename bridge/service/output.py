@@ -239,7 +239,8 @@ class GatewayOutput:
         if is_long:
             await asyncio.sleep(0)
         if publisher.publish_values(source.name, processed.readings, now) or is_long:
-            await asyncio.sleep(0)  # these values are sent before documents and the site's values are made
+            await asyncio.sleep(0)  # the sender takes these values,
+            await asyncio.sleep(0)  # and they are written before documents and the site's values are made
         flows = self._flows(pipeline, processed)
         if is_long:
             await asyncio.sleep(0)

@@ -183,7 +183,6 @@ class Sender:
             self._outbox.sent(message, self._time())
             self.sent += 1
             self._on_sent(message)
-        self._broker.flush()  # not only after the poller has made documents of these values
         return more
 
     async def _rest(self) -> None:

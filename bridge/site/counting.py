@@ -334,8 +334,7 @@ class SiteEnergies:
             return
         lifetime, at = own.published[SOLAR], moment.day_time
         yield "energy_lifetime", lifetime
-        already = None if self._days.knows(SOLAR) else self._already_today(moment, lifetime)
-        share = self._energies.solar.share
+        already, share = self._already_today(moment, lifetime), self._energies.solar.share
         today = self._days.today(SOLAR, lifetime, at, already=already, share=share, is_read=is_read)
         yield "energy_today", today
 
@@ -345,12 +344,9 @@ class SiteEnergies:
         self._solar_read = lifetime, now
 
     def _already_today(self, moment: Moment, lifetime: float) -> float | None:
-        """Solar energy (Wh) of today, by the gateway's own count; `None` where it has none that can be true.
-
-        That count leaves out other makers' panels.
-        """
+        """Solar energy (Wh) of a first day by the gateway's own count, if that can be true; without `pv3p`."""
         solar, own = moment.selected.solar, self._energies.counters
-        if METERS[THIRD_PARTY] in own.latest_devices(SOLAR):
+        if self._days.knows(SOLAR) or METERS[THIRD_PARTY] in own.latest_devices(SOLAR):
             return None
         device, counted = solar if solar in SOLAR_SUMS else ENERGY_EIM, lifetime - own.offsets.get(SOLAR, 0.0)
         peak = sum(value for (_, name), value in moment.latest.items() if name == "max_power")

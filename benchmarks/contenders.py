@@ -32,6 +32,8 @@ from bridge.store import Store
 WARM_UP_ROUNDS = 2
 KEEP_S = 60.0
 """The floor keeps its connection for so long."""
+MOST_BYTES = 10_000_000
+"""The floor reads answers up to this size."""
 SETTLE_S = 0.5
 """The first round is sent within this time."""
 
@@ -113,27 +115,26 @@ async def ours(address: str, token: str, port: int, sources: Sequence[str]) -> N
 
 
 async def floor(address: str, token: str, port: int, sources: Sequence[str]) -> None:
-    """A bare client: httpx over the bridge's transport, which is leaner than its own, and each answer published.
-
-    httpx's own transport searches for a missing module in each request, which no bridge has to do.
-    """
+    """A bare client: the bridge's HTTP connection, `json.loads`, and each answer published as it is."""
     from bridge.gateway.http1 import Http1Transport  # noqa: PLC0415 - there was none until 2026-11-25
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     headers = {"Authorization": f"Bearer {token}"}
     paths = [endpoint.path for endpoint in ENDPOINTS if endpoint.source in sources]
+    extensions = {"most_bytes": MOST_BYTES, "timeout": {"connect": KEEP_S, "read": KEEP_S}}
     client = Client(CallbackAPIVersion.VERSION2)
     client.connect("127.0.0.1", port)
     client.loop_start()
     sent = 0
-    transport = Http1Transport(context, lambda _certificate: None, KEEP_S)
-    async with httpx.AsyncClient(base_url=f"https://{address}", transport=transport, headers=headers) as http:
+    async with Http1Transport(context, lambda _certificate: None, KEEP_S) as transport:
 
         async def once() -> None:
             nonlocal sent
             for path in paths:
-                body = (await http.get(path)).content
+                url = f"https://{address}{path}"
+                request = httpx.Request("GET", url, headers=headers, extensions=extensions)
+                body = (await transport.handle_async_request(request)).content
                 if body.startswith((b"{", b"[")):
                     json.loads(body)
                 client.publish(f"floor{path}", body, retain=True)

@@ -53,6 +53,11 @@ class _Topic:
     changed_at: float | None = None
     due_at: float = -math.inf
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether the broker lacks a change, or the topic is to be forgotten."""
+        return self.changed_at is not None or self.leaving
+
     def take(self, message: Message, *, repeated: bool) -> None:
         """Replace the message, and send it even if nothing has changed where it is `repeated`."""
         if message.payload != self.refused:
@@ -214,7 +219,7 @@ class RetainedTopics:
         topic = self._topics.get(message.topic)
         if topic is None:
             topic = self._topics[message.topic] = _Topic(message)
-        elif topic.newest is message and not message.repeat:
+        elif topic.newest is message and not message.repeat and not topic.leaving:
             return topic.waited(self._now)
         if message.priority != topic.newest.priority:
             self._unsent.remove(topic)
@@ -330,7 +335,7 @@ class Outbox(RetainedTopics):
         longest, topics = 0.0, self._topics
         for message in messages:
             topic = topics.get(message.topic)
-            if topic is None or topic.newest is not message or message.repeat or topic.changed_at is not None:
+            if topic is None or topic.newest is not message or message.repeat or topic.is_unsettled:
                 longest = max(longest, self.put(message, now))
         return longest
 

@@ -141,7 +141,7 @@ class _Shown:
         own, value = self.reading, reading.value
         if own.measurement is not reading.measurement or self.source != source or own.repeat != reading.repeat:
             return False
-        return type(own.value) is type(value) and own.value == value
+        return type(own.value) is type(value) and own.value == value and not isinstance(value, Mapping)
 
 
 @dataclass(frozen=True, slots=True)

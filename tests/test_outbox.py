@@ -776,3 +776,15 @@ def test_an_outage_costs_a_hundred_of_them_at_most() -> None:
     for number in range(150):
         outbox.put(Message("response", str(number), retain=False))
     assert [message.payload for message in outbox.pending(0)] == [str(number) for number in range(50, 150)]
+
+
+def test_a_released_topic_that_is_put_again_stays() -> None:
+    """A gateway leaves the settings and comes back before the broker has its last state, the same message."""
+    outbox, state = Outbox(), Message("enphase/1/state", "offline", qos=1)
+    outbox.put(state, 0)
+    outbox.release(lambda _: True)
+    outbox.put_all([state], 1)
+    for message in outbox.pending(2):
+        outbox.sent(message, 2)
+    outbox.forget()
+    assert list(outbox.pending(3)) == [state]

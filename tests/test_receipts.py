@@ -212,3 +212,35 @@ async def test_the_service_sends_again_what_may_be_lost(tmp_path: Path, monkeypa
         given = settings(tmp_path, f"{url},mqtt://127.0.0.1:9", gateways_file=tmp_path / "gateways.json")
         async with running(given):
             await soon(lambda: told.count("enphase/bridge/info") == 2)
+
+
+def test_a_slow_broker_is_not_sent_the_same_for_ever() -> None:
+    """It reads 12 messages a second. After some answers that is known, and nothing is in doubt any more."""
+    talk, waiting, doubts = Conversation(), [f"t/{number}" for number in range(600)], list[int]()
+    for _ in range(200):
+        while waiting and not talk.receipts.full:
+            talk.receipts.sent(waiting.pop(0))
+        _, count, _ = talk.receipts._asked[0]
+        talk.answer(count / 12)
+        doubts.append(len(talk.doubted))
+        waiting += talk.doubted
+        talk.doubted.clear()
+        talk.receipts.ask()
+        if not talk.receipts._asked:
+            break
+    assert doubts[0] > 0
+    assert not waiting
+    assert len(doubts) < 60
+
+
+def test_a_stall_is_noticed_again_and_again() -> None:
+    talk = Conversation()
+    for _ in range(5):
+        for _ in range(10):
+            talk.send(PING_AFTER)
+            talk.answer(0.05)
+        assert not talk.doubted
+        talk.send(PING_AFTER)
+        talk.answer(4.0)
+        assert len(talk.doubted) == PING_AFTER
+        talk.doubted.clear()

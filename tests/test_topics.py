@@ -163,6 +163,16 @@ def test_a_device_and_its_phases() -> None:
     }
 
 
+def test_a_nested_value_that_only_looks_equal_is_published() -> None:
+    """True equals 1 in Python, also within a mapping."""
+    row = measurement("packages", TEXT, document_only=True)
+    shown, documents = tree(), list[object]()
+    for value in (1, True):
+        for message in update(shown, "info", read("gateway", row, {"a": value})):
+            documents.append(json.loads(message.payload)["packages"]["a"])
+    assert [str(value) for value in documents] == ["1", "True"]
+
+
 def test_what_a_message_carries() -> None:
     slow = measurement("task", COUNT, interval=60)
     power, task, *documents = update(tree(), "livedata", read("live/pv", POWER_ROW, 1), read("live/tasks", slow, 2))

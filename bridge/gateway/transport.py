@@ -161,17 +161,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def bounded(limit: int) -> Callable[[httpx.Response], Awaitable[None]]:
-    """A response hook that makes every body end with BadAnswer beyond `limit` bytes, those of refusals included.
-
-    A request may have a lower limit of its own, in its extension `most_bytes`.
-    """
+    """A response hook that makes every body end with BadAnswer beyond `limit` bytes, those of refusals included."""
 
     async def bind(response: httpx.Response) -> None:
         response.headers.pop("Content-Encoding", None)
         if isinstance(response.stream, httpx.AsyncByteStream):
-            response.stream = _Bounded(
-                response.stream, min(limit, response.request.extensions.get("most_bytes", limit))
-            )
+            response.stream = _Bounded(response.stream, limit)
 
     return bind
 

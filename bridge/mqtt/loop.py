@@ -31,7 +31,9 @@ PING_AFTER, MAX_PINGS = 64, 4
 in sockets, where newer ones can't replace them."""
 STALL_S = 3.0
 """A broker that reads nothing for so long has lost messages: NATS waits 4 s for a stream that has no leader, and
-then drops the message."""
+then drops the message. The time that it usually takes for as many messages comes on top of that."""
+PACE_SHARE = 0.1
+"""The share of the newest answer in what is usual. So a slow broker is soon known, and one stall changes little."""
 
 
 class Receipts:
@@ -51,8 +53,11 @@ class Receipts:
     ) -> None:
         self._ping, self._on_answer, self._on_doubt, self._time = ping, on_answer, on_doubt, time
         self._sent: list[str] = []
-        self._asked: deque[tuple[float, list[str]]] = deque()
+        self._asked: deque[tuple[float, int, list[str]]] = deque()
+        """When each ping was sent, how many messages it follows, and the topics of those that are not in doubt."""
         self._answered_at = -math.inf
+        self._pace = 0.0
+        """Seconds that the broker usually takes for one of many messages."""
 
     @property
     def full(self) -> bool:
@@ -72,28 +77,33 @@ class Receipts:
 
     def asked(self) -> None:
         """Note that a ping was sent."""
-        self._asked.append((self._time(), self._sent))
+        self._asked.append((self._time(), len(self._sent), self._sent))
         self._sent = []
 
     def answered(self) -> None:
         """Note that a ping was answered. After a stall everything under way is in doubt."""
         if not self._asked:
             return
-        now = self._time()
-        if now - max(self._asked[0][0], self._answered_at) > STALL_S:
+        now, (asked_at, count, _) = self._time(), self._asked[0]
+        took = now - max(asked_at, self._answered_at)
+        if took > STALL_S + count * self._pace:
             self.doubt()
+        if count >= PING_AFTER:
+            self._pace += PACE_SHARE * (took / count - self._pace)
         self._asked.popleft()
         self._answered_at = now
         self._on_answer()
 
     def doubt(self) -> None:
-        """Hand on the topics of all messages under way."""
-        if topics := [topic for _, batch in self._asked for topic in batch] + self._sent:
+        """Hand on the topics of all messages under way, each message once."""
+        if topics := [topic for *_, batch in self._asked for topic in batch] + self._sent:
+            self._asked = deque((at, count, []) for at, count, _ in self._asked)
+            self._sent = []
             self._on_doubt(topics)
 
 
 class BoundedClient(Client):
-    """A paho client that drops messages which are too large, and writes those that wait in one piece.
+    """A paho client that drops received messages which are too large, and writes several in one piece.
 
     `on_dropped` gets the topics of dropped ones; paho keeps 256 MB. `on_log` gets errors only: paho makes a text of
     each message otherwise. `receipts` are told of all pings and answers.

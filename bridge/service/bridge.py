@@ -283,10 +283,11 @@ class Bridge:
 
 
 async def collect_seldom(first: float = MINUTE_S, pause: float = HOUR_S) -> None:
-    """Collect garbage after `first` seconds and then every `pause` seconds, and not at other times.
+    """Collect all garbage after `first` seconds and then every `pause` seconds.
 
     What a bridge keeps stays the same for hours, but Python's collector goes through all of it every few minutes,
-    which stops everything for 50 ms with 1,000 inverters. So what is left after a collection is exempt from it.
+    which stops everything for 50 ms with 1,000 inverters. So what is left after a collection here is exempt from
+    the automatic ones, which then look at newer objects only.
     """
     try:
         while True:

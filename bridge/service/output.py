@@ -238,9 +238,11 @@ class GatewayOutput:
         self._diagnostics.counters_held = processed.held
         if is_long:
             await asyncio.sleep(0)
-        if publisher.publish_values(source.name, processed.readings, now) or is_long:
+        if publisher.publish_values(source.name, processed.readings, now):
             await asyncio.sleep(0)  # the sender takes these values,
             await asyncio.sleep(0)  # and they are written before documents and the site's values are made
+        else:
+            is_long = False  # discovery comes first, at the end
         flows = self._flows(pipeline, processed)
         if is_long:
             await asyncio.sleep(0)

@@ -20,7 +20,7 @@ from bridge.topics import Names, Tree, online
 
 Readings = Sequence[Reading]
 Publish = Callable[[Iterable[Message]], float | None]
-"""Publishes a message. Returns how many seconds its topic has been waiting for the broker, where that is known."""
+"""Publishes messages. Returns for how many seconds one of them has waited for the broker, if that is known."""
 SITE_SOURCE = "site"
 """The source of the site's flows, which the bridge computes."""
 IN_FORCE_SOURCE = "in_force"

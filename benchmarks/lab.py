@@ -235,7 +235,7 @@ def _wait_for(port: int) -> None:
 
 def environment(served: RunningGateways, broker_port: int, folder: Path, **more: str) -> dict[str, str]:
     """Return the environment of a bridge for these gateways. `more` adds settings."""
-    listed = [{"host": address, "token": token} for address, token in served.gateways.values()]
+    listed = [{"serial": serial, "host": at, "token": token} for serial, (at, token) in served.gateways.items()]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
     return {
         **clean,

@@ -8,7 +8,6 @@ document of one gateway, beyond the period of the profile.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections import defaultdict
@@ -55,12 +54,10 @@ def measured(count: int, inverters: int, options: Options) -> tuple[object, ...]
         served = stack.enter_context(lab.gateways(inverters, count))
         port = stack.enter_context(lab.broker())
         watcher = stack.enter_context(lab.watching(port, "enphase/+/live/system", arrived))
-        listed = [{"serial": serial, "host": at, "token": token} for serial, (at, token) in served.gateways.items()]
         processes = []
         for number in range(options.shards):
             folder = Path(stack.enter_context(TemporaryDirectory()))
-            shard = {"BRIDGE_SHARD": f"{number}/{options.shards}", "BRIDGE_GATEWAYS": json.dumps(listed)}
-            own = chosen | (shard if options.shards > 1 else {})
+            own = chosen | ({"BRIDGE_SHARD": f"{number}/{options.shards}"} if options.shards > 1 else {})
             processes.append(stack.enter_context(lab.bridge(lab.environment(served, port, folder, **own))))
         pids = [process.pid for process in processes]
         time.sleep(FIRST_ROUND_S + count * inverters / 200)

@@ -5,7 +5,7 @@ has made today. Pure: the caller passes the time.
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
@@ -196,11 +196,14 @@ class Inverters:
         for place in of_today:
             reading = shown[place]
             told, lifetime = _number(reading) or 0.0, lifetimes.get(reading.device)
-            most = self._days.most_solar(day_time, self.highest_power(reading.device))
-            already = told if 0 <= told <= most else None
+            already = partial(self._possible_today, reading.device, told, day_time)
             today = lifetime and self._days.today(reading.device, lifetime, day_time, already=already)
             shown[place] = replace(reading, value=today)
         return shown
+
+    def _possible_today(self, device: str, told: float, day_time: float) -> float | None:
+        """The Wh that an inverter says it has made today; `None` where it can't have made them."""
+        return told if 0 <= told <= self._days.most_solar(day_time, self.highest_power(device)) else None
 
 
 def _with_value(reading: Reading, value: Scalar | Structure) -> Reading:

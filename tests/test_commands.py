@@ -23,8 +23,9 @@ Set = Mapping[str, str]
 
 
 @pytest.fixture
-def simulator() -> Simulator:
-    return Simulator("single-phase", start_hour=NOON_HOUR)
+def simulator(request: pytest.FixtureRequest) -> Simulator:
+    """A simulated gateway: of the home that a test gives, or of a usual one."""
+    return Simulator(getattr(request, "param", SINGLE_PHASE), start_hour=NOON_HOUR)
 
 
 @pytest.fixture
@@ -72,17 +73,16 @@ def test_once_prints_all_that_would_be_published(simulator: Simulator, capsys: p
     assert simulator.count("/ivp/ensemble/device_list") == 1, "what is missing is not asked again"
 
 
+SUM_ONLY = replace(SINGLE_PHASE, meters=(MeterSpec("production", enabled=False), MeterSpec("net-consumption")))
+
+
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.parametrize("simulator", [SUM_ONLY], indirect=True)
 def test_once_prints_what_only_a_second_round_can_know(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    simulator: Simulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where the production meter is disabled, solar comes from a source that is asked after the grid meter."""
-    meters = MeterSpec("production", enabled=False), MeterSpec("net-consumption")
-    simulator = Simulator(replace(SINGLE_PHASE, meters=meters), start_hour=NOON_HOUR)
-    monkeypatch.setenv("BRIDGE_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("BRIDGE_GATEWAY__TOKEN", simulator.token())
-    with serve_in_thread(simulator, tls=True) as address:
-        monkeypatch.setenv("BRIDGE_GATEWAY__HOST", address)
-        assert main(["once", "--topics"]) == 0
+    """Where the production meter is disabled, solar energy is the inverters' sum, which has to be confirmed."""
+    assert main(["once", "--topics"]) == 0
     lines, _ = said(capsys)
     found, gateway = printed(lines), f"enphase/{simulator.serial}"
     assert float(found[f"{gateway}/site/solar/power"]) > 1000

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
+from functools import partial
 
 from bridge.endpoints.production import ENERGY_PCU
 from bridge.model import Event, Facts, Scalar, SourceName
@@ -334,7 +335,7 @@ class SiteEnergies:
             return
         lifetime, at = own.published[SOLAR], moment.day_time
         yield "energy_lifetime", lifetime
-        already, share = self._already_today(moment, lifetime), self._energies.solar.share
+        already, share = partial(self._already_today, moment, lifetime), self._energies.solar.share
         today = self._days.today(SOLAR, lifetime, at, already=already, share=share, is_read=is_read)
         yield "energy_today", today
 
@@ -346,7 +347,7 @@ class SiteEnergies:
     def _already_today(self, moment: Moment, lifetime: float) -> float | None:
         """Solar energy (Wh) of a first day by the gateway's own count, if that can be true; without `pv3p`."""
         solar, own = moment.selected.solar, self._energies.counters
-        if self._days.knows(SOLAR) or METERS[THIRD_PARTY] in own.latest_devices(SOLAR):
+        if METERS[THIRD_PARTY] in own.latest_devices(SOLAR):
             return None
         device, counted = solar if solar in SOLAR_SUMS else ENERGY_EIM, lifetime - own.offsets.get(SOLAR, 0.0)
         peak = sum(value for (_, name), value in moment.latest.items() if name == "max_power")

@@ -211,7 +211,7 @@ class Days:
         lifetime: float,
         now: float,
         *,
-        already: float | None = None,
+        already: Callable[[], float | None] = lambda: None,
         share: EnergyShare = time_share,
         is_read: bool = True,
     ) -> float | None:
@@ -221,8 +221,8 @@ class Days:
             counter: any name that is always the same for this counter.
             lifetime: its value in Wh.
             now: the unix time by which days begin (`DayClock`).
-            already: Wh that the gateway says it has counted today; used on the first day only. `None`: it does not
-                say.
+            already: gives the Wh that the gateway says it has counted today; called on the first day only. `None`:
+                it does not say.
             share: shares what was counted over a midnight that nobody saw.
             is_read: whether `lifetime` was just read. A day begins with the first value that was read in it.
         """
@@ -232,8 +232,8 @@ class Days:
             known = CountedDay(day, None, lifetime, now)
         if is_read:
             known = self._continued(known, lifetime, day, now, share)
-            if known.base is None and already is not None:
-                known = replace(known, base=lifetime - already)
+            if known.base is None and (told := already()) is not None:
+                known = replace(known, base=lifetime - told)
             self._counters[counter] = known
         if known.day != day and day >= FIRST_DAY:
             return None
@@ -257,20 +257,12 @@ class Days:
         started = min(lifetime, known.last) + before
         return CountedDay(day, started, lifetime, now, earlier=known.day, earlier_base=base)
 
-    def knows(self, counter: str) -> bool:
-        """Whether it is known what a counter was when its day began."""
-        return counter in self._counters and self._counters[counter].base is not None
-
-    def midnight(self, now: float) -> float:
-        """The unix time at which the local day of a unix time began."""
-        return self._midnight(self.date(now))
-
     def most_solar(self, now: float, peak: float) -> float:
         """The solar energy (Wh) that the day can have brought until `now`. `peak` is in W; 0: unknown.
 
         A gateway's own count may still be that of the day before.
         """
-        sunny_s = max(0.0, now - self.midnight(now) - FIRST_SUN_S)
+        sunny_s = max(0.0, now - self._midnight(self.date(now)) - FIRST_SUN_S)
         return sunny_s / HOUR_S * (PEAK_SHARE * peak or MOST_SOLAR_W)
 
     def _midnight(self, day: str) -> float:

@@ -29,8 +29,10 @@ class House:
         home: Home | str,
         kind: type[Simulator] = Simulator,
         personality: Personality | str | None = None,
+        *,
+        clock: Clock | None = None,
     ) -> None:
-        self.folder, self.broker, self.clock = folder, broker, Clock()
+        self.folder, self.broker, self.clock = folder, broker, clock or Clock()
         self.simulator = kind(home, clock=self.clock, start_hour=NOON_HOUR, personality=personality)
         self.secure = self.simulator.home.secure
         self.watcher = Watcher()
@@ -129,9 +131,11 @@ async def housed(
     home: Home | str,
     kind: type[Simulator] = Simulator,
     personality: Personality | str | None = None,
+    *,
+    clock: Clock | None = None,
 ) -> AsyncIterator[House]:
     """A running home at an existing broker, without a subscriber."""
-    built = House(folder, broker, home, kind, personality)
+    built = House(folder, broker, home, kind, personality, clock=clock)
     async with serve(built.simulator, tls=False) as built.cloud:
         await built.plug()
         try:
@@ -158,13 +162,17 @@ SHARED_POLL = {"grid": 0}
 
 @dataclass
 class TwoGateways:
-    """The gateways of a home, their broker and a subscriber."""
+    """The gateways of a home, their broker and a subscriber. The sun is the same for both, so the clock is, too."""
 
     broker: Mosquitto
     watcher: Watcher
     folder: Path
     roof: House
     barn: House
+
+    @property
+    def clock(self) -> Clock:
+        return self.roof.clock
 
     def settings(self, *homes: str | None, **sections: Any) -> Settings:
         gateways = [self.entry(house, home) for house, home in zip((self.roof, self.barn), homes, strict=True)]
@@ -197,9 +205,10 @@ class TwoGateways:
 
 @asynccontextmanager
 async def two_gateways(broker: Mosquitto, folder: Path, barn: Any = BARN) -> AsyncIterator[TwoGateways]:
+    clock = Clock()
     async with (
-        housed(folder, broker, MAIN_ROOF) as roof,
-        housed(folder, broker, barn) as other,
+        housed(folder, broker, MAIN_ROOF, clock=clock) as roof,
+        housed(folder, broker, barn, clock=clock) as other,
         watching(broker.port) as watcher,
     ):
         roof.watcher = other.watcher = watcher

@@ -144,17 +144,13 @@ async def test_the_home_s_energy_is_the_true_one_also_over_a_restart(
         def true_home() -> Flow:
             return two.roof.simulator.truth().site.home
 
-        def forward(seconds: float) -> None:
-            for house in (two.roof, two.barn):
-                house.clock.forward(seconds)
-
-        forward(60)
-        async with running(two.settings("villa", "villa"), now=two.roof.clock):
+        two.clock.forward(60)
+        async with running(two.settings("villa", "villa"), now=two.clock):
             await until(lambda: two.number("home/energy_lifetime") == 0)
             await until(lambda: two.number("home/power") == pytest.approx(true_home().power, abs=2))
             before, since = true_home(), two.of("villa")["home/energy_since"]
-        forward(1800)
-        async with running(two.settings("villa", "villa"), now=two.roof.clock):
+        two.clock.forward(1800)
+        async with running(two.settings("villa", "villa"), now=two.clock):
             await until(lambda: two.of("villa")["availability"] == "online")
             await until(lambda: two.number("home/energy_lifetime") > 0)
             counted = two.number("home/energy_lifetime")
@@ -245,9 +241,9 @@ async def test_the_bridge_that_stands_by_leaves_the_home_alone(mosquitto_here: M
             for name in ("first", "second")
         )
         standing_by = "enphase/bridge/second/info"
-        async with running(first, now=two.roof.clock):
+        async with running(first, now=two.clock):
             await until(two.is_known)
-            async with running(second, now=two.roof.clock):
+            async with running(second, now=two.clock):
                 await until(lambda: len(json.loads(two.seen.get(standing_by, "{}")).get("standing_by", ())) == 2)
                 told = len(two.watcher.seen)
                 seen = two.roof.simulator.count("/ivp/meters/readings")
@@ -260,9 +256,8 @@ async def test_the_bridge_that_stands_by_leaves_the_home_alone(mosquitto_here: M
                 ]
         sun = two.number("solar/energy_lifetime")
         assert two.of("villa")["availability"] == "offline"
-        for house in (two.roof, two.barn):
-            house.clock.forward(600)
-        async with running(second, now=two.roof.clock):
+        two.clock.forward(600)
+        async with running(second, now=two.clock):
             await until(lambda: two.of("villa")["availability"] == "online")
             await until(lambda: two.number("solar/energy_lifetime") > sun)
             assert two.is_known()

@@ -93,9 +93,10 @@ async def going(work: Any) -> AsyncIterator[asyncio.Task[None]]:
 
 
 @asynccontextmanager
-async def at(port: int) -> AsyncIterator[httpx.AsyncClient]:
-    """A client, once the listener is there."""
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
+async def at(port: int, kept: int = 1) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that keeps so many connections, once the listener is there."""
+    limits = httpx.Limits(max_keepalive_connections=kept)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600, limits=limits) as client:
         while True:
             with suppress(httpx.ConnectError):
                 await client.get("/healthz")
@@ -106,10 +107,13 @@ async def at(port: int) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def served(home: House, **sections: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A bridge with its listener, and a client."""
+    """A bridge with its listener, and a client.
+
+    The client keeps no connection: the listener may close one that rests just when a request is sent on it.
+    """
     port = free_port()
     settings = home.settings(http={"listen": f"127.0.0.1:{port}"}, **sections)
-    async with going(run_with_listener(settings, Bridge(settings))), at(port) as client:
+    async with going(run_with_listener(settings, Bridge(settings))), at(port, kept=0) as client:
         yield client
 
 

@@ -183,8 +183,8 @@ class _Silences:
     def states(self, given: Mapping[str, Sequence[Reading]], now: float, begun: Iterable[str]) -> Iterator[_States]:
         """What an answer shows; nothing of a family that has not `begun` until all its units are known."""
         for family, silence, silent in (
-            ("inverter", self._inverters, self._of_inverters(_by_unit(given["inverter"]), now)),
-            ("battery", self._batteries, self._of_batteries(_by_unit(given["battery"]), now)),
+            ("inverter", self._inverters, self._of_inverters(_by_unit(given.get("inverter", ())), now)),
+            ("battery", self._batteries, self._of_batteries(_by_unit(given.get("battery", ())), now)),
         ):
             if silent and (family in begun or silence.is_decided):
                 yield _States(family, silent)

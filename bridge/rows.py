@@ -42,7 +42,7 @@ VALUE_GONE_AFTER_S = 7 * DAY_S
 """Seconds for which a value must be absent from every non-empty good answer before it is gone."""
 
 
-def by_kind(readings: Iterable[Reading]) -> dict[str, list[Reading]]:
+def by_kind(readings: Iterable[Reading]) -> defaultdict[str, list[Reading]]:
     """The readings by the first level of their devices; none for other kinds."""
     kinds = defaultdict[str, list[Reading]](list)
     for reading in readings:

@@ -232,9 +232,9 @@ def select_sources(facts: Facts, has: SiteFeatures) -> SourceSelection:
     return _select(facts.meters, has)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _select(listed: tuple[MeterFacts, ...] | None, has: SiteFeatures) -> SourceSelection:
-    """The selection, which stays the same until something is learnt."""
+    """The selection, which stays the same until something is learnt. Each gateway of a fleet has one of its own."""
     meters = frozenset(meter.role for meter in listed or () if meter.enabled)
     if meters & {PRODUCTION, NET, TOTAL}:
         return _metered(meters, has)

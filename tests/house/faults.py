@@ -300,11 +300,6 @@ async def _reboot(world: World, _judge: Judge) -> None:
             world.gateway.tweaks.has_zeros = False
 
 
-async def _unsigned(world: World, _judge: Judge) -> None:
-    """Negative powers and energies show as 32-bit fields without a sign do, all day."""
-    await world.until(END_H)
-
-
 def _with_offsets(offsets: Callable[[World], Mapping[str, float]]) -> Play:
     async def play(world: World, judge: Judge) -> None:
         world.gateway.tweaks.offsets.update(offsets(world))
@@ -325,14 +320,24 @@ def _to_2_31(world: World) -> Mapping[str, float]:
     return offsets
 
 
-async def _unsigned_play(world: World, judge: Judge) -> None:
-    world.gateway.tweaks.is_unsigned = True
-    world.gateway.tweaks.offsets["production/received"] = -905.0 * world.house.kind.phases
+async def _unsigned(world: World, judge: Judge) -> None:
+    """Negative powers and energies show as 32-bit fields without a sign do, all day."""
+    _without_sign(world)
     await usual(nothing)(world, judge)
 
 
-def _wraps(hours_down: float) -> Part:
-    """The inverters' sum falls by 2^32 J, while the bridge runs or during an outage of so many hours."""
+def _without_sign(world: World) -> None:
+    world.gateway.tweaks.is_unsigned = True
+    world.gateway.tweaks.offsets["production/received"] = -905.0 * world.house.kind.phases
+
+
+def _to_wrap(world: World) -> None:
+    """Let the inverters' sum fall by 2^32 J."""
+    world.gateway.tweaks.offsets["pcu"] = -WRAP_WH
+
+
+def happens(change: Callable[[World], None], hours_down: float) -> Part:
+    """Something changes in the gateway, while the bridge runs or during an outage of so many hours."""
 
     async def part(world: World, judge: Judge) -> None:
         await world.until(11.0)
@@ -340,7 +345,7 @@ def _wraps(hours_down: float) -> Part:
             if hours_down:
                 judge.begin_gap()
                 await world.stop_bridge()
-            world.gateway.tweaks.offsets["pcu"] = -WRAP_WH
+            change(world)
             if hours_down:
                 await world.sleep(hours_down * HOUR_S)
                 await world.start_bridge()
@@ -560,9 +565,10 @@ FAULTS = (
         "clamp measures nothing from one day on", absent_clamp(10.0), _has("production"), handover_wh=HANDOVER_WH
     ),
     Fault("storage phase at 0 V", by_day(_dead_leg), lambda kind: kind.storage_ct and kind.phases > 1),
-    Fault("wraps of uint32", _unsigned_play, has_meters),
-    Fault("wrap of 2^32 J", by_day(_wraps(0)), _counts_inverters),
-    Fault("wrap of 2^32 J in an outage", by_day(_wraps(4)), _counts_inverters),
+    Fault("wraps of uint32", _unsigned, has_meters),
+    Fault("wraps of uint32 in an outage", by_day(happens(_without_sign, 4)), has_meters),
+    Fault("wrap of 2^32 J", by_day(happens(_to_wrap, 0)), _counts_inverters),
+    Fault("wrap of 2^32 J in an outage", by_day(happens(_to_wrap, 4)), _counts_inverters),
     Fault("2^31 Wh passed", _with_offsets(_to_2_31)),
     Fault("killed twice", by_day(_killed_twice)),
     Fault("state lost", by_day(lost_state(with_topics=True)), mqtt={"payload": "both"}),

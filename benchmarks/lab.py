@@ -147,6 +147,11 @@ class RunningGateways:
         ((serial, (address, token)),) = self.gateways.items()
         return serial, address, token
 
+    @property
+    def listed(self) -> list[dict[str, str]]:
+        """All gateways as the bridge's settings have them."""
+        return [{"serial": serial, "host": at, "token": token} for serial, (at, token) in self.gateways.items()]
+
     def ask(self, path: str) -> Any:
         """Ask the only gateway for one of its `/benchmark/...` paths."""
         _, address, _ = self.only
@@ -235,11 +240,10 @@ def _wait_for(port: int) -> None:
 
 def environment(served: RunningGateways, broker_port: int, folder: Path, **more: str) -> dict[str, str]:
     """Return the environment of a bridge for these gateways. `more` adds settings."""
-    listed = [{"serial": serial, "host": at, "token": token} for serial, (at, token) in served.gateways.items()]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
     return {
         **clean,
-        "BRIDGE_GATEWAYS": json.dumps(listed),
+        "BRIDGE_GATEWAYS": json.dumps(served.listed),
         "BRIDGE_MQTT__URL": f"mqtt://127.0.0.1:{broker_port}",
         "BRIDGE_STATE_DIR": str(folder / "state"),
         **more,

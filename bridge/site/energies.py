@@ -367,11 +367,14 @@ class Energies:
 
 
 def complete(keys: Iterable[str], values: Values, held: Container[tuple[str, str]]) -> dict[str, float] | None:
-    """The counters that an energy is made of, from one answer; `None` where one is missing or held."""
+    """The counters that an energy is made of, from one answer; `None` where one is missing or held.
+
+    What the inverters draw is so little that a fall of it may be held all night, so its last good value does.
+    """
     found: dict[str, float] = {}
     for key in keys:
         device, _, name = key[1:].rpartition("/")
-        if (device, name) not in values or (device, name) in held:
+        if (device, name) not in values or ((device, name) in held and key != STANDBY):
             return None
         found[key] = values[device, name]
     return found

@@ -191,9 +191,9 @@ async def _no_meters(world: World, _judge: Judge) -> None:
 def counter_names(kind: Kind) -> list[str]:
     """The counters behind the site's energies, as `Tweaks.offsets` names them."""
     return [
-        *(["production/delivered"] if kind.production_ct else ["pcu"]),
+        *(["production/delivered", "production/received"] if kind.production_ct else ["pcu"]),
         *(["net-consumption/delivered", "net-consumption/received"] if kind.net_ct else []),
-        *(["total-consumption/delivered"] if kind.total_ct else []),
+        *(["total-consumption/delivered", "total-consumption/received"] if kind.total_ct else []),
         *(["storage/delivered", "storage/received"] if kind.storage_ct else []),
     ]
 
@@ -220,6 +220,18 @@ def glitch(hour: float, amount: float) -> Part:
             for name in counter_names(world.house.kind):
                 await _wrong_once(world, name, amount)
                 await world.sleep(400)
+
+    return part
+
+
+def rewind_all(amount: float, hour: float) -> Part:
+    """All counters of the gateway go back by so many Wh at once, and go on from there."""
+
+    async def part(world: World, _judge: Judge) -> None:
+        await world.until(hour)
+        with world.trouble():
+            world.gateway.tweaks.offsets.update(dict.fromkeys(counter_names(world.house.kind), -amount))
+            await world.sleep(1_500)
 
     return part
 
@@ -551,6 +563,10 @@ FAULTS = (
     Fault("rewind of 30 Wh", by_day(rewind(30))),
     Fault("rewind of 3 kWh", by_day(rewind(3_000))),
     Fault("rewind of 300 kWh", by_day(rewind(300_000))),
+    Fault("all counters rewind by 30 Wh at night", usual(rewind_all(30, 3.0))),
+    Fault("all counters rewind by 300 Wh at night", usual(rewind_all(300, 3.0))),
+    Fault("all counters rewind by 30 Wh", by_day(rewind_all(30, 9.1))),
+    Fault("all counters rewind by 300 Wh", by_day(rewind_all(300, 9.1))),
     Fault("glitch of 50 kWh at 3:00", usual(glitch(3.0, 50_000))),
     Fault("glitch of 50 kWh at noon", by_day(glitch(12.0, 50_000))),
     Fault("glitch of 10^12", by_day(glitch(12.0, 1e12))),

@@ -323,8 +323,8 @@ class Gateway:
         now = self.house.time
         if now - self._quarter[0] >= HOUR_S / 4:
             shown = [clamp.look() for clamp in self.clamps["production"]]
-            made = sum(channel.delivered for channel in shown)
-            self._quarter = (now - now % (HOUR_S / 4), made, sum(channel.power for channel in shown))
+            made, offset = sum(c.delivered for c in shown), self.tweaks.offsets.get("production/delivered", 0.0)
+            self._quarter = (now - now % (HOUR_S / 4), made + offset, sum(channel.power for channel in shown))
         today = self.house.truth.solar - self.house.today.solar
         return self._sums(self._quarter[1], today, self._quarter[2])
 

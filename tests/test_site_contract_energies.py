@@ -244,6 +244,38 @@ def test_an_interval_is_kept_over_a_restart(off: Sequence[str]) -> None:
     assert home.home() == pytest.approx(2000, abs=5)
 
 
+def test_the_home_goes_on_at_night_though_the_counter_of_the_sun_fell() -> None:
+    """It is held until it moves again, which is at dawn; meanwhile the sun makes nothing."""
+    house = Answering("production", "net")
+    first_reading(house, production=(0.0, 5_000_000, 70.0), net=(500.0, 100_000, 200_000))
+
+    def night(t: float) -> None:
+        made = 5_000_000 if t < HOUR else 4_999_970
+        house.readings(t, production=(0.0, made, 70.0), net=(500.0, 100_000 + 500 * t / HOUR, 200_000))
+
+    for hour in range(1, 9):
+        every((hour - 1) * HOUR + MINUTE, hour * HOUR, MINUTE, night)
+        assert house["home/energy_lifetime"] == pytest.approx(500 * hour, abs=20)
+    assert house["solar/energy_lifetime"] == 5_000_000
+
+
+def test_a_meter_of_consumption_alone_goes_on_though_what_inverters_draw_fell() -> None:
+    """By day that counter stands still, and is held: grid and home do not wait for the evening."""
+    house = Answering("production", "total")
+    first_reading(house, production=(4000.0, 5_000_000, 70.0), total=(1000.0, 300_000, 0.02))
+
+    def day(t: float) -> None:
+        drawn, hours = 70.0 if t < HOUR else 40.0, t / HOUR
+        made, used = 5_000_000 + 4000 * hours, 300_000 + 1000 * hours
+        house.readings(t, production=(4000.0, made, drawn), total=(1000.0, used, 0.02))
+
+    for hour in range(1, 7):
+        every((hour - 1) * HOUR + MINUTE, hour * HOUR, MINUTE, day)
+        assert house["home/energy_lifetime"] == pytest.approx(1000 * hour, abs=60)
+        assert house["grid/energy_exported"] == pytest.approx(3000 * hour, abs=150)
+    assert house["grid/energy_imported"] == pytest.approx(0, abs=1)
+
+
 # E3: a negative balance
 
 

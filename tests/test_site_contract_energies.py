@@ -244,21 +244,6 @@ def test_an_interval_is_kept_over_a_restart(off: Sequence[str]) -> None:
     assert home.home() == pytest.approx(2000, abs=5)
 
 
-def test_the_home_goes_on_at_night_though_the_counter_of_the_sun_fell() -> None:
-    """It is held until it moves again, which is at dawn; meanwhile the sun makes nothing."""
-    house = Answering("production", "net")
-    first_reading(house, production=(0.0, 5_000_000, 70.0), net=(500.0, 100_000, 200_000))
-
-    def night(t: float) -> None:
-        made = 5_000_000 if t < HOUR else 4_999_970
-        house.readings(t, production=(0.0, made, 70.0), net=(500.0, 100_000 + 500 * t / HOUR, 200_000))
-
-    for hour in range(1, 9):
-        every((hour - 1) * HOUR + MINUTE, hour * HOUR, MINUTE, night)
-        assert house["home/energy_lifetime"] == pytest.approx(500 * hour, abs=20)
-    assert house["solar/energy_lifetime"] == 5_000_000
-
-
 def test_a_meter_of_consumption_alone_goes_on_though_what_inverters_draw_fell() -> None:
     """By day that counter stands still, and is held: grid and home do not wait for the evening."""
     house = Answering("production", "total")
@@ -274,6 +259,24 @@ def test_a_meter_of_consumption_alone_goes_on_though_what_inverters_draw_fell() 
         assert house["home/energy_lifetime"] == pytest.approx(1000 * hour, abs=60)
         assert house["grid/energy_exported"] == pytest.approx(3000 * hour, abs=150)
     assert house["grid/energy_imported"] == pytest.approx(0, abs=1)
+
+
+@pytest.mark.parametrize("is_off", [False, True], ids=["the counter stands still", "the meter shows zeros"])
+def test_what_inverters_draw_is_counted_later(is_off: bool) -> None:
+    """Their meter fails for six hours of the night in which they draw 70 W, beside a load of 500 W."""
+    house = Answering("production", "total")
+    first_reading(house, production=(-70.0, 5_000_000, 1_000.0), total=(500.0, 300_000, 0.02))
+
+    def night(t: float) -> None:
+        hours, fails = t / HOUR, HOUR < t <= 7 * HOUR
+        production = (-70.0, 5_000_000.0, 1_000 + 70 * (1 if fails else hours))
+        if fails and is_off:
+            production = (0.0, 0.0, 0.0)
+        house.readings(t, production=production, total=(500.0, 300_000 + 500 * hours, 0.02))
+
+    every(MINUTE, 8 * HOUR, MINUTE, night)
+    assert house["home/energy_lifetime"] == pytest.approx(570 * 8, abs=15)
+    assert house["grid/energy_imported"] == pytest.approx(570 * 8, abs=15)
 
 
 # E3: a negative balance

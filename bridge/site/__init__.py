@@ -44,7 +44,7 @@ from bridge.site.selection import (
     select_sources,
     without_livedata,
 )
-from bridge.site.totals import StandingCounters
+from bridge.site.totals import FrozenCounters
 from bridge.state import SOUND_ENTRIES, State
 
 __all__ = ["FLOWS", "ROWS", "GuardedAnswer", "Site", "SiteState"]
@@ -139,7 +139,7 @@ class Site:
         self._batteries = BatteryState()
         self._switch = GridSwitch()
         self._live = LiveStream()
-        self._standing = StandingCounters()
+        self._frozen = FrozenCounters()
         self._began_at: float | None = None
         self._asks_batteries = False
         self._shown: set[str] = set()
@@ -148,7 +148,8 @@ class Site:
     def update(self, answer: GuardedAnswer) -> list[Reading]:
         """Take note of an answer, and return the readings of all flows after it."""
         values = answer.values
-        answer, idle = self._standing.observe(answer, values)
+        if answer.source == SourceName.READINGS and (still := self._frozen.observe(values, answer.now)):
+            answer = replace(answer, held={**{pair: values[pair] for pair in still}, **answer.held})
         self._latest.update(answer, values)
         self._observe(answer, values)
         if answer.facts.meters is None:
@@ -156,8 +157,7 @@ class Site:
         moment = self._judge_solar(self._moment(answer, values))
         self._asks_batteries = moment.selected.integrates and not moment.selected.live
         self._update_powers(moment)
-        battery, stored = self._integrated_power(moment), self._batteries.stored(answer.now)
-        moment = replace(moment, held=answer.held.keys() - idle, battery=battery, stored=stored)
+        moment = replace(moment, battery=self._integrated_power(moment), stored=self._batteries.stored(answer.now))
         self._energies.count(moment)
         return list(self._readings(moment))
 

@@ -1,6 +1,6 @@
 """What a site counts: the energies of its flows, from its meters and from its batteries, and those of today."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from functools import partial
@@ -27,7 +27,6 @@ from bridge.site.selection import (
     STORAGE,
     THIRD_PARTY,
     GuardedAnswer,
-    Pair,
     SourceSelection,
     Values,
 )
@@ -57,17 +56,16 @@ SOLAR_PARTS = (f"+{METERS[PRODUCTION]}/", f"+{ENERGY_PCU}/")
 class Moment:
     """An answer, and what else counts at this moment.
 
-    `held` are the counters of the answer that can't be counted from. `selected` are the sources of the site's
-    flows, `values` the answer's values, `latest` the newest ones of all answers, `lately` those that were read just
-    now. `battery` is the power of a battery that no meter counts, in W; `None` where this answer does not have it.
-    `stored` is what the batteries hold, in Wh. `on_generator` is whether a generator supplies the site.
+    `selected` are the sources of the site's flows, `values` the answer's values, `latest` the newest ones of all
+    answers, `lately` those that were read just now. `battery` is the power of a battery that no meter counts, in
+    W; `None` where this answer does not have it. `stored` is what the batteries hold, in Wh. `on_generator` is
+    whether a generator supplies the site.
     """
 
     answer: GuardedAnswer
     selected: SourceSelection
     values: Values
     latest: Values
-    held: Container[Pair] = frozenset()
     battery: float | None = None
     stored: float | None = None
     lately: Values = field(default_factory=dict)
@@ -86,7 +84,7 @@ class Moment:
 
     def is_read(self, pair: tuple[str, str]) -> bool:
         """Whether the answer has a good reading of this counter, by device and name."""
-        return pair in self.values and pair not in self.held
+        return pair in self.values and pair not in self.answer.held
 
     @property
     def third_party(self) -> float | None:
@@ -201,7 +199,7 @@ class SiteEnergies:
         given = raw if is_held else [values.get((METERS[NET], "power"))]
         told = tuple(value for value in given if value is not None)
         keys = [f"{sign}{device}/{name}" for sign, (device, name) in zip("+-", NET_COUNTERS, strict=True)]
-        step = own.count_net(complete(keys, values, moment.held), told, answer.now, answer.period)
+        step = own.count_net(complete(keys, values, answer.held), told, answer.now, answer.period)
         if step is not None and moment.on_generator:
             own.counters.count("generator", max(0.0, step.delivered - step.received), answer.now)
             own.counters.leave_out(imported=step.delivered, exported=step.received)
@@ -230,12 +228,12 @@ class SiteEnergies:
         if selected.integrates:
             values = _with_given(values, own, answer.now, period)
         if selected.grid_parts:
-            parts = complete(selected.grid_parts, values, moment.held)
+            parts = complete(selected.grid_parts, values, answer.held)
             one, generator = not (selected.integrates or by_sum), moment.on_generator
             step = own.count_balance(parts, answer.now, period, is_one_answer=one, on_generator=generator)
             self._report_estimate(step)
         if selected.home_parts:
-            parts = complete(selected.home_parts, values, moment.held)
+            parts = complete(selected.home_parts, values, answer.held)
             self._home_read_at = self._home_read_at if parts is None else answer.now
             dropped = own.count_home(parts, answer.now)
             if text := self._negative.warning("the home's", dropped, answer.now):

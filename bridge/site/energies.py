@@ -153,6 +153,8 @@ class Energies:
         self._others: dict[str, Mark] = {}
         """Marks of other parts than those that an energy was last counted from."""
         self._lacked_at: dict[str, float] = {}
+        self._drawn_at: dict[str, float] = {}
+        """When what the inverters draw has last risen, by the name of the mark (unix time)."""
         self._battery = state.battery
         """The last reading of the battery: unix time, W, and Wh stored."""
         self._ahead = 0.0
@@ -344,9 +346,9 @@ class Energies:
             key: value - mark.values[key] if key[1:] == GIVEN else _grown(mark.values[key], value)
             for key, value in parts.items()
         }
-        if STANDBY in changes:
-            longest = STANDBY_MAX_W * max(0.0, now - mark.at) / HOUR_S
-            changes[STANDBY] = min(changes[STANDBY], longest)
+        if changes.get(STANDBY):
+            longest = STANDBY_MAX_W * max(0.0, now - self._drawn_at.get(name, mark.at)) / HOUR_S
+            changes[STANDBY], self._drawn_at[name] = min(changes[STANDBY], longest), now
         return sum(change if key.startswith("+") else -change for key, change in changes.items()), mark.at
 
     def _lack(self, name: str, now: float) -> None:
@@ -369,7 +371,8 @@ class Energies:
 def complete(keys: Iterable[str], values: Values, held: Container[tuple[str, str]]) -> dict[str, float] | None:
     """The counters that an energy is made of, from one answer; `None` where one is missing or held.
 
-    What the inverters draw is so little that a fall of it may be held all night, so its last good value does.
+    What the inverters draw does not count as held: it stands still by day, so a fall of it would be held all day.
+    Its last good value does until then, since it is little.
     """
     found: dict[str, float] = {}
     for key in keys:

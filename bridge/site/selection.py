@@ -33,9 +33,7 @@ RELAY_SOURCES: Mapping[str, float] = {
 GENERATOR_ANSWER_S = 180.0
 """Seconds for which an answer about the generator counts."""
 
-Pair = tuple[str, str]
-"""A device and the name of one of its values."""
-Values = Mapping[Pair, float]
+Values = Mapping[tuple[str, str], float]
 """The numbers of one answer by device and name, without those of single phases."""
 
 

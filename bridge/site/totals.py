@@ -1,13 +1,13 @@
 """The lifetime counters of `site/*`: the gateway's, which a site passes on, and those that the bridge makes.
 
-Two observers tell when the gateway's counters can be used for that: `StandingCounters` and `InverterSum`.
+Two observers tell when the gateway's counters can be used for that: `FrozenCounters` and `InverterSum`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bridge.model import DAY_S, HOUR_S, NEVER, SourceName
-from bridge.site.selection import DELIVERED, METERS, RECEIVED, GuardedAnswer, Pair, Values
+from bridge.model import DAY_S, HOUR_S, NEVER
+from bridge.site.selection import DELIVERED, METERS, RECEIVED, Values
 from bridge.state import SavedWattHours, UnixTime
 
 OURS = "ours"
@@ -210,43 +210,26 @@ class _Standing:
         return is_long and self.at - self.since <= FROZEN_MAX_S
 
 
-class StandingCounters:
-    """Finds counters of meters that stand still.
+class FrozenCounters:
+    """Finds counters of meters that stand still although power flows: firmware stops counting for up to an hour.
 
-    One that stands still although power flows is no good part of a balance: firmware stops counting for up to an
-    hour. It catches up later, and is then good again. One that stands still because nothing flows is a good part
-    even while it is held, as the sun's is for a whole night: it has counted nothing since its last good value.
+    Such a reading is no good part of a balance. The counter catches up later, and is then good again.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[Pair, _Standing] = {}
-        self._held: Values = {}
-        """The counters that were held in the answer before, with the gateway's values."""
+        self._seen: dict[tuple[str, str], _Standing] = {}
 
-    def observe(self, answer: GuardedAnswer, values: Values) -> tuple[GuardedAnswer, Sequence[Pair]]:
-        """Take note of an answer and of its values.
-
-        Returns the answer with those counters held that stand still although power flows, and the counters that
-        stand still and are held although they have counted nothing.
-        """
-        if answer.source != SourceName.READINGS:
-            return answer, ()
-        idle = []
+    def observe(self, values: Values, now: float) -> frozenset[tuple[str, str]]:
+        """Take note of an answer of the meters; return the counters that stand still in it."""
         for device in METERS.values():
             power = values.get((device, "power"), 0.0)
             for name, flowing in ((DELIVERED, power), (RECEIVED, -power)):
-                pair = device, name
-                if pair in values:
-                    self._note(pair, values[pair], flowing if flowing >= FROZEN_MIN_W else 0.0, answer.now)
-                raw = answer.held.get(pair, 0.0)
-                if raw == self._held.get(pair) and raw and flowing <= 0:  # the zeros of a start tell nothing
-                    idle.append(pair)
-        self._held = answer.held
-        seen = self._seen.items()
-        frozen = {pair: values[pair] for pair, each in seen if each.at == answer.now and each.is_frozen}
-        return replace(answer, held={**frozen, **answer.held}) if frozen else answer, idle
+                value = values.get((device, name))
+                if value is not None:
+                    self._note((device, name), value, flowing if flowing >= FROZEN_MIN_W else 0.0, now)
+        return frozenset(pair for pair, seen in self._seen.items() if seen.at == now and seen.is_frozen)
 
-    def _note(self, pair: Pair, value: float, flowing: float, now: float) -> None:
+    def _note(self, pair: tuple[str, str], value: float, flowing: float, now: float) -> None:
         seen = self._seen.get(pair)
         if seen is None or value != seen.value:
             self._seen[pair] = _Standing(value, now, now)

@@ -193,7 +193,7 @@ def counter_names(kind: Kind) -> list[str]:
     return [
         *(["production/delivered", "production/received"] if kind.production_ct else ["pcu"]),
         *(["net-consumption/delivered", "net-consumption/received"] if kind.net_ct else []),
-        *(["total-consumption/delivered", "total-consumption/received"] if kind.total_ct else []),
+        *(["total-consumption/delivered"] if kind.total_ct else []),
         *(["storage/delivered", "storage/received"] if kind.storage_ct else []),
     ]
 

@@ -241,9 +241,12 @@ def _wait_for(port: int) -> None:
 def environment(served: RunningGateways, broker_port: int, folder: Path, **more: str) -> dict[str, str]:
     """Return the environment of a bridge for these gateways. `more` adds settings."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
+    tables = ["\n".join(f"{name} = {json.dumps(value)}" for name, value in each.items()) for each in served.listed]
+    config = folder / "bridge.toml"  # an environment variable has no room for a thousand gateways
+    config.write_text("".join(f"[[gateways]]\n{table}\n" for table in tables))
     return {
         **clean,
-        "BRIDGE_GATEWAYS": json.dumps(served.listed),
+        "BRIDGE_CONFIG": str(config),
         "BRIDGE_MQTT__URL": f"mqtt://127.0.0.1:{broker_port}",
         "BRIDGE_STATE_DIR": str(folder / "state"),
         **more,

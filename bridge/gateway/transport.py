@@ -92,7 +92,7 @@ class RequestLog(logging.LoggerAdapter[logging.Logger]):
         self._prefix = prefix
 
     async def answered(self, response: httpx.Response) -> None:
-        """Log an answer of any status. A response hook of httpx comes after `bounded`."""
+        """Log an answer of any status. As a response hook of httpx, it has to come after `bounded`."""
         if self.isEnabledFor(logging.DEBUG):
             size = len(await response.aread())  # its time is known only then
             asked, ms = response.request, response.elapsed.total_seconds() * 1000

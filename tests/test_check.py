@@ -37,7 +37,8 @@ SWITCHES = {
 }
 """Sources that are asked only of a home with a controller or similar gear, with AC Batteries, or with a limit, or
 where the owner turns them on."""
-SHORT_TIMING = CommandTiming(request=0.5, echo=0.5)
+SHORT_TIMING = CommandTiming(request=2, echo=2)
+"""Short for what never answers, and long enough for what does on a busy machine."""
 ASKED = SOURCES - SWITCHES
 """The sources that are asked of a home with batteries and no other gear."""
 

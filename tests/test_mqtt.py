@@ -123,7 +123,7 @@ async def test_a_broker_that_refuses_mqtt_5_gets_3_1_1_from_then_on(refusal: Tal
         levels.append(await level(reader))
         await (answers(CONNACK_3) if levels[-1] == 4 else refusal)(reader, writer)
 
-    async with fake_broker(talk) as url, using(url, timing=BrokerTiming(connect=0.5)) as broker:
+    async with fake_broker(talk) as url, using(url, timing=BrokerTiming(connect=2)) as broker:
         await broker.connect()
         assert (broker.connected, broker.protocol, levels) == (True, "3.1.1", [5, 4])
 

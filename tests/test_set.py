@@ -141,7 +141,7 @@ async def test_ctrl_c_ends_it_with_the_usual_code(tmp_path: Path) -> None:
 
 # Without a bridge, or with more than one: a test writes what bridges publish
 
-SHORT = replace(DEFAULT_TIMING, echo=0.5, listen=0.5)
+SHORT = replace(DEFAULT_TIMING, echo=2, listen=2)
 INFO = {"started": "2026-01-01T00:00:00+00:00", "heartbeat": 60}
 
 

@@ -233,9 +233,9 @@ def test_what_a_broker_refuses_is_explained(shell: Shell, tmp_path: Path, rule: 
     with home(shell), Mosquitto(tmp_path, *lines) as guarded:
         shell.set(mqtt__url=guarded.url, mqtt__username="bridge", mqtt__protocol=protocol)
         shell.set(mqtt__password="secret word")
-        assert_explained(shell, CommandTiming(echo=0.5))
+        assert_explained(shell, CommandTiming(echo=2))
         shell.set(mqtt__password="wrong word")
-        assert_explained(shell, CommandTiming(echo=0.5))
+        assert_explained(shell, CommandTiming(echo=2))
 
 
 def test_the_pauses_are_those_of_the_document() -> None:

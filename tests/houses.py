@@ -70,7 +70,8 @@ class House:
         own = {"token": self.simulator.token()} if self.secure else {}
         gateway = {"host": self.url, **sections.pop("gateway", own)}
         cloud = self.at_cloud if self.cloud else {}
-        return settings(self.folder, self.broker.url, gateway=gateway, cloud=cloud, **sections)
+        sections = {"gateway": gateway, "cloud": cloud, "timezone": self.simulator.house.timezone, **sections}
+        return settings(self.folder, self.broker.url, **sections)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -80,6 +81,7 @@ class House:
             "BRIDGE_GATEWAY__TOKEN": self.simulator.token(),
             "BRIDGE_MQTT__URL": self.broker.url,
             "BRIDGE_STATE_DIR": str(self.folder / "state"),
+            "BRIDGE_TIMEZONE": self.simulator.house.timezone,
         }
 
     @property

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
+from zoneinfo import available_timezones
 
 from amqtt.broker import Broker as EmbeddedBroker
 from amqtt.errors import BrokerError
@@ -189,6 +190,7 @@ def _settings(
     secure: bool,
     allow: str,
     instance: str | None,
+    timezone: str | None,
 ) -> Settings:
     account = {"username": USER, "password": PASSWORD} if secure else {}
     try:
@@ -200,6 +202,7 @@ def _settings(
             poll={"profile": "live", "inverters": 60},
             state_dir=state_dir,
             instance=instance,
+            timezone=timezone,
         )
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
@@ -208,12 +211,17 @@ def _settings(
 
 
 @asynccontextmanager
-async def _simulated_home(name: str, personality: str | None) -> AsyncIterator[tuple[str, str, bool]]:
-    """Run a simulated home; yields the gateway's URL, the cloud's address, and whether a token is needed."""
+async def _simulated_home(name: str, personality: str | None) -> AsyncIterator[tuple[str, str, Simulator]]:
+    """Run a simulated home; yields the gateway's URL and the cloud's address with it."""
     simulator = Simulator(name, personality=personality, start_hour=START_HOUR)
     secure = simulator.home.secure
     async with serve(simulator, tls=secure) as address, serve(simulator, tls=False) as cloud:
-        yield f"{'https' if secure else 'http'}://{address}", cloud, secure
+        yield f"{'https' if secure else 'http'}://{address}", cloud, simulator
+
+
+def _timezone(simulator: Simulator) -> str | None:
+    """The time zone whose days the simulated home has; `None` where this machine knows no zones."""
+    return zone if (zone := simulator.house.timezone) in available_timezones() else None
 
 
 def _look_on(mqtt: MqttSettings) -> Sequence[str]:
@@ -254,10 +262,19 @@ def _left_behind(broker: BrokerStatus, mqtt: str | None, serial: str) -> str:
 async def _demo(home: str, personality: str | None, allow: str, mqtt: str | None) -> None:
     async with AsyncExitStack() as stack:
         state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iqgateway2mqtt-demo-")))
-        gateway, cloud, secure = await stack.enter_async_context(_simulated_home(home, personality))
+        gateway, cloud, simulator = await stack.enter_async_context(_simulated_home(home, personality))
         broker = {"url": mqtt} if mqtt else await stack.enter_async_context(_embedded_broker())
         instance = "demo" if mqtt else None
-        settings = _settings(gateway, cloud, broker, state_dir, secure=secure, allow=allow, instance=instance)
+        settings = _settings(
+            gateway,
+            cloud,
+            broker,
+            state_dir,
+            secure=simulator.home.secure,
+            allow=allow,
+            instance=instance,
+            timezone=_timezone(simulator),
+        )
         screen = Screen(f"The simulated home {home} at {gateway}", _look_on(settings.mqtt))
         bridge = Bridge(settings, on_sent=screen.show, remove_at_end=mqtt is not None)
         try:
@@ -299,6 +316,8 @@ async def _serve_alone(app: Simulator | Replay, name: str, host: str, port: int,
             url = f"{'https' if secure else 'http'}://{address}"
             print(f"{name}: gateway {app.serial} at {url}, its cloud at http://{cloud}")
             common = {"GATEWAY__HOST": url, "STATE_DIR": state_dir}
+            if isinstance(app, Simulator) and (zone := _timezone(app)):
+                common["TIMEZONE"] = zone
             if not secure:
                 _print_settings(common, "")
             else:

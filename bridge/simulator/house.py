@@ -237,6 +237,12 @@ class House:
         for counter in (self._site_grid, *self._meters[TOTAL_CONSUMPTION]):  # they count from the start on
             counter.delivered = counter.received = 0
 
+    @property
+    def timezone(self) -> str:
+        """The name of the time zone whose days these are, within half an hour."""
+        ahead = round(self._shift / 3600)
+        return f"Etc/GMT{(-ahead + 12) % 24 - 12:+d}"
+
     def advance(self, now: float) -> None:
         """Move on to unix time `now`. A time before the present one changes nothing."""
         target = round(now * SECOND_MS)

@@ -13,6 +13,7 @@ from running import Clock, confirmed, settings, settled, tree, until
 from bridge.service.leftovers import names_of
 from bridge.settings import Settings
 from bridge.simulator import HOMES, PASSWORD, USER, Home, Personality, Simulator
+from bridge.simulator.house import zone_where
 from bridge.simulator.presets import PRODUCTION, MeterSpec
 from bridge.simulator.serve import Certificate, self_signed, serve
 
@@ -37,6 +38,7 @@ class House:
         self.secure = self.simulator.home.secure
         self.watcher = Watcher()
         self.cloud = ""
+        self.timezone = zone_where(NOON_HOUR, self.clock())
         self.certificate = self_signed(self.simulator.serial)
         self._address = "127.0.0.1:0"
         self._power = AsyncExitStack()
@@ -70,7 +72,7 @@ class House:
         own = {"token": self.simulator.token()} if self.secure else {}
         gateway = {"host": self.url, **sections.pop("gateway", own)}
         cloud = self.at_cloud if self.cloud else {}
-        sections = {"gateway": gateway, "cloud": cloud, "timezone": self.simulator.house.timezone, **sections}
+        sections = {"gateway": gateway, "cloud": cloud, "timezone": self.timezone, **sections}
         return settings(self.folder, self.broker.url, **sections)
 
     @property
@@ -81,7 +83,7 @@ class House:
             "BRIDGE_GATEWAY__TOKEN": self.simulator.token(),
             "BRIDGE_MQTT__URL": self.broker.url,
             "BRIDGE_STATE_DIR": str(self.folder / "state"),
-            "BRIDGE_TIMEZONE": self.simulator.house.timezone,
+            "BRIDGE_TIMEZONE": self.timezone,
         }
 
     @property

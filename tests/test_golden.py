@@ -5,6 +5,7 @@
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from running import running, settings, settled, tree, until
 from bridge.endpoints import ENDPOINTS
 from bridge.http_server import Receive, Scope, Send
 from bridge.simulator import HARMFUL_PATHS
+from bridge.simulator.house import zone_where
 from bridge.simulator.replay import Replay
 from bridge.simulator.serve import serve
 
@@ -115,6 +117,10 @@ def _text(body: dict[str, Any]) -> str:
     return json.dumps({key: f"<{key}>" if key in IN_DOCUMENTS else value for key, value in body.items()})
 
 
+EVENING = zone_where(20, time.time())
+"""A time zone where the day is over, so that it can have brought the energy that the captured gateways tell."""
+
+
 async def published(replay: RecordingReplay, folder: Path) -> dict[str, str]:
     """The tree that a new subscriber receives at the end."""
     gateway = {"token": replay.token()} if replay.secure else {}
@@ -122,7 +128,7 @@ async def published(replay: RecordingReplay, folder: Path) -> dict[str, str]:
     with Mosquitto(folder) as broker:
         async with serve(replay, tls=replay.secure) as address, watching(broker.port) as watcher:
             gateway["host"] = f"{scheme}://{address}"
-            async with running(settings(folder, broker.url, gateway=gateway)) as service:
+            async with running(settings(folder, broker.url, gateway=gateway, timezone=EVENING)) as service:
                 await until(lambda: settled(watcher, replay.serial) or service.done())
                 await until(lambda: replay.has_confirmed or service.done())
                 asked = len(replay.paths)

@@ -8,6 +8,7 @@ import shlex
 import socket
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,6 +33,7 @@ from bridge.service.bridge import Bridge
 from bridge.service.status import BrokerStatus
 from bridge.settings import LOOPBACK, VARIABLE_PREFIX, LogSettings, MqttSettings, Settings
 from bridge.simulator import HOMES, PASSWORD, USER, LoggedRequest, Simulator
+from bridge.simulator.house import zone_where
 from bridge.simulator.replay import Replay
 from bridge.simulator.serve import serve
 
@@ -219,9 +221,9 @@ async def _simulated_home(name: str, personality: str | None) -> AsyncIterator[t
         yield f"{'https' if secure else 'http'}://{address}", cloud, simulator
 
 
-def _timezone(simulator: Simulator) -> str | None:
-    """The time zone whose days the simulated home has; `None` where this machine knows no zones."""
-    return zone if (zone := simulator.house.timezone) in available_timezones() else None
+def _timezone() -> str | None:
+    """The time zone whose days a simulated home has; `None` where this machine knows no zones."""
+    return zone if (zone := zone_where(START_HOUR, time.time())) in available_timezones() else None
 
 
 def _look_on(mqtt: MqttSettings) -> Sequence[str]:
@@ -273,7 +275,7 @@ async def _demo(home: str, personality: str | None, allow: str, mqtt: str | None
             secure=simulator.home.secure,
             allow=allow,
             instance=instance,
-            timezone=_timezone(simulator),
+            timezone=_timezone(),
         )
         screen = Screen(f"The simulated home {home} at {gateway}", _look_on(settings.mqtt))
         bridge = Bridge(settings, on_sent=screen.show, remove_at_end=mqtt is not None)
@@ -316,7 +318,7 @@ async def _serve_alone(app: Simulator | Replay, name: str, host: str, port: int,
             url = f"{'https' if secure else 'http'}://{address}"
             print(f"{name}: gateway {app.serial} at {url}, its cloud at http://{cloud}")
             common = {"GATEWAY__HOST": url, "STATE_DIR": state_dir}
-            if isinstance(app, Simulator) and (zone := _timezone(app)):
+            if isinstance(app, Simulator) and (zone := _timezone()):
                 common["TIMEZONE"] = zone
             if not secure:
                 _print_settings(common, "")

@@ -205,6 +205,12 @@ class InverterReports:
         return _last_cycle(last_daylight(seen + self._shift) - self._shift, offset)
 
 
+def zone_where(hour: float, now: float) -> str:
+    """The name of a time zone in which it is this hour of the day at the unix time `now`, within half an hour."""
+    behind = round(now % DAY_S / 3600 - hour)
+    return f"Etc/GMT{(behind + 12) % 24 - 12:+d}"
+
+
 def _last_cycle(time: float, offset: int) -> int:
     return int((time - offset) // REPORT_PERIOD_S) * REPORT_PERIOD_S + offset
 
@@ -236,12 +242,6 @@ class House:
         self.advance(start)
         for counter in (self._site_grid, *self._meters[TOTAL_CONSUMPTION]):  # they count from the start on
             counter.delivered = counter.received = 0
-
-    @property
-    def timezone(self) -> str:
-        """The name of the time zone whose days these are, within half an hour."""
-        ahead = round(self._shift / 3600)
-        return f"Etc/GMT{(-ahead + 12) % 24 - 12:+d}"
 
     def advance(self, now: float) -> None:
         """Move on to unix time `now`. A time before the present one changes nothing."""

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from brokers import free_port, needed
+from brokers import TIMEOUT_S, free_port, needed
 from houses import House, house
 from install import CACHE
 from nodered import NODE_RED_4, NODE_RED_5, Release, example, node_red
@@ -86,8 +87,10 @@ Samples = Mapping[tuple[str, str], float]
 async def samples(port: int, *wanted: str) -> Samples:
     """What it offers, once these metrics are among it."""
     found: dict[tuple[str, str], float] = {}
+    deadline = time.monotonic() + TIMEOUT_S
     async with httpx.AsyncClient() as client:
         while not {name for name, _ in found}.issuperset(wanted):
+            assert time.monotonic() < deadline, found.keys()
             await asyncio.sleep(POLL_INTERVAL_S)
             try:
                 text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text

@@ -7,6 +7,8 @@ import logging
 import re
 import ssl
 import tempfile
+import tracemalloc
+from asyncio import sslproto
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import count
@@ -37,7 +39,7 @@ from bridge.gateway.errors import (
     TokenRejected,
     WrongPassword,
 )
-from bridge.gateway.http1 import hardware_address
+from bridge.gateway.http1 import TLS_BUFFER_BYTES, hardware_address
 from bridge.http_server import Receive, Scope, Send
 from bridge.model import BadAnswer, BridgeError, Rejected, Request, Unavailable, Unsupported
 from bridge.settings import CloudSettings, GatewaySettings
@@ -752,6 +754,17 @@ async def test_a_body_in_single_bytes_is_collected_in_large_pieces() -> None:
     pieces = [piece async for piece in response.stream]
     assert sum(map(len, pieces)) == 200_000
     assert len(pieces) <= 4
+
+
+async def test_a_connection_needs_little_memory(simulator: RecordingSimulator, address: str) -> None:
+    """A fleet has a connection to each gateway. By itself asyncio keeps 256 kB for each."""
+    async with opened(address, simulator) as gateway:
+        tracemalloc.start()
+        assert (await gateway.fetch(METERS_REQUEST)).body
+        kept = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, sslproto.__file__)])
+        tracemalloc.stop()
+    largest = max(trace.size for trace in kept.traces)
+    assert TLS_BUFFER_BYTES <= largest < 1.1 * TLS_BUFFER_BYTES
 
 
 async def test_a_gateway_that_wants_its_session_first(simulator: RecordingSimulator, address: str) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import ipaddress
 import re
 import ssl
+from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ import httpx
 from bridge.model import BadAnswer
 
 READ_BYTES = 64 * 1024
+TLS_BUFFER_BYTES = 32 * 1024
+"""Size of the buffer that asyncio keeps for each TLS connection. A TLS record has 16 kB at most."""
+sslproto.SSLProtocol.max_size = TLS_BUFFER_BYTES  # asyncio's own 256 kB would be a sixth of the memory of a fleet
 MAX_HEAD_BYTES = 64 * 1024
 """Most bytes of a status line with its headers."""
 MAX_INTERIM_ANSWERS = 8

@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Self
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, error_string
@@ -223,9 +222,8 @@ class Connection:
     def _properties(self, message: Message) -> Properties | None:
         if self._client.protocol != MQTTProtocolVersion.MQTTv5 or not message.content_type:
             return None
-        if message.correlation is None and message.sender is None:
-            return _packed_content_type(message.content_type)
-        properties = _content_type(message.content_type)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho's types end here
+        properties.ContentType = message.content_type
         if message.correlation is not None:
             properties.CorrelationData = message.correlation
         if message.sender is not None:
@@ -350,18 +348,3 @@ class Connection:
         for reason in reasons:
             if reason.is_failure and not needless:
                 self._on_refusal(topic, f"the broker does not allow subscribing to {topic}: {reason}")
-
-
-def _content_type(value: str) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho's types end here
-    properties.ContentType = value
-    return properties
-
-
-@cache
-def _packed_content_type(value: str) -> Properties:
-    """Properties that are shared by all messages, and packed once, since paho takes long for both."""
-    properties = _content_type(value)
-    packed = properties.pack()  # type: ignore[no-untyped-call]
-    object.__setattr__(properties, "pack", lambda: packed)  # paho's class accepts no other attributes by itself
-    return properties

@@ -16,7 +16,7 @@ as shards do; without `--receipts` the bridge does not ask how far the broker ha
 With `--flood` it only sends messages as fast as a healthy cluster accepts them, in several manners.
 
     python benchmarks/cluster.py --flood
-    python benchmarks/cluster.py [--receipts] [--elsewhere] [--connections N] [--kills N] [GATEWAYS ...]
+    python benchmarks/cluster.py [--receipts] [--qos 1] [--elsewhere] [--connections N] [--kills N] [GATEWAYS ...]
 """
 
 import argparse
@@ -84,6 +84,7 @@ class Options(argparse.Namespace):
     receipts: bool
     elsewhere: bool
     flood: bool
+    qos: int
     connections: int
     kills: int
 
@@ -467,13 +468,17 @@ def main() -> None:
     parser.add_argument("--receipts", action="store_true")
     parser.add_argument("--elsewhere", action="store_true")
     parser.add_argument("--connections", type=int, default=1)
+    parser.add_argument("--qos", type=int, choices=(0, 1), default=0, help="that of all messages, at least")
     parser.add_argument("--flood", action="store_true")
     parser.add_argument("--kills", type=int, default=3)
     options = parser.parse_args(namespace=Options())
     if options.flood:
         flood(options.kills)
         return
-    record, rows = asyncio.run(recorded()), []
+    record = [
+        (when, replace(message, qos=max(message.qos, options.qos))) for when, message in asyncio.run(recorded())
+    ]
+    rows = []
     for count in options.gateways:
         runs = []
         for number in range(options.kills):
@@ -491,7 +496,8 @@ def main() -> None:
         "all right, s",
     )
     where = "elsewhere" if options.elsewhere else "there"
-    lab.table(f"Leader killed, bridge {where}, receipts {'on' if options.receipts else 'off'}", header, rows)
+    receipts = "on" if options.receipts else "off"
+    lab.table(f"Leader killed, bridge {where}, QoS {options.qos}, receipts {receipts}", header, rows)
 
 
 if __name__ == "__main__":

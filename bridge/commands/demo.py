@@ -192,7 +192,6 @@ def _settings(
     secure: bool,
     allow: str,
     instance: str | None,
-    timezone: str | None,
 ) -> Settings:
     account = {"username": USER, "password": PASSWORD} if secure else {}
     try:
@@ -204,7 +203,7 @@ def _settings(
             poll={"profile": "live", "inverters": 60},
             state_dir=state_dir,
             instance=instance,
-            timezone=timezone,
+            timezone=_timezone(),
         )
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
@@ -213,12 +212,12 @@ def _settings(
 
 
 @asynccontextmanager
-async def _simulated_home(name: str, personality: str | None) -> AsyncIterator[tuple[str, str, Simulator]]:
-    """Run a simulated home; yields the gateway's URL and the cloud's address with it."""
+async def _simulated_home(name: str, personality: str | None) -> AsyncIterator[tuple[str, str, bool]]:
+    """Run a simulated home; yields the gateway's URL, the cloud's address, and whether a token is needed."""
     simulator = Simulator(name, personality=personality, start_hour=START_HOUR)
     secure = simulator.home.secure
     async with serve(simulator, tls=secure) as address, serve(simulator, tls=False) as cloud:
-        yield f"{'https' if secure else 'http'}://{address}", cloud, simulator
+        yield f"{'https' if secure else 'http'}://{address}", cloud, secure
 
 
 def _timezone() -> str | None:
@@ -264,19 +263,10 @@ def _left_behind(broker: BrokerStatus, mqtt: str | None, serial: str) -> str:
 async def _demo(home: str, personality: str | None, allow: str, mqtt: str | None) -> None:
     async with AsyncExitStack() as stack:
         state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iqgateway2mqtt-demo-")))
-        gateway, cloud, simulator = await stack.enter_async_context(_simulated_home(home, personality))
+        gateway, cloud, secure = await stack.enter_async_context(_simulated_home(home, personality))
         broker = {"url": mqtt} if mqtt else await stack.enter_async_context(_embedded_broker())
         instance = "demo" if mqtt else None
-        settings = _settings(
-            gateway,
-            cloud,
-            broker,
-            state_dir,
-            secure=simulator.home.secure,
-            allow=allow,
-            instance=instance,
-            timezone=_timezone(),
-        )
+        settings = _settings(gateway, cloud, broker, state_dir, secure=secure, allow=allow, instance=instance)
         screen = Screen(f"The simulated home {home} at {gateway}", _look_on(settings.mqtt))
         bridge = Bridge(settings, on_sent=screen.show, remove_at_end=mqtt is not None)
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+import pyte
 import pytest
 from brokers import Mosquitto, password_lines, send, watching
 from houses import publish
@@ -183,7 +184,6 @@ class Terminal:
         os.set_blocking(self._ours, False)
         self.seen = bytearray()
         """Everything that was written."""
-        pyte = pytest.importorskip("pyte", reason="pyte is missing: pip install -r requirements-dev.txt")
         self._screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
         self.resize(columns, lines)

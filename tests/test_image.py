@@ -28,8 +28,6 @@ CONTAINER_UID = 10001
 NOT_WANTED = ("cc", "gcc", "ld", "make", "pip", "pip3", "curl")
 PLACE = "/opt/iqgateway2mqtt"
 
-pytestmark = pytest.mark.skipif(not DOCKERFILE.exists(), reason="this is no checkout of the sources")
-
 
 def test_dockerfile_is_clean() -> None:
     """hadolint has no complaint, and no frontend has to be downloaded before the first line is read."""

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-import pytest
-
 from bridge.model import BridgeError
 
 PACKAGE_FOLDER = Path(__file__).parents[1] / "bridge"
@@ -52,8 +50,6 @@ each method. `Commands` and `Commander` have a method for each thing that can ha
 
 LOGGER_NAME = "LOG"
 """The only constant that each module may have for itself."""
-
-pytestmark = pytest.mark.skipif(not PACKAGE_FOLDER.is_dir(), reason="this is no checkout of the sources")
 
 
 @dataclass(frozen=True, slots=True)

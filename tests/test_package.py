@@ -44,8 +44,6 @@ LOCKED = {"requirements.txt": ("--extra=discover", "--extra=web"), "requirements
 """Files of locked versions, for the image and for CI."""
 TESTING = ("pytest", "pytest-asyncio", "pytest-httpx", "hypothesis")
 
-pytestmark = pytest.mark.skipif(not PYPROJECT.exists(), reason="this is no checkout of the sources")
-
 
 def run(*command: str | Path, cwd: Path) -> str:
     """Run a command without this test run's settings and environment. Returns its output."""

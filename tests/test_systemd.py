@@ -19,7 +19,6 @@ from bridge.simulator import Simulator
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "install.md"
-pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="this is no checkout of the sources")
 UNIT_FILE, TEMPLATE_FILE = "iqgateway2mqtt.service", "iqgateway2mqtt@.service"
 COPIED_FILES = (
     "bridge",
